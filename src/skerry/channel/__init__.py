@@ -1,0 +1,1 @@
+"""The bridges between domains: each kind mints, cuts and drains."""

@@ -1,0 +1,1 @@
+"""The control socket and who may call what."""

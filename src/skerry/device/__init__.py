@@ -1,0 +1,1 @@
+"""I/O partitions: resources served to domains."""

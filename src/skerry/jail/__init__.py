@@ -1,0 +1,1 @@
+"""How a helper process is confined. Standard library only; stands alone."""

@@ -1,0 +1,106 @@
+"""A label (security context) and its interned form.
+
+A label has one text for each security module in force (`acm: bank-a`, `flask: u:r:t`). Interning
+gives a label a small number (a SID, as in Flask), so that caches key on integers and two labels
+are compared once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from skerry.errors import UnknownLabel
+
+MAX_LABEL = 512
+"""Longest label text of one module, in characters; longer is refused before it is looked up."""
+
+
+class Label(msgspec.Struct, frozen=True, order=True, cache_hash=True):
+    """A security context: the text for each module, sorted by module name."""
+
+    parts: tuple[tuple[str, str], ...]
+
+    def of(self, module: str) -> str:
+        """Return the text for one module. Raises `UnknownLabel` if the label has none for it."""
+        for name, text in self.parts:
+            if name == module:
+                return text
+        raise UnknownLabel(
+            f"label {self} has no part for the module {module}",
+            fix=f"write label = {{ {module} = ... }}",
+        )
+
+    def __str__(self) -> str:
+        """Write one text where all modules agree, else `acm=broker,flask=u:r:t`."""
+        texts = {text for _, text in self.parts}
+        if len(texts) == 1:
+            return texts.pop()
+        return ",".join(f"{name}={text}" for name, text in self.parts)
+
+
+def make_label(untrusted_value: str | Mapping[str, str], modules: Sequence[str]) -> Label:
+    """Make a label for these modules from a text or a mapping of module to text.
+
+    A bare text stands for every module; `acm=a,flask=u:r:t` is the written form of a mapping.
+    The texts are *not* checked against a policy here: the modules do that.
+
+    Raises `UnknownLabel` if a part is missing, names no module in force, is empty or too long.
+    """
+    if isinstance(untrusted_value, str):
+        value = _split(untrusted_value, modules)
+    else:
+        value = dict(untrusted_value)
+    for name in value:
+        if name not in modules:
+            raise UnknownLabel(
+                f"label names the module {name!r}, which is not in force",
+                fix=f"the modules are: {', '.join(modules)}",
+            )
+    for name in modules:
+        text = value.get(name, "")
+        if not text or len(text) > MAX_LABEL or not text.isprintable():
+            raise UnknownLabel(
+                f"label needs a printable text of 1 to {MAX_LABEL} characters for module {name}",
+                fix=f"write label = {{ {name} = ... }}",
+            )
+    return Label(tuple(sorted(value.items())))
+
+
+def _split(text: str, modules: Sequence[str]) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for piece in text.split(","):
+        name, equals, rest = piece.partition("=")
+        if equals and name in modules:
+            parts[name] = rest
+        elif parts:  # a comma inside a Flask level: u:r:t:s0:c1,c2
+            last = next(reversed(parts))
+            parts[last] += "," + piece
+        else:
+            return dict.fromkeys(modules, text)
+    return parts
+
+
+class SidTable:
+    """Labels to small integers and back, in the order in which they were first seen.
+
+    A SID means the same label for as long as the table lives; the table only grows, so it is
+    bounded by the number of distinct labels that a policy and its system can name.
+    """
+
+    def __init__(self) -> None:
+        self._labels: list[Label] = []
+        self._sids: dict[Label, int] = {}
+
+    def sid(self, label: Label) -> int:
+        """Return the label's number, giving it the next one if it is new."""
+        sid = self._sids.get(label)
+        if sid is None:
+            sid = self._sids[label] = len(self._labels)
+            self._labels.append(label)
+        return sid
+
+    def label(self, sid: int) -> Label:
+        """Return the label of a number this table gave out. Raises `IndexError` otherwise."""
+        return self._labels[sid]

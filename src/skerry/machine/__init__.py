@@ -1,0 +1,1 @@
+"""What runs a domain: QEMU or the simulator."""

@@ -1,0 +1,1 @@
+"""A domain in a jailed QEMU process, driven over QMP."""

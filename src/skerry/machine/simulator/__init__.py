@@ -1,0 +1,1 @@
+"""A domain in memory with real descriptors, for tests by the thousand."""

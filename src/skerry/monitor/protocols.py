@@ -1,0 +1,125 @@
+"""What the monitor needs of the world, stated as protocols: it imports none of their makers.
+
+All coroutines run on one event loop. Code between two `await`s is atomic with respect to every
+other operation of the monitor; that is the lock under which a generation is compared and a
+channel minted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+from skerry.label import Label
+from skerry.xsm.request import Verdict
+
+Kind = Literal["stream", "link", "memory"]
+Side = Literal["source", "sink"]
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a machine's process ended: its exit status (negative: signal) and words for people."""
+
+    status: int
+    reason: str
+
+
+class Machine(Protocol):
+    """One domain's machine. Made anew for every start; a machine that has ended stays ended."""
+
+    @property
+    def kind(self) -> str:
+        """`qemu/tcg`, `qemu/kvm` or `simulator`: what `ps` shows."""
+
+    @property
+    def exited(self) -> asyncio.Future[Exit]:
+        """Done when the machine's process has ended, whoever ended it."""
+
+    async def prepare(self) -> None:
+        """Make the machine in its jail, its processors stopped. Raises `MachineError`, `Denied`."""
+
+    async def resume(self) -> None:
+        """Let the processors run, for the first time or after `pause`."""
+
+    async def pause(self) -> None:
+        """Stop the processors; the domain keeps its memory and its channels."""
+
+    async def shutdown(self, deadline_s: float) -> None:
+        """Ask the guest to end, and end the process when the deadline has passed."""
+
+    def kill(self) -> None:
+        """End the process at once. Never blocks, never asks, may be called in any state."""
+
+    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
+        """Give the machine its end of a channel: descriptor `end`, shown to the guest as `port`.
+
+        The descriptor is duplicated into the machine; the caller keeps and closes its own.
+        Raises `MachineError`; then the machine holds nothing of it.
+        """
+
+    async def detach(self, channel: int) -> None:
+        """Take the port away from the guest and close the machine's descriptor. Idempotent."""
+
+
+class Bridge(Protocol):
+    """One minted channel: the descriptors of both ends and the twins that the monitor keeps."""
+
+    @property
+    def ends(self) -> Mapping[Side, int]:
+        """Descriptors to hand to the two machines."""
+
+    def handed_over(self) -> None:
+        """Close `ends`: both machines have theirs; the twins stay."""
+
+    def cut(self) -> int:
+        """Revoke: shut down, drain both receive queues through the twins, close everything.
+
+        Returns the bytes that were drained (and so never arrived). Never blocks or raises;
+        idempotent. When it returns, no byte can cross any more, whatever either machine does.
+        """
+
+
+class Bridges(Protocol):
+    """Makes bridges of one kind."""
+
+    def mint(self, one_way: bool) -> Bridge:
+        """Make a bridge. Raises `TransportError` or `LimitReached`; then nothing was made."""
+
+
+class Decider(Protocol):
+    """The policy manager as the monitor sees it. Any failure raises a `Denied`."""
+
+    @property
+    def generation(self) -> int:
+        """The number of the policy in force; rises by one with each change."""
+
+    async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
+        """Decide a hook for these parties (role → label), without the Chinese Wall."""
+
+    async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
+        """Decide the Chinese Wall question for a start beside these running domains."""
+
+    async def admit_bind(self, one: Label, other: Label) -> Verdict:
+        """Decide the history question for an exchange between two labels."""
+
+    async def touch(self, one: Label, other: Label) -> None:
+        """Remember, durably, that the two exchanged information. The same label twice: a start."""
+
+
+class AuditLog(Protocol):
+    """The audit trail as the monitor sees it."""
+
+    async def append(self, event: str, fields: Mapping[str, object]) -> int:
+        """Write a record and return its number once it is on disk.
+
+        Raises `AuditUnavailable` (a `Denied`) if it can't be: the effect must not happen.
+        """
+
+    def note(self, event: str, fields: Mapping[str, object]) -> None:
+        """Record an effect that has already happened (a cut, a death). Never blocks or raises.
+
+        What can't be written now is kept, bounded, and written or counted as lost later.
+        """

@@ -1,0 +1,1 @@
+"""The parent of every jail and of the node. Standard library only; stands alone."""

@@ -1,0 +1,1 @@
+"""What the user writes: system.toml as a frozen, validated model."""

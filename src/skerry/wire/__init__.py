@@ -1,0 +1,1 @@
+"""Messages on sockets and guest ports, with their bounds."""

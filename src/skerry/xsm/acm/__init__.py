@@ -1,0 +1,1 @@
+"""ACM (sHype): Simple Type Enforcement and Chinese Wall."""

@@ -1,0 +1,192 @@
+"""The hook table: each operation, and the questions in Xen's words that it asks.
+
+Each hook is declared once. A question names its parties by role; `source->sink` is the label of
+the event-channel end that the source makes toward the sink, i.e. the transition `(source, sink,
+event)`. The questions follow what Xen's Flask module asks for the same operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+
+from skerry.label import Label
+from skerry.xsm.request import Request
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One access request of a hook, with roles in the place of labels."""
+
+    subject: str
+    target: str
+    tclass: str
+    permissions: tuple[str, ...]
+
+
+class Hook(msgspec.Struct, frozen=True):
+    """One operation that the monitor mediates.
+
+    `when` is `bind` if the question is asked when authority is made, `use` if it is asked each
+    time; `admission` says which Chinese Wall question goes with it; `cached` whether the answers
+    may come from the access vector cache.
+    """
+
+    name: str
+    asks: tuple[Question, ...]
+    when: Literal["bind", "use"]
+    admission: Literal["", "start", "bind"] = ""
+    cached: bool = True
+    what: str = ""
+
+
+def _q(subject: str, target: str, tclass: str, *permissions: str) -> Question:
+    return Question(subject, target, tclass, tuple(sorted(permissions)))
+
+
+def _event_ends(first: str, second: str) -> tuple[Question, ...]:
+    return (
+        _q(first, f"{first}->{second}", "event", "create"),
+        _q(f"{first}->{second}", second, "event", "bind"),
+        _q(second, f"{second}->{first}", "event", "create"),
+        _q(f"{second}->{first}", first, "event", "bind"),
+    )
+
+
+def _two_way(first: str, second: str) -> tuple[Question, ...]:
+    return (
+        *_event_ends(first, second),
+        _q(first, f"{first}->{second}", "event", "send"),
+        _q(second, f"{second}->{first}", "event", "send"),
+        _q(first, second, "grant", "map_read", "map_write"),
+        _q(second, first, "grant", "map_read", "map_write"),
+    )
+
+
+def _one_way(source: str, sink: str) -> tuple[Question, ...]:
+    return (
+        *_event_ends(source, sink),
+        _q(source, f"{source}->{sink}", "event", "send"),
+        _q(sink, source, "grant", "map_read"),
+    )
+
+
+def _operator(permission: str, what: str, tclass: str = "domain") -> Hook:
+    return Hook(
+        f"domain_{permission}", (_q("operator", "domain", tclass, permission),), "use", what=what
+    )
+
+
+_TABLE = (
+    Hook(
+        "domain_create",
+        (_q("operator", "domain", "domain", "create"),),
+        "bind",
+        admission="start",
+        what="start a domain",
+    ),
+    _operator("destroy", "end a domain at once"),
+    _operator("shutdown", "ask a domain to end"),
+    _operator("pause", "stop a domain's processors"),
+    _operator("unpause", "let a domain's processors run"),
+    _operator("getdomaininfo", "list a domain"),
+    Hook(
+        "domain_relabel",
+        (
+            _q("operator", "domain", "domain2", "relabelfrom"),
+            _q("operator", "new", "domain2", "relabelto"),
+            _q("domain", "new", "domain", "transition"),
+        ),
+        "bind",
+        admission="start",
+        what="give a running domain another label",
+    ),
+    Hook(
+        "channel_two_way",
+        _two_way("source", "sink"),
+        "bind",
+        admission="bind",
+        what="a two-way stream or link between two domains",
+    ),
+    Hook(
+        "channel_one_way",
+        _one_way("source", "sink"),
+        "bind",
+        admission="bind",
+        what="a one-way stream from source to sink",
+    ),
+    Hook(
+        "memory_read",
+        (
+            _q("sink", "source", "grant", "map_read"),
+            *_event_ends("source", "sink"),
+            _q("source", "source->sink", "event", "send"),
+        ),
+        "bind",
+        admission="bind",
+        what="memory of the source that the sink reads, with a doorbell",
+    ),
+    Hook(
+        "memory_both",
+        _two_way("source", "sink"),
+        "bind",
+        admission="bind",
+        what="memory that both write, with doorbells both ways",
+    ),
+    Hook(
+        "domain_exec",
+        _two_way("operator", "domain"),
+        "use",
+        what="run a command in a domain: information flows both ways",
+    ),
+    Hook(
+        "domain_console",
+        _two_way("operator", "domain"),
+        "use",
+        what="read and write a domain's serial console",
+    ),
+    Hook(
+        "resource_attach",
+        (
+            _q("operator", "domain", "resource", "add"),
+            _q("domain", "resource", "resource", "use"),
+        ),
+        "bind",
+        what="give a domain a disk, an uplink, a TPM or a console",
+    ),
+    Hook(
+        "policy_load",
+        (_q("operator", "security", "security", "load_policy"),),
+        "use",
+        cached=False,
+        what="bring another policy into force",
+    ),
+    Hook(
+        "policy_setbool",
+        (_q("operator", "security", "security", "setbool"),),
+        "use",
+        cached=False,
+        what="set a boolean of the policy",
+    ),
+)
+
+HOOKS: Mapping[str, Hook] = {hook.name: hook for hook in _TABLE}
+"""Every hook by its name. The handbook's table of hooks is made from this."""
+
+
+def expand(
+    hook: Hook, parties: Mapping[str, Label], transition: Callable[[Label, Label, str], Label]
+) -> tuple[Request, ...]:
+    """Return the hook's access requests with the parties' labels put in for their roles.
+
+    Raises `KeyError` if a role of the hook has no party: a defect of the caller.
+    """
+
+    def label(role: str) -> Label:
+        owner, arrow, peer = role.partition("->")
+        return transition(parties[owner], parties[peer], "event") if arrow else parties[role]
+
+    return tuple(
+        Request(label(q.subject), label(q.target), q.tclass, q.permissions) for q in hook.asks
+    )
