@@ -1,0 +1,77 @@
+"""The life cycle of a domain as a named state machine.
+
+`starting → paused ⇄ running → stopping → ended`, and `ended` from every state, because a machine
+may die at any moment. A call in the wrong state is a `StateError` that names both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+
+from skerry.errors import StateError
+from skerry.label import Label
+from skerry.monitor.protocols import Exit, Machine
+
+
+class State(enum.Enum):
+    """Where a domain stands; the values are what `skerry ps` shows."""
+
+    STARTING = "starting"
+    PAUSED = "paused"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+_NEXT: dict[State, frozenset[State]] = {
+    State.STARTING: frozenset({State.PAUSED, State.STOPPING, State.ENDED}),
+    State.PAUSED: frozenset({State.RUNNING, State.STOPPING, State.ENDED}),
+    State.RUNNING: frozenset({State.PAUSED, State.STOPPING, State.ENDED}),
+    State.STOPPING: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+ALIVE = frozenset({State.PAUSED, State.RUNNING})
+"""The states in which a domain may hold channels."""
+
+
+class Domain:
+    """One incarnation of a domain: a start that was asked for, until its machine has ended.
+
+    `admitted` is true from the Chinese Wall's yes until the machine has ended: only then does the
+    label count as running. `since` is the clock's time of the last change of state, in seconds.
+    """
+
+    def __init__(self, name: str, label: Label, now: float) -> None:
+        self.name = name
+        self.label = label
+        self.since = now
+        self.admitted = False
+        self.machine: Machine | None = None
+        self.end: Exit | None = None
+        self._state = State.STARTING
+
+    @property
+    def state(self) -> State:
+        """The state now; changed by `move` only."""
+        return self._state
+
+    def move(self, state: State, now: float) -> None:
+        """Go to a state. Raises `StateError` if the life cycle has no such step."""
+        if state not in _NEXT[self._state]:
+            raise StateError(
+                f"domain {self.name} is {self._state.value} and cannot become {state.value}"
+            )
+        self._state = state
+        self.since = now
+
+    def require(self, states: Collection[State], what: str) -> Machine:
+        """Return the machine if the domain is in one of these states, else raise `StateError`."""
+        if self._state not in states or self.machine is None:
+            wanted = " or ".join(sorted(state.value for state in states))
+            raise StateError(
+                f"domain {self.name} is {self._state.value}: cannot {what}",
+                fix=f"that works while it is {wanted}",
+            )
+        return self.machine

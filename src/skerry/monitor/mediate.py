@@ -1,0 +1,135 @@
+"""Asking before doing: decide, record, and compare the generation again.
+
+The rule (laws 2 to 4): an effect happens only after every question was allowed, the allow is on
+disk, and neither the policy nor a party's label changed meanwhile. A refusal is recorded too, and
+is a refusal even when it can't be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from skerry.errors import AuditUnavailable, Denied, StaleGeneration
+from skerry.label import Label
+from skerry.monitor.protocols import AuditLog, Decider
+from skerry.monitor.refusal import Refused
+from skerry.xsm.explain import explain
+from skerry.xsm.hooks import HOOKS
+from skerry.xsm.request import Verdict
+
+MAX_TRIES = 8
+"""How often a question is asked again because the policy or a label changed meanwhile."""
+
+Parties = Mapping[str, Label]
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """An allow that is on disk: its record's number and the generation that decided."""
+
+    record: int
+    generation: int
+
+
+class Mediator:
+    """Asks the decider, and keeps the trail."""
+
+    def __init__(self, decider: Decider, audit: AuditLog) -> None:
+        self.decider = decider
+        self.audit = audit
+
+    async def permit(
+        self,
+        hook: str,
+        parties: Callable[[], Parties],
+        running: Callable[[], tuple[Label, ...]] = tuple,
+        **about: object,
+    ) -> Grant:
+        """Return once the hook is allowed, recorded and still current.
+
+        `parties` and `running` are asked again after the record is written: if they or the
+        generation changed, the question is asked anew. Nothing else runs between that comparison
+        and the return, so the caller may act on the grant up to its next `await`.
+
+        Raises `Refused` (with its record's number), `StaleGeneration` after `MAX_TRIES`, or any
+        other `Denied` of the decider or the trail.
+        """
+        for _ in range(MAX_TRIES):
+            asked, beside = parties(), running()
+            verdict = await self.judge(hook, asked, beside)
+            if not verdict.allowed:
+                record = await self._refusal(verdict, asked, about)
+                raise Refused(verdict, record)
+            record = await self.audit.append("allow", _fields(verdict, asked, about))
+            await self._touch(hook, asked)
+            if (
+                self.decider.generation == verdict.generation
+                and parties() == asked
+                and running() == beside
+            ):
+                return Grant(record, verdict.generation)
+            self.audit.note("stale", {"record": record, "generation": verdict.generation})
+        raise StaleGeneration(
+            f"the policy or a label changed {MAX_TRIES} times while {hook} was decided",
+            fix="try again",
+        )
+
+    async def judge(self, hook: str, parties: Parties, running: tuple[Label, ...] = ()) -> Verdict:
+        """Return the verdict of a hook with its Chinese Wall question; nothing is recorded."""
+        verdict = await self.decider.decide(hook, parties)
+        admission = HOOKS[hook].admission
+        if not verdict.allowed or not admission:
+            return verdict
+        if admission == "start":
+            label = parties.get("new", parties["domain"])
+            wall = await self.decider.admit(label, running)
+        else:
+            wall = await self.decider.admit_bind(parties["source"], parties["sink"])
+        return Verdict(
+            hook,
+            wall.allowed,
+            verdict.decisions,
+            wall.admission,
+            min(verdict.generation, wall.generation),
+        )
+
+    async def _touch(self, hook: str, parties: Parties) -> None:
+        admission = HOOKS[hook].admission
+        if admission == "start":
+            label = parties.get("new", parties["domain"])
+            await self.decider.touch(label, label)
+        elif admission == "bind":
+            await self.decider.touch(parties["source"], parties["sink"])
+
+    async def _refusal(
+        self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
+    ) -> int:
+        fields = _fields(verdict, parties, about)
+        fields["why"] = explain(verdict).as_dict()
+        try:
+            return await self.audit.append("deny", fields)
+        except AuditUnavailable:
+            self.audit.note("deny", fields)
+            return 0
+
+    def failed(self, hook: str, error: Denied, **about: object) -> None:
+        """Record a denial that no module decided: a limit, a missing layer, a transport."""
+        why = {"code": error.code, "sentence": error.message}
+        self.audit.note("deny", {"hook": hook, **about, "why": why})
+
+
+def _fields(verdict: Verdict, parties: Parties, about: Mapping[str, object]) -> dict[str, object]:
+    return {
+        "hook": verdict.hook,
+        "generation": verdict.generation,
+        "parties": {role: str(label) for role, label in parties.items()},
+        "rules": _rules(verdict),
+        **about,
+    }
+
+
+def _rules(verdict: Verdict) -> list[str]:
+    """The distinct reasons of a verdict, in their order: what `why` shows of an allow."""
+    answers = [a for d in verdict.decisions for a in d.answers] + list(verdict.admission)
+    return list(dict.fromkeys(f"{a.module}: {a.code}: {a.reason}" for a in answers))

@@ -1,0 +1,406 @@
+"""The reference monitor: domains, bind, cut, relabel.
+
+Giving authority goes through `Mediator.permit`; taking it away (`cut`, `stop`, `kill`) never asks,
+takes effect first and is recorded after. All methods run on one event loop; what stands between
+two `await`s is atomic, and that is the lock under which a generation is compared and a channel
+minted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+
+import msgspec
+
+from skerry.errors import Denied, LimitReached, NotFound, SkerryError, StaleGeneration, StateError
+from skerry.label import Label
+from skerry.monitor.domain import ALIVE, Domain, State
+from skerry.monitor.mediate import MAX_TRIES, Grant, Mediator
+from skerry.monitor.protocols import AuditLog, Bridges, Decider, Exit, Kind, Machine
+from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
+
+MAX_DOMAINS = 1_000
+"""Most domains of one node that run at once. At the limit a start is refused."""
+
+
+class Relabelled(msgspec.Struct, frozen=True):
+    """What a relabel did: its record and the channels that were kept and cut."""
+
+    record: int
+    kept: tuple[int, ...]
+    cut: tuple[int, ...]
+
+
+class Monitor:
+    """All domains and channels of one node, and everything that may happen to them."""
+
+    def __init__(
+        self,
+        decider: Decider,
+        audit: AuditLog,
+        bridges: Mapping[Kind, Bridges],
+        clock: Callable[[], float],
+        *,
+        max_domains: int = MAX_DOMAINS,
+        max_channels: int = MAX_CHANNELS,
+    ) -> None:
+        self.mediator = Mediator(decider, audit)
+        self.domains: dict[str, Domain] = {}
+        self.channels = ChannelTable(max_channels)
+        self._audit = audit
+        self._bridges = bridges
+        self._clock = clock
+        self._max_domains = max_domains
+        self._admission = asyncio.Lock()
+        self._detaching: set[asyncio.Task[None]] = set()
+
+    def domain(self, name: str) -> Domain:
+        """Return the last incarnation of a domain. Raises `NotFound` if it was never started."""
+        try:
+            return self.domains[name]
+        except KeyError:
+            raise NotFound(
+                f"domain {name} has not been started", fix="`skerry ps` lists the domains"
+            ) from None
+
+    def running(self, *, beside: Domain | None = None) -> tuple[Label, ...]:
+        """Return the label of every admitted domain but one, sorted: what a wall counts."""
+        return tuple(
+            sorted(d.label for d in self.domains.values() if d.admitted and d is not beside)
+        )
+
+    async def start(
+        self, operator: Label, name: str, label: Label, make: Callable[[], Machine]
+    ) -> Domain:
+        """Start a domain as far as *paused*: admitted, jailed, its processors not yet running.
+
+        `make` is called only after the allow is on disk. Raises `StateError` if it runs already,
+        `Refused` or another `Denied`, `MachineError`; then no trace of it counts as running.
+        """
+        old = self.domains.get(name)
+        if old is not None and old.state is not State.ENDED:
+            raise StateError(f"domain {name} is already {old.state.value}")
+        domain = Domain(name, label, self._clock())
+        self.domains[name] = domain
+        try:
+            await self._admit(operator, domain)
+            await self._prepare(domain, make())
+        except BaseException as error:
+            self._never_ran(domain, old, error)
+            raise
+        return domain
+
+    async def _admit(self, operator: Label, domain: Domain) -> None:
+        running = sum(d.admitted for d in self.domains.values())
+        if running >= self._max_domains:
+            raise LimitReached(
+                f"the node has its {self._max_domains} domains", fix="stop one of them"
+            )
+        # One start at a time is decided, so that two competitors can't pass the wall together.
+        async with self._admission:
+            await self.mediator.permit(
+                "domain_create",
+                lambda: {"operator": operator, "domain": domain.label},
+                lambda: self.running(beside=domain),
+                domain=domain.name,
+            )
+            if domain.state is not State.STARTING:
+                raise StateError(f"domain {domain.name} was ended while it was being started")
+            domain.admitted = True
+
+    async def _prepare(self, domain: Domain, machine: Machine) -> None:
+        domain.machine = machine
+        machine.exited.add_done_callback(lambda future: self._exited(domain, future.result()))
+        await machine.prepare()
+        if domain.state is not State.STARTING:
+            machine.kill()
+            raise StateError(f"domain {domain.name} was ended while it was being started")
+        domain.move(State.PAUSED, self._clock())
+
+    def _never_ran(self, domain: Domain, old: Domain | None, error: BaseException) -> None:
+        if isinstance(error, LimitReached):
+            self.mediator.failed("domain_create", error, domain=domain.name)
+        if domain.machine is None:
+            # Nothing was made: the earlier incarnation, if any, is again what `ps` shows.
+            domain.admitted = False
+            if domain.state is not State.ENDED:
+                domain.move(State.ENDED, self._clock())
+            if old is None:
+                self.domains.pop(domain.name, None)
+            else:
+                self.domains[domain.name] = old
+        else:
+            domain.machine.kill()
+
+    def _exited(self, domain: Domain, end: Exit) -> None:
+        """Take note of a machine that ended, whoever ended it: cut, release the wall, record."""
+        asked = domain.state is State.STOPPING
+        domain.end = end
+        cut = self._cut_all(domain, "its domain ended")
+        domain.admitted = False
+        if domain.state is not State.ENDED:
+            domain.move(State.ENDED, self._clock())
+        self._audit.note(
+            "ended",
+            {
+                "domain": domain.name,
+                "label": str(domain.label),
+                "asked": asked,
+                "status": end.status,
+                "reason": end.reason,
+                "cut": cut,
+            },
+        )
+
+    async def resume(self, operator: Label, name: str) -> None:
+        """Let a domain's processors run, for the first time or after a pause."""
+        domain = self.domain(name)
+        domain.require({State.PAUSED}, "resume it")
+        await self.use("domain_unpause", operator, name)
+        machine = domain.require({State.PAUSED}, "resume it")
+        await machine.resume()
+        if domain.state is State.PAUSED:
+            domain.move(State.RUNNING, self._clock())
+
+    async def pause(self, operator: Label, name: str) -> None:
+        """Stop a domain's processors; it keeps its memory and its channels."""
+        domain = self.domain(name)
+        domain.require({State.RUNNING}, "pause it")
+        await self.use("domain_pause", operator, name)
+        machine = domain.require({State.RUNNING}, "pause it")
+        await machine.pause()
+        if domain.state is State.RUNNING:
+            domain.move(State.PAUSED, self._clock())
+
+    async def use(self, hook: str, operator: Label, name: str, **about: object) -> Grant:
+        """Ask a hook between the operator and a domain (exec, console, pause …)."""
+        domain = self.domain(name)
+        return await self.mediator.permit(
+            hook,
+            lambda: {"operator": operator, "domain": domain.label},
+            domain=name,
+            **about,
+        )
+
+    async def stop(self, name: str, deadline_s: float) -> None:
+        """Cut a domain's channels, ask its guest to end, and end it when the deadline passes."""
+        domain = self.domain(name)
+        machine = domain.require({State.STARTING, *ALIVE}, "stop it")
+        domain.move(State.STOPPING, self._clock())
+        self._cut_all(domain, "its domain is being stopped")
+        try:
+            await machine.shutdown(deadline_s)
+        finally:
+            machine.kill()
+        await asyncio.shield(machine.exited)
+
+    def kill(self, name: str) -> None:
+        """End a domain at once. Works in every state but `ended`; nothing is asked."""
+        domain = self.domain(name)
+        if domain.state is State.ENDED:
+            raise StateError(f"domain {name} has already ended")
+        if domain.state is not State.STOPPING:
+            domain.move(State.STOPPING, self._clock())
+        self._cut_all(domain, "its domain was killed")
+        if domain.machine is not None:
+            domain.machine.kill()
+
+    async def connect(
+        self,
+        operator: Label,
+        source: str,
+        sink: str,
+        kind: Kind = "stream",
+        port: str = "",
+        one_way: bool = False,
+    ) -> Channel:
+        """Bind a channel at an operator's wish, who must be allowed to see both domains."""
+        await self.use("domain_getdomaininfo", operator, source, channel_to=sink)
+        await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
+        return await self.bind(source, sink, kind, port, one_way)
+
+    async def bind(
+        self, source: str, sink: str, kind: Kind = "stream", port: str = "", one_way: bool = False
+    ) -> Channel:
+        """Bind a channel between two domains that run or are paused, and return it live.
+
+        `port` is its name in both guests, `ch<number>` if empty. Raises `Refused` and other
+        `Denied`s, `StateError`, `MachineError`; then neither machine holds anything of it.
+        """
+        first, second = self.domain(source), self.domain(sink)
+        if first is second:
+            raise StateError(f"domain {source} cannot have a channel to itself")
+        for domain in (first, second):
+            domain.require(ALIVE, "bind a channel to it")
+            if port and self.channels.port_taken(domain, port):
+                raise StateError(f"domain {domain.name} already has a port {port}")
+        channel = self.channels.add(kind, first, second, port, one_way)
+        channel.port = port or f"ch{channel.number}"
+        try:
+            await self._mint(channel)
+            await self._attach(channel)
+        except BaseException as error:
+            if channel.phase is Phase.LIVE:
+                self._cut(channel, f"it could not be attached: {error}")
+            else:
+                self._drop(channel)
+            raise
+        return channel
+
+    async def _mint(self, channel: Channel) -> None:
+        about = {
+            "channel": channel.number,
+            "kind": channel.kind,
+            "port": channel.port,
+            "source": channel.source.name,
+            "sink": channel.sink.name,
+        }
+        try:
+            grant = await self.mediator.permit(
+                channel.hook,
+                lambda: {"source": channel.source.label, "sink": channel.sink.label},
+                **about,
+            )
+            self._still_wanted(channel)
+            bridge = self._bridges[channel.kind].mint(channel.one_way)
+        except (LimitReached, StaleGeneration) as error:
+            self.mediator.failed(channel.hook, error, **about)
+            raise
+        channel.bridge = bridge
+        channel.phase = Phase.LIVE
+        channel.generation = grant.generation
+        channel.record = grant.record
+        channel.since = self._clock()
+
+    def _still_wanted(self, channel: Channel) -> None:
+        if channel.phase is Phase.CUT:
+            raise StaleGeneration(
+                f"channel {channel.number} was cut while it was being bound", fix="try again"
+            )
+        for domain in channel.ends:
+            domain.require(ALIVE, "bind a channel to it")
+
+    async def _attach(self, channel: Channel) -> None:
+        bridge = channel.bridge
+        if bridge is None:
+            raise StateError(f"channel {channel.number} has not been minted")
+        source, sink = (domain.require(ALIVE, "attach a channel") for domain in channel.ends)
+        what = channel.number, channel.kind, channel.port
+        results = await asyncio.gather(
+            source.attach(*what, bridge.ends["source"]),
+            sink.attach(*what, bridge.ends["sink"]),
+            return_exceptions=True,
+        )
+        failures = [r for r in results if isinstance(r, BaseException)]
+        if failures:
+            raise failures[0]
+        self._still_wanted(channel)
+        bridge.handed_over()
+
+    def cut(self, number: int, why: str = "cut by the operator") -> int:
+        """Revoke one channel: when this returns, no byte can cross. Returns bytes drained."""
+        return self._cut(self.channels.get(number), why)
+
+    def _cut(self, channel: Channel, why: str) -> int:
+        drained = self._drop(channel)
+        self._audit.note(
+            "cut",
+            {
+                "channel": channel.number,
+                "source": channel.source.name,
+                "sink": channel.sink.name,
+                "drained": drained,
+                "why": why,
+            },
+        )
+        return drained
+
+    def _cut_all(self, domain: Domain, why: str) -> list[int]:
+        channels = self.channels.of(domain)
+        for channel in channels:
+            self._cut(channel, why)
+        return [channel.number for channel in channels]
+
+    def _drop(self, channel: Channel) -> int:
+        """Sever a channel in whatever phase, and let both machines drop their ends later."""
+        self.channels.remove(channel)
+        channel.phase = Phase.CUT
+        bridge, channel.bridge = channel.bridge, None
+        if bridge is None:
+            return 0
+        drained = bridge.cut()
+        for domain in channel.ends:
+            if domain.machine is not None and domain.state in ALIVE:
+                self._detach_later(domain.machine, channel.number)
+        return drained
+
+    def _detach_later(self, machine: Machine, number: int) -> None:
+        async def detach() -> None:
+            try:
+                await machine.detach(number)
+            except SkerryError as error:
+                # The bridge is severed already; a machine that keeps a dead end only wastes it.
+                self._audit.note("detach-failed", {"channel": number, "reason": str(error)})
+
+        task = asyncio.get_running_loop().create_task(detach())
+        self._detaching.add(task)
+        task.add_done_callback(self._detaching.discard)
+
+    async def settle(self) -> None:
+        """Wait until both machines of every cut channel have dropped their ends."""
+        while self._detaching:
+            await asyncio.gather(*self._detaching)
+
+    async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
+        """Give a running domain another label; every channel is judged before it is visible.
+
+        Admission is asked again. Channels that the policy refuses under the new label are cut.
+        """
+        domain = self.domain(name)
+        domain.require(ALIVE, "relabel it")
+        for _ in range(MAX_TRIES):
+            async with self._admission:
+                grant = await self.mediator.permit(
+                    "domain_relabel",
+                    lambda: {"operator": operator, "domain": domain.label, "new": new},
+                    lambda: self.running(beside=domain),
+                    domain=name,
+                )
+                before = self.channels.of(domain)
+                refused = await self._refused_under(before, domain, new)
+                domain.require(ALIVE, "relabel it")
+                if (
+                    self.channels.of(domain) != before
+                    or self.mediator.decider.generation != grant.generation
+                ):
+                    continue
+                for channel in refused:
+                    self._cut(channel, f"its domain was relabelled to {new}")
+                domain.label = new
+            await self.settle()
+            cut = tuple(c.number for c in refused)
+            kept = tuple(c.number for c in before if c.number not in cut)
+            return Relabelled(grant.record, kept, cut)
+        raise StaleGeneration(f"domain {name} kept changing while it was relabelled", fix="retry")
+
+    async def _refused_under(
+        self, channels: Collection[Channel], domain: Domain, new: Label
+    ) -> list[Channel]:
+        """Return the live channels that the policy refuses if the domain has the new label.
+
+        Binding ones are not asked here: they compare their parties' labels before they mint.
+        """
+        refused = []
+        for channel in channels:
+            source, sink = (new if end is domain else end.label for end in channel.ends)
+            try:
+                verdict = await self.mediator.judge(channel.hook, {"source": source, "sink": sink})
+                allowed = verdict.allowed
+                if allowed:
+                    await self.mediator.decider.touch(source, sink)
+            except Denied:
+                allowed = False
+            if not allowed:
+                refused.append(channel)
+        return refused

@@ -1,0 +1,103 @@
+"""The channel table: every channel from *binding* to *cut*, with the twins of both ends.
+
+A channel stands in the table from before it is decided, so that a change of policy or label that
+comes in between judges it too.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+from skerry.errors import LimitReached, NotFound
+from skerry.monitor.domain import Domain
+from skerry.monitor.protocols import Bridge, Kind
+
+MAX_CHANNELS = 10_000
+"""Most channels of one node, binding ones included. At the limit a bind is refused."""
+
+
+class Phase(enum.Enum):
+    """Where a channel stands; a cut one is no longer in the table."""
+
+    BINDING = "binding"
+    LIVE = "live"
+    CUT = "cut"
+
+
+class Channel:
+    """One channel. `generation` is that of the decision which made it live (0 before)."""
+
+    def __init__(
+        self, number: int, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool
+    ) -> None:
+        self.number = number
+        self.kind: Kind = kind
+        self.source = source
+        self.sink = sink
+        self.port = port
+        self.one_way = one_way
+        self.phase = Phase.BINDING
+        self.generation = 0
+        self.record = 0
+        self.since = 0.0
+        self.bridge: Bridge | None = None
+
+    @property
+    def ends(self) -> tuple[Domain, Domain]:
+        """Both domains, source first."""
+        return self.source, self.sink
+
+    @property
+    def hook(self) -> str:
+        """The hook that decides this channel."""
+        if self.kind == "memory":
+            return "memory_read" if self.one_way else "memory_both"
+        return "channel_one_way" if self.one_way else "channel_two_way"
+
+
+class ChannelTable:
+    """All channels by number. Numbers are never used twice in the life of a node."""
+
+    def __init__(self, limit: int = MAX_CHANNELS) -> None:
+        self._limit = limit
+        self._next = 1
+        self._channels: dict[int, Channel] = {}
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(list(self._channels.values()))
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def add(self, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool) -> Channel:
+        """Enter a channel as *binding*. Raises `LimitReached` at the limit."""
+        if len(self._channels) >= self._limit:
+            raise LimitReached(
+                f"the node has its {self._limit} channels", fix="cut one, or raise limits.channels"
+            )
+        channel = Channel(self._next, kind, source, sink, port, one_way)
+        self._channels[self._next] = channel
+        self._next += 1
+        return channel
+
+    def get(self, number: int) -> Channel:
+        """Return a channel. Raises `NotFound`."""
+        try:
+            return self._channels[number]
+        except KeyError:
+            raise NotFound(
+                f"there is no channel {number}", fix="`skerry channels` lists them"
+            ) from None
+
+    def of(self, domain: Domain) -> list[Channel]:
+        """Return the channels with an end in this incarnation of a domain."""
+        return [c for c in self._channels.values() if domain in c.ends]
+
+    def port_taken(self, domain: Domain, port: str) -> bool:
+        """Say whether one of the domain's channels already has this port name."""
+        return any(c.port == port for c in self.of(domain))
+
+    def remove(self, channel: Channel) -> None:
+        """Take a channel out of the table. Idempotent."""
+        self._channels.pop(channel.number, None)

@@ -1,0 +1,189 @@
+"""Messages on the control socket, with their bounds.
+
+A client sends one `Call`; for `exec` and `console` it may send `Input`s after it. The service
+answers with any number of `Output`s and then one `Done` or `Failed`, and closes. Messages are
+MessagePack in frames (`wire.frames`); a field that is unknown, missing or of another type makes
+the message malformed, and a malformed message closes the connection.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from skerry.errors import WireError
+
+Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Text = Annotated[str, Meta(max_length=2048)]
+Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+
+MAX_ARGUMENTS = 256
+"""Most words of a command given to `exec`."""
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    pass
+
+
+class Ps(_Message, tag="ps"):
+    """List the domains that the operator may see."""
+
+
+class Channels(_Message, tag="channels"):
+    """List the channels between domains that the operator may see."""
+
+
+class PolicyShow(_Message, tag="policy-show"):
+    """Show the policy in force."""
+
+
+class Start(_Message, tag="start"):
+    """Start a domain of the system file, with the channels declared for it."""
+
+    domain: Name
+
+
+class Stop(_Message, tag="stop"):
+    """Stop a domain cleanly, ending it when the deadline has passed."""
+
+    domain: Name
+    deadline_s: Seconds = 10.0
+
+
+class Kill(_Message, tag="kill"):
+    """End a domain at once."""
+
+    domain: Name
+
+
+class Pause(_Message, tag="pause"):
+    """Stop a domain's processors."""
+
+    domain: Name
+
+
+class Resume(_Message, tag="resume"):
+    """Let a domain's processors run again."""
+
+    domain: Name
+
+
+class Relabel(_Message, tag="relabel"):
+    """Give a running domain another label."""
+
+    domain: Name
+    label: Text
+
+
+class Connect(_Message, tag="connect"):
+    """Bind a channel between two domains."""
+
+    source: Name
+    sink: Name
+    kind: Literal["stream", "link", "memory"] = "stream"
+    port: Annotated[str, Meta(max_length=32)] = ""
+    one_way: bool = False
+
+
+class Cut(_Message, tag="cut"):
+    """Revoke a channel."""
+
+    channel: Annotated[int, Meta(ge=1, lt=2**53)]
+
+
+class Exec(_Message, tag="exec"):
+    """Run a command in a guest; `Input` carries its standard input, an empty one ends it."""
+
+    domain: Name
+    argv: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_ARGUMENTS)]
+    stdin: bool = False
+    wait_s: Seconds = 60.0
+
+
+class Console(_Message, tag="console"):
+    """Read a domain's console, its last output first, and write what `Input` carries."""
+
+    domain: Name
+
+
+class Down(_Message, tag="down"):
+    """Stop everything, then the service."""
+
+    deadline_s: Seconds = 10.0
+
+
+Call = (
+    Ps | Channels | PolicyShow | Start | Stop | Kill | Pause | Resume | Relabel | Connect | Cut
+    | Exec | Console | Down
+)  # fmt: skip
+
+
+class Input(_Message, tag="input"):
+    """Bytes from the operator to the guest; none means the end."""
+
+    data: Chunk
+
+
+class Output(_Message, tag="output"):
+    """Bytes from a guest to the operator. Untrusted: escape before showing on a terminal."""
+
+    stream: Literal["out", "err", "console", "progress"]
+    data: Chunk
+
+
+class Done(_Message, tag="done"):
+    """The call succeeded; `result` is what `--json` prints."""
+
+    result: Any = None
+
+
+class Failed(_Message, tag="failed"):
+    """The call failed: one line, what to do, the exit code, and the explanation of a denial."""
+
+    message: str
+    fix: str = ""
+    exit_code: int = 1
+    code: str = ""
+    record: int = 0
+    explanation: dict[str, Any] | None = None
+    text: str = ""
+
+
+Reply = Output | Done | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_call = msgspec.msgpack.Decoder(Call)
+_input = msgspec.msgpack.Decoder(Input)
+_reply = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Call | Input | Reply) -> bytes:
+    """Return the bytes of one message, without its frame."""
+    return _encoder.encode(message)
+
+
+def decode_call(untrusted: bytes) -> Call:
+    """Check and decode a client's first message. Raises `WireError`."""
+    try:
+        return _call.decode(untrusted)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed call: {error}") from None
+
+
+def decode_input(untrusted: bytes) -> Input:
+    """Check and decode what a client sends after its call. Raises `WireError`."""
+    try:
+        return _input.decode(untrusted)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed input: {error}") from None
+
+
+def decode_reply(untrusted: bytes) -> Reply:
+    """Check and decode what the service sends. Raises `WireError`."""
+    try:
+        return _reply.decode(untrusted)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"malformed reply: {error}") from None
