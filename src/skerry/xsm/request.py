@@ -63,8 +63,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """The answer to a whole hook: allowed if every decision and every admission is.
 
     `decisions` holds the answer to each question of the hook in the hook's order; `admission`
-    the modules' answers to the Chinese Wall question where the hook asks it. `decider` names who
-    decided (`cache` or the security server).
+    the modules' answers to the Chinese Wall question where the hook asks it.
     """
 
     hook: str

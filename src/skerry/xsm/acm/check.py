@@ -1,0 +1,130 @@
+"""What a policy must satisfy beyond its form, whichever form it was written in.
+
+Sources: sHype's schema and the checks of Xen's acmpolicy.py (no `:` in names, the bootstrap label
+exists, no duplicates, every used type is declared, conflict sets have names), and the manual's
+rule that the hypervisor never checked: no label with two types of one conflict set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from skerry.errors import Problem
+from skerry.label import MAX_LABEL
+from skerry.xsm.acm.model import RESERVED, AcmPolicy, ConflictSet, TypeName, VmLabel
+
+_VERSION = re.compile(r"[0-9]{1,8}[^\r\n][0-9]{1,8}")
+
+
+def find_problems(policy: AcmPolicy) -> list[Problem]:
+    """Return every inconsistency of the policy, ordered by line; none means that it is sound."""
+    checker = _Checker(policy)
+    checker.header()
+    checker.types()
+    checker.conflicts()
+    checker.labels()
+    return sorted(set(checker.found), key=lambda problem: problem.line)
+
+
+class _Checker:
+    def __init__(self, policy: AcmPolicy) -> None:
+        self.policy = policy
+        self.found: list[Problem] = []
+        self.declared_ste = frozenset(t.name for t in policy.ste_types)
+        self.declared_cw = frozenset(t.name for t in policy.cw_types)
+
+    def say(self, line: int, message: str) -> None:
+        self.found.append(Problem(self.policy.file, line, message))
+
+    def header(self) -> None:
+        policy, places = self.policy, self.policy.places
+        self.name("policy name", policy.name, places.get("name", 0), colon=False)
+        self.version(policy.version, places.get("version", 0))
+        if policy.from_policy:
+            line = places.get("from", 0)
+            self.name("name of the policy updated", policy.from_policy.name, line, colon=False)
+            self.version(policy.from_policy.version, line)
+        texts = (policy.url, policy.reference, policy.date, policy.namespace_url)
+        for text in texts:
+            if text and not text.isprintable():
+                self.say(places.get("name", 0), f"header text {text!r} is not printable")
+        if policy.bootstrap not in {label.name for label in policy.labels}:
+            self.say(
+                places.get("bootstrap", 0),
+                f"bootstrap label {policy.bootstrap!r} is not among the labels for domains",
+            )
+
+    def version(self, version: str, line: int) -> None:
+        if not _VERSION.fullmatch(version):
+            self.say(line, f"version {version!r} is not of the form major.minor (1 to 8 digits)")
+
+    def name(self, what: str, name: str, line: int, *, colon: bool = True) -> None:
+        if not name:
+            self.say(line, f"{what} is empty")
+        elif len(name) > MAX_LABEL:
+            self.say(line, f"{what} is longer than {MAX_LABEL} characters")
+        elif not name.isprintable() or name != " ".join(name.split()):
+            self.say(line, f"{what} {name!r} has characters or spaces that cannot be shown")
+        if not colon and ":" in name:
+            self.say(line, f"{what} {name!r} contains ':'")
+        if name in RESERVED:
+            self.say(line, f"{what} {name!r} is reserved")
+
+    def types(self) -> None:
+        kinds = (("Simple Type Enforcement", self.policy.ste_types),)
+        for kind, types in (*kinds, ("Chinese Wall", self.policy.cw_types)):
+            for declared in types:
+                self.name(f"{kind} type", declared.name, declared.line)
+            self.unique(f"{kind} type", types)
+
+    def unique(self, what: str, items: Iterable[TypeName]) -> None:
+        first: dict[str, int] = {}
+        for item in items:
+            if item.name in first:
+                where = f" (first in line {first[item.name]})" if first[item.name] else ""
+                self.say(item.line, f"duplicate {what} {item.name!r}{where}")
+            first.setdefault(item.name, item.line)
+
+    def conflicts(self) -> None:
+        for conflict in self.policy.conflicts:
+            self.name("name of a conflict set", conflict.name, conflict.line)
+            where = f"conflict set {conflict.name!r}"
+            if not conflict.types:
+                self.say(conflict.line, f"{where} has no types")
+            self.used(where, conflict.types, self.declared_cw, "Chinese Wall", conflict.line)
+
+    def used(
+        self, where: str, types: Sequence[str], declared: frozenset[str], kind: str, line: int
+    ) -> None:
+        for name in types:
+            if name not in declared:
+                self.say(line, f"{where} uses the undeclared {kind} type {name!r}")
+
+    def labels(self) -> None:
+        policy = self.policy
+        sets = [(conflict, frozenset(conflict.types)) for conflict in policy.conflicts]
+        for label in policy.labels:
+            self.vm_label(label, sets)
+        for resource in policy.resources:
+            where = f"resource label {resource.name!r}"
+            self.name("resource label", resource.name, resource.line, colon=False)
+            self.used(
+                where, (resource.ste,), self.declared_ste, "Simple Type Enforcement", resource.line
+            )
+        self.unique("label", (TypeName(v.name, v.line) for v in policy.labels))
+        self.unique("resource label", (TypeName(r.name, r.line) for r in policy.resources))
+
+    def vm_label(self, label: VmLabel, sets: list[tuple[ConflictSet, frozenset[str]]]) -> None:
+        where = f"label {label.name!r}"
+        self.name("label", label.name, label.line, colon=False)
+        self.used(where, label.ste, self.declared_ste, "Simple Type Enforcement", label.line)
+        self.used(where, label.cw, self.declared_cw, "Chinese Wall", label.line)
+        for conflict, types in sets:
+            both = sorted(types.intersection(label.cw))
+            if len(both) > 1:
+                self.say(
+                    label.line,
+                    f"{where} has {len(both)} types of the conflict set {conflict.name!r}"
+                    f" (line {conflict.line}): {', '.join(both)}",
+                )

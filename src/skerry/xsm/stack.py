@@ -1,0 +1,130 @@
+"""Security modules stacked: an operation is allowed only if every module allows it.
+
+The rule this module keeps (law 4, *fail secure*): a module that raises, or whose part a label
+lacks, has denied; nothing a module does can escape as an exception that is not a `Denied`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+from skerry.errors import Denied, PolicyError, Problem
+from skerry.label import Label, make_label
+from skerry.xsm.module import SecurityModule, Standing
+from skerry.xsm.request import Answer, Decision, Request
+
+History = Mapping[str, Mapping[str, frozenset[str]]]
+"""For each module, what each of its label texts has touched (see `Standing.touched`)."""
+
+NO_HISTORY: History = {}
+
+
+class Stack:
+    """One to several modules, each with its own part of every label. Immutable."""
+
+    def __init__(self, modules: Sequence[SecurityModule]) -> None:
+        """Stack the modules in this order. Raises `PolicyError` for none or two of one kind."""
+        self.modules = tuple(modules)
+        self.names = tuple(module.name for module in modules)
+        if not modules or len(set(self.names)) != len(modules):
+            shown = ", ".join(self.names) or "none"
+            message = f"a stack needs one to several different modules, not: {shown}"
+            raise PolicyError([Problem("policy", 0, message)])
+        lines = "".join(f"{module.name} {module.digest}\n" for module in self.modules)
+        self.digest = hashlib.sha256(lines.encode()).hexdigest()
+
+    def operator_label(self) -> Label:
+        """Return the label of the node's owner where the system file names none."""
+        return Label(tuple(sorted((m.name, m.operator_label()) for m in self.modules)))
+
+    def label(self, untrusted_value: str | Mapping[str, str], tclass: str) -> Label:
+        """Make a label that every module defines for `tclass`. Raises `UnknownLabel`."""
+        label = make_label(untrusted_value, self.names)
+        for module in self.modules:
+            module.check_label(label.of(module.name), tclass)
+        return label
+
+    def decide(self, request: Request, generation: int) -> Decision:
+        """Ask every module. Never raises."""
+
+        def ask(module: SecurityModule) -> Answer:
+            name = module.name
+            return module.decide(
+                request.subject.of(name),
+                request.target.of(name),
+                request.tclass,
+                request.permissions,
+            )
+
+        answers = tuple([_answer(module, ask) for module in self.modules])
+        allowed = all(answer.allowed for answer in answers)
+        return Decision(request, allowed, answers, generation)
+
+    def admit(
+        self, label: Label, running: Sequence[Label], history: History = NO_HISTORY
+    ) -> tuple[Answer, ...]:
+        """Ask every module whether a domain may start beside the running ones. Never raises."""
+
+        def ask(module: SecurityModule) -> Answer:
+            beside = tuple(other.of(module.name) for other in running)
+            standing = Standing(beside, history.get(module.name, {}))
+            return module.admit(label.of(module.name), standing)
+
+        return tuple(_answer(module, ask) for module in self.modules)
+
+    def admit_bind(
+        self, one: Label, other: Label, history: History = NO_HISTORY
+    ) -> tuple[Answer, ...]:
+        """Ask every module whether the two may exchange information. Never raises."""
+
+        def ask(module: SecurityModule) -> Answer:
+            standing = Standing((), history.get(module.name, {}))
+            return module.admit_bind(one.of(module.name), other.of(module.name), standing)
+
+        return tuple(_answer(module, ask) for module in self.modules)
+
+    def transition(self, subject: Label, target: Label, tclass: str) -> Label:
+        """Return the label of what `subject` makes toward `target`, each module for its part.
+
+        Raises `Denied` if a module fails.
+        """
+        try:
+            return Label(
+                tuple(
+                    (m.name, m.transition(subject.of(m.name), target.of(m.name), tclass))
+                    for m in sorted(self.modules, key=lambda module: module.name)
+                )
+            )
+        except Denied:
+            raise
+        except Exception as error:
+            raise Denied(f"a module failed: {_words(error)}", code="MODULE-FAILED") from error
+
+    def touch(self, one: Label, other: Label, history: History) -> History:
+        """Return the history after the two exchanged information; the same object if unchanged.
+
+        Raises whatever the module raises: the caller must treat that as a denial.
+        """
+        changed = dict(history)
+        for module in self.modules:
+            touched = history.get(module.name, {})
+            standing = Standing((), touched)
+            new = module.touch(one.of(module.name), other.of(module.name), standing)
+            if new:
+                changed[module.name] = {**touched, **new}
+        return history if changed == dict(history) else changed
+
+
+def _answer(module: SecurityModule, ask: Callable[[SecurityModule], Answer]) -> Answer:
+    try:
+        return ask(module)
+    except Denied as denied:
+        return Answer(module.name, False, denied.code, denied.message)
+    except Exception as error:
+        reason = f"the module {module.name} failed: {_words(error)}"
+        return Answer(module.name, False, "MODULE-FAILED", reason)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
