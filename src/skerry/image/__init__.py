@@ -1,1 +1,1 @@
-"""Minimal guest images."""
+"""Minimal guest images: kernel and initramfs, built unprivileged, cached and reproducible."""

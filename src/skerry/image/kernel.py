@@ -1,0 +1,135 @@
+"""Debian's cloud kernel, taken apart: bzImage, uncompressed vmlinux, modules in loading order.
+
+Works for kernels whose modules are plain (`.ko`, Debian 12) or compressed (`.ko.xz`, Debian 13);
+a driver that is built in is no error. The package ships no `modules.dep` (it is made at
+installation), so the order comes from what `modules.dep` is made of: each module's own `depends=`.
+
+Source for the layout of a bzImage: Linux, `Documentation/arch/x86/boot.rst`.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import subprocess
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from skerry.errors import SkerryError
+from skerry.image import package
+
+VMLINUX_MAX = 512 << 20
+MODULE_MAX = 64 << 20
+
+_SETUP_SECTS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
+_TOOLS = {b"\x02\x21\x4c\x18": ("lz4", "lz4"), b"\x28\xb5\x2f\xfd": ("zstd", "zstd")}
+
+
+class Module(msgspec.Struct, frozen=True):
+    """A kernel module: its name with underscores, what it needs first, its ELF file's bytes."""
+
+    name: str
+    needs: tuple[str, ...]
+    data: bytes
+
+
+def version(root: Path) -> str:
+    """Return the kernel version in an unpacked package."""
+    found = [p.name.removeprefix("vmlinuz-") for p in (root / "boot").glob("vmlinuz-*")]
+    if len(found) != 1:
+        raise SkerryError(f"the kernel package holds {len(found)} kernels instead of one")
+    return found[0]
+
+
+def vmlinux(bzimage: Path, target: Path) -> None:
+    """Write the uncompressed ELF kernel that a bzImage holds.
+
+    Raises `SkerryError` when the file is no bzImage or the unpacked kernel no ELF file.
+    """
+    raw = bzimage.read_bytes()
+    if len(raw) < 0x300 or raw[_MAGIC : _MAGIC + 4] != b"HdrS":
+        raise SkerryError(f"{bzimage.name} is not a bzImage")
+    start = ((raw[_SETUP_SECTS] or 4) + 1) * 512 + _word(raw, _PAYLOAD_OFFSET)
+    # The four bytes at the end are the length once unpacked; they are not part of the stream.
+    payload = raw[start : start + _word(raw, _PAYLOAD_LENGTH) - 4]
+    if payload[:2] == b"\x1f\x8b":
+        target.write_bytes(zlib.decompressobj(wbits=31).decompress(payload, VMLINUX_MAX))
+    elif payload[:6] == b"\xfd7zXZ\0":
+        target.write_bytes(lzma.LZMADecompressor().decompress(payload, VMLINUX_MAX))
+    elif payload[:4] in _TOOLS:
+        _unpack(_TOOLS[payload[:4]], payload, target)
+    else:
+        raise SkerryError(f"{bzimage.name} is packed in an unknown way ({payload[:4].hex()})")
+    with target.open("rb") as file:
+        if file.read(4) != b"\x7fELF":
+            raise SkerryError(f"{bzimage.name} does not hold an ELF kernel")
+
+
+def modules(tree: Path, wanted: Iterable[str]) -> list[Module]:
+    """Return the wanted modules and all that they need, each after what it needs.
+
+    `tree` is `lib/modules/VERSION`. Drivers that are built in are left out. Raises `SkerryError`
+    for one that is neither a module nor built in.
+    """
+    files = {
+        _plain(path.name.split(".ko", 1)[0]): path
+        for path in sorted(tree.glob("kernel/**/*.ko*"))
+    }
+    lines = (tree / "modules.builtin").read_text().splitlines()
+    builtin = {_plain(Path(line).stem) for line in lines}
+    ordered: dict[str, Module] = {}
+    for name in wanted:
+        _visit(name, files, builtin, ordered, ())
+    return list(ordered.values())
+
+
+def _visit(
+    name: str, files: Mapping[str, Path], builtin: set[str], ordered: dict[str, Module],
+    above: tuple[str, ...],
+) -> None:
+    if name in ordered or name in builtin:
+        return
+    if name in above or name not in files:
+        raise SkerryError(f"kernel module {name} is missing or needs itself")
+    module = _read(name, files[name])
+    for need in module.needs:
+        _visit(need, files, builtin, ordered, (*above, name))
+    ordered[name] = module
+
+
+def _read(name: str, path: Path) -> Module:
+    raw = path.read_bytes()
+    if path.suffix == ".xz":
+        raw = lzma.LZMADecompressor().decompress(raw, MODULE_MAX)
+    elif path.suffix != ".ko":
+        raise SkerryError(f"kernel module {path.name} is packed in an unknown way")
+    match = re.search(rb"\0depends=([^\0]*)\0", raw)
+    if raw[:4] != b"\x7fELF" or match is None:
+        raise SkerryError(f"{path.name} is not a kernel module")
+    needs = tuple(_plain(n) for n in match[1].decode().split(",") if n)
+    return Module(name, needs, raw)
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _word(raw: bytes, offset: int) -> int:
+    return int.from_bytes(raw[offset : offset + 4], "little")
+
+
+def _unpack(tool: tuple[str, str], payload: bytes, target: Path) -> None:
+    name, debian = tool
+    try:
+        with target.open("wb") as out:
+            done = subprocess.run(
+                [name, "-d", "-c"], input=payload, stdout=out, stderr=subprocess.PIPE,
+                timeout=package.COMMAND_TIMEOUT_S, check=False,
+            )
+    except FileNotFoundError as error:
+        raise package.missing(name, debian) from error
+    if done.returncode:
+        raise SkerryError(f"{name} could not unpack the kernel: {done.stderr.decode()[:200]!r}")
