@@ -14,8 +14,7 @@ import msgspec
 from skerry.errors import AuditUnavailable, Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.protocols import AuditLog, Decider
-from skerry.monitor.refusal import Refused
-from skerry.xsm.explain import explain
+from skerry.xsm.explain import Explanation, Refused, explain
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 
@@ -59,8 +58,7 @@ class Mediator:
             asked, beside = parties(), running()
             verdict = await self.judge(hook, asked, beside)
             if not verdict.allowed:
-                record = await self._refusal(verdict, asked, about)
-                raise Refused(verdict, record)
+                raise Refused(await self._refusal(verdict, asked, about))
             record = await self.audit.append("allow", _fields(verdict, asked, about))
             await self._touch(hook, asked)
             if (
@@ -104,19 +102,28 @@ class Mediator:
 
     async def _refusal(
         self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
-    ) -> int:
+    ) -> Explanation:
+        """Record a refusal and return its explanation; what can't be recorded is refused too."""
+        explanation = explain_for(verdict, parties)
         fields = _fields(verdict, parties, about)
-        fields["why"] = explain(verdict).as_dict()
+        fields["why"] = explanation.as_dict()
         try:
-            return await self.audit.append("deny", fields)
+            record = await self.audit.append("deny", fields)
         except AuditUnavailable:
             self.audit.note("deny", fields)
-            return 0
+            return explanation
+        return msgspec.structs.replace(explanation, record=record)
 
     def failed(self, hook: str, error: Denied, **about: object) -> None:
         """Record a denial that no module decided: a limit, a missing layer, a transport."""
         why = {"code": error.code, "sentence": error.message}
         self.audit.note("deny", {"hook": hook, **about, "why": why})
+
+
+def explain_for(verdict: Verdict, parties: Parties) -> Explanation:
+    """Explain a verdict; the sides of a Chinese Wall question are those of the hook."""
+    subject = parties.get("new") or parties.get("source") or parties.get("domain") or ""
+    return explain(verdict, subject=subject, target=parties.get("sink", ""))
 
 
 def _fields(verdict: Verdict, parties: Parties, about: Mapping[str, object]) -> dict[str, object]:

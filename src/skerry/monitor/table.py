@@ -17,6 +17,13 @@ MAX_CHANNELS = 10_000
 """Most channels of one node, binding ones included. At the limit a bind is refused."""
 
 
+def hook_of(kind: Kind, one_way: bool) -> str:
+    """Return the hook that decides a channel of this kind and direction."""
+    if kind == "memory":
+        return "memory_read" if one_way else "memory_both"
+    return "channel_one_way" if one_way else "channel_two_way"
+
+
 class Phase(enum.Enum):
     """Where a channel stands; a cut one is no longer in the table."""
 
@@ -51,9 +58,7 @@ class Channel:
     @property
     def hook(self) -> str:
         """The hook that decides this channel."""
-        if self.kind == "memory":
-            return "memory_read" if self.one_way else "memory_both"
-        return "channel_one_way" if self.one_way else "channel_two_way"
+        return hook_of(self.kind, self.one_way)
 
 
 class ChannelTable:

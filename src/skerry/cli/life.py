@@ -1,0 +1,124 @@
+"""A domain's life cycle and its channels, as calls to the running node."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import click
+
+from skerry.cli.common import ask, emit, json_option
+from skerry.errors import InputError, Problem
+from skerry.wire.control import Connect, Cut, Kill, Pause, Relabel, Resume, Start, Stop
+
+
+@click.command()
+@click.argument("domain")
+@json_option
+def start(domain: str, as_json: bool) -> None:
+    """Start DOMAIN, with the channels that the system file declares for it."""
+    result = ask(Start(domain))
+    if as_json:
+        emit([result])
+        return
+    click.echo(f"{domain} is {result['state']}")
+    for channel in result["bound"]:
+        click.echo(f"channel {channel['id']}: {channel['source']} - {channel['sink']}")
+    for refused in result["refused"]:
+        click.echo(refused["text"], err=True)
+
+
+@click.command()
+@click.argument("domain")
+@click.option("--timeout", default=10.0, show_default=True, help="Seconds until it is ended.")
+@json_option
+def stop(domain: str, timeout: float, as_json: bool) -> None:
+    """Stop DOMAIN: cut its channels, ask the guest to end, end it when time is up."""
+    result = ask(Stop(domain, timeout))
+    if as_json:
+        emit([result])
+    else:
+        click.echo(f"{domain} has ended: {result['reason']}")
+
+
+def _simple(as_json: bool, domain: str, done: str) -> None:
+    if as_json:
+        emit([{"domain": domain, "state": done}])
+    else:
+        click.echo(f"{domain} is {done}")
+
+
+@click.command()
+@click.argument("domain")
+@json_option
+def kill(domain: str, as_json: bool) -> None:
+    """End DOMAIN at once."""
+    ask(Kill(domain))
+    _simple(as_json, domain, "ended")
+
+
+@click.command()
+@click.argument("domain")
+@json_option
+def pause(domain: str, as_json: bool) -> None:
+    """Stop DOMAIN's processors; it keeps its memory and channels."""
+    ask(Pause(domain))
+    _simple(as_json, domain, "paused")
+
+
+@click.command()
+@click.argument("domain")
+@json_option
+def resume(domain: str, as_json: bool) -> None:
+    """Let a paused DOMAIN run on."""
+    ask(Resume(domain))
+    _simple(as_json, domain, "running")
+
+
+@click.command()
+@click.argument("domain")
+@click.argument("label")
+@json_option
+def relabel(domain: str, label: str, as_json: bool) -> None:
+    """Give the running DOMAIN another LABEL; channels it may no longer have are cut."""
+    result = ask(Relabel(domain, label))
+    if as_json:
+        emit([result])
+        return
+    click.echo(f"{domain} is now {result['label']} (record {result['record']})")
+    if result["cut"]:
+        click.echo("cut: channel " + ", ".join(map(str, result["cut"])))
+    if result["kept"]:
+        click.echo("kept: channel " + ", ".join(map(str, result["kept"])))
+
+
+@click.command()
+@click.argument("source")
+@click.argument("sink")
+@click.option(
+    "--kind", type=click.Choice(["stream", "link", "memory"]), default="stream", show_default=True
+)
+@click.option("--one-way", is_flag=True, help="From SOURCE to SINK only.")
+@click.option("--name", default="", help="The port's name in both guests; default: ch<ID>.")
+@json_option
+def connect(source: str, sink: str, kind: str, one_way: bool, name: str, as_json: bool) -> None:
+    """Bind a channel between SOURCE and SINK; prints its id."""
+    chosen = cast(Literal["stream", "link", "memory"], kind)
+    result = ask(Connect(source, sink, chosen, name, one_way))
+    if as_json:
+        emit([result])
+    else:
+        click.echo(result["id"])
+
+
+@click.command()
+@click.argument("channel")
+@json_option
+def cut(channel: str, as_json: bool) -> None:
+    """Revoke CHANNEL (its number in `skerry channels`): no byte crosses after this returns."""
+    if not channel.isascii() or not channel.isdigit() or len(channel) > 15:
+        raise InputError([Problem("CHANNEL", 0, f"{channel!r} is not a channel's number")])
+    result = ask(Cut(int(channel)))
+    if as_json:
+        emit([result])
+    else:
+        click.echo(f"channel {channel} is cut; {result['drained']} queued bytes were discarded")

@@ -1,0 +1,134 @@
+"""The command `skerry`: finds the command's module, and turns errors into lines and exit codes.
+
+Only the module of the command that was typed is imported; start-up time is paid by every call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import click
+
+from skerry.errors import InputError, SkerryError
+
+COMMANDS = {
+    "check": "skerry.cli.system:check",
+    "plan": "skerry.cli.system:plan",
+    "up": "skerry.cli.up:up",
+    "down": "skerry.cli.up:down",
+    "ps": "skerry.cli.show:ps",
+    "channels": "skerry.cli.show:channels",
+    "start": "skerry.cli.life:start",
+    "stop": "skerry.cli.life:stop",
+    "kill": "skerry.cli.life:kill",
+    "pause": "skerry.cli.life:pause",
+    "resume": "skerry.cli.life:resume",
+    "relabel": "skerry.cli.life:relabel",
+    "connect": "skerry.cli.life:connect",
+    "cut": "skerry.cli.life:cut",
+    "exec": "skerry.cli.guest:exec_",
+    "console": "skerry.cli.guest:console",
+    "policy": "skerry.cli.policy:policy",
+    "audit": "skerry.cli.audit:audit",
+    "why": "skerry.cli.audit:why",
+    "image": "skerry.cli.image:image",
+}
+
+SUMMARIES = {
+    "check": "Check a system file and its policy; start nothing.",
+    "plan": "Show what `up` would start, bind and refuse, and why.",
+    "up": "Start a system.",
+    "down": "Stop everything that `up` started.",
+    "ps": "List the domains.",
+    "channels": "List the channels.",
+    "start": "Start a domain.",
+    "stop": "Stop a domain cleanly.",
+    "kill": "End a domain at once.",
+    "pause": "Stop a domain's processors.",
+    "resume": "Let a paused domain run on.",
+    "relabel": "Give a running domain another label.",
+    "connect": "Bind a channel between two domains.",
+    "cut": "Revoke a channel.",
+    "exec": "Run a command in a domain.",
+    "console": "Open a domain's serial console.",
+    "policy": "Check, ask and convert policies.",
+    "audit": "Read and verify the audit trail.",
+    "why": "Explain a decision of the audit trail.",
+    "image": "Build and list guest images.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are typed, and listed without import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the handbook."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from their summaries."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="skerry", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run virtual machines that can exchange nothing but what a mandatory policy allows.
+
+    Exit codes: 0 done or allowed, 1 failed, 2 wrong usage or a bad file, 3 denied by policy.
+    """
+
+
+def _explained(error: SkerryError) -> tuple[str, dict[str, Any]]:
+    """Return an error as text for people and as an object for programs."""
+    reply = getattr(error, "reply", None)
+    explanation = getattr(reply, "explanation", None) or getattr(error, "explanation", None)
+    text = getattr(reply, "text", "") or getattr(error, "text", "") or f"error: {error}"
+    found: dict[str, Any] = {"error": error.message, "fix": error.fix}
+    code = getattr(reply, "code", "") or getattr(error, "code", "")
+    if code:
+        found |= {"code": code, "record": getattr(reply or error, "record", 0)}
+    if isinstance(error, InputError):
+        text = "\n".join(f"error: {problem}" for problem in error.problems)
+        found["problems"] = [problem._asdict() for problem in error.problems]
+    if explanation:
+        found["explanation"] = explanation
+    return text, found
+
+
+def main() -> None:
+    """Run the command line; the one place where an error becomes an exit code."""
+    words = sys.argv[1:]
+    own = words[: words.index("--")] if "--" in words else words
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except SkerryError as error:
+        text, found = _explained(error)
+        if "--json" in own:
+            click.echo(json.dumps(found))
+        click.echo(text, err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,58 @@
+"""`ps` and `channels`: what runs and what may talk."""
+
+from __future__ import annotations
+
+import click
+
+from skerry.cli.common import ago, ask, emit, json_option, size, table
+from skerry.wire.control import Channels, Ps
+
+
+@click.command()
+@json_option
+def ps(as_json: bool) -> None:
+    """List the domains: name, label, machine, state, memory, since, and why one ended."""
+    rows = ask(Ps())
+    if as_json:
+        emit(rows)
+        return
+    table(
+        ("NAME", "LABEL", "MACHINE", "STATE", "MEMORY", "SINCE", "REASON"),
+        [
+            (
+                row["name"],
+                row["label"],
+                row["machine"],
+                row["state"],
+                size(row["memory"]),
+                ago(row["seconds"]) if row["seconds"] is not None else "-",
+                row["reason"] or "",
+            )
+            for row in rows
+        ],
+    )
+
+
+@click.command()
+@json_option
+def channels(as_json: bool) -> None:
+    """List the channels: number, kind, source → sink (or ↔), generation, since, decided by."""
+    rows = ask(Channels())
+    if as_json:
+        emit(rows)
+        return
+    table(
+        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "RECORD"),
+        [
+            (
+                row["id"],
+                row["kind"],
+                f"{row['source']} {'→' if row['one_way'] else '↔'} {row['sink']}",
+                row["port"],
+                row["generation"],
+                ago(row["seconds"]),
+                row["record"],
+            )
+            for row in rows
+        ],
+    )

@@ -1,0 +1,87 @@
+"""The client of the control socket; imports neither asyncio nor anything of the node."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from skerry.errors import SkerryError, WireError
+from skerry.wire.control import Call, Done, Failed, Input, Output, decode_reply, encode
+from skerry.wire.frames import frame, receive
+
+
+class Remote(SkerryError):
+    """The service answered that the call failed; `reply` holds its words and exit code."""
+
+    def __init__(self, reply: Failed) -> None:
+        super().__init__(reply.message, fix=reply.fix)
+        self.reply = reply
+        self.exit_code = reply.exit_code
+
+
+class NoService(SkerryError):
+    """No node runs here, or it can't be reached."""
+
+
+class Client:
+    """One call to the service."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect. Raises `NoService`."""
+        self.left = False
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.connect(str(path))
+        except PermissionError:
+            raise NoService(
+                f"{path} is not open to you", fix="ask its owner to name you in [operators]"
+            ) from None
+        except OSError:
+            raise NoService(
+                "no system is running here", fix="start one with `skerry up SYSTEM --detach`"
+            ) from None
+
+    def send(self, message: Call | Input) -> None:
+        """Send one message. Raises `WireError` if the service is gone."""
+        try:
+            self.sock.sendall(frame(encode(message)))
+        except OSError as error:
+            raise WireError(f"the service closed the connection: {error.strerror}") from None
+
+    def leave(self) -> None:
+        """Close from another thread: `result` raises `WireError` and `left` says it was us."""
+        self.left = True
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def result(self, output: Callable[[Output], None] | None = None) -> object:
+        """Wait for the call's end and return its result; raises `Remote`, `WireError`."""
+        while True:
+            try:
+                untrusted = receive(self.sock)
+            except OSError as error:
+                raise WireError(f"the service closed the connection: {error.strerror}") from None
+            if not untrusted:
+                raise WireError(
+                    "the service closed the connection before it answered",
+                    fix="`skerry ps` shows whether it still runs",
+                )
+            reply = decode_reply(untrusted)
+            if isinstance(reply, Done):
+                return reply.result
+            if isinstance(reply, Failed):
+                raise Remote(reply)
+            if output is not None:
+                output(reply)
+
+
+def call(path: Path, message: Call) -> object:
+    """Make one call and return its result."""
+    client = Client(path)
+    try:
+        client.send(message)
+        return client.result()
+    finally:
+        client.sock.close()

@@ -1,0 +1,23 @@
+"""An error as the message that a client gets, with a denial's explanation in it."""
+
+from __future__ import annotations
+
+from skerry.errors import Denied, SkerryError
+from skerry.wire.control import Failed
+from skerry.xsm.explain import explain_error
+
+
+def failed(error: SkerryError) -> Failed:
+    """Return the reply for an error: its line, what to do, its exit code and its explanation."""
+    if not isinstance(error, Denied):
+        return Failed(error.message, error.fix, error.exit_code)
+    explanation = explain_error(error)
+    return Failed(
+        error.message,
+        error.fix,
+        error.exit_code,
+        error.code,
+        error.record,
+        explanation.as_dict(),
+        explanation.text(),
+    )

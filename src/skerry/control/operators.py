@@ -1,0 +1,46 @@
+"""Who may call: Unix credentials of the peer, mapped to a label.
+
+The credentials come from the kernel (`SO_PEERCRED`), never from the message. A uid that the map
+does not name is refused before its message is read.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+
+from skerry.errors import Denied
+from skerry.label import Label
+
+_UCRED = struct.Struct("3i")
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Return the uid of the process that connected to this Unix socket."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(credentials)[1]
+    return uid
+
+
+class Operators:
+    """The map from uid to label, fixed when the node starts."""
+
+    def __init__(self, labels: Mapping[int, Label]) -> None:
+        self._labels = dict(labels)
+
+    @property
+    def uids(self) -> frozenset[int]:
+        """The uids that may call at all."""
+        return frozenset(self._labels)
+
+    def label(self, uid: int) -> Label:
+        """Return the operator's label. Raises `Denied` for a uid that is not in the map."""
+        try:
+            return self._labels[uid]
+        except KeyError:
+            raise Denied(
+                f"uid {uid} is not an operator of this node",
+                fix="the system file's [operators] names them",
+                code="OPERATOR-UNKNOWN",
+            ) from None

@@ -1,0 +1,132 @@
+"""The control socket's service: typed messages, bounded, one connection a call.
+
+Nothing a client does blocks the others: a first message that is late, long or malformed closes
+its own connection, and a reader that doesn't read is dropped when `SLOW_S` has passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from skerry.control.failure import failed
+from skerry.control.operators import Operators, peer_uid
+from skerry.errors import LimitReached, SkerryError, WireError
+from skerry.label import Label
+from skerry.wire.control import Call, Done, Output, Reply, decode_call, decode_input, encode
+from skerry.wire.frames import frame, read_frame
+
+MAX_CLIENTS = 64
+"""Most connections at once; a further one is told so and closed."""
+
+FIRST_S = 10.0
+"""Seconds a client has to begin its call."""
+
+SLOW_S = 30.0
+"""Seconds after which a client that does not read what it asked for is dropped."""
+
+log = logging.getLogger("skerry.control")
+
+
+class Session:
+    """One connection: who calls, and the bytes that go both ways while the call lasts."""
+
+    def __init__(
+        self, operator: Label, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.operator = operator
+        self._reader = reader
+        self._writer = writer
+
+    async def output(self, stream: str, data: bytes) -> None:
+        """Send bytes to the client, at most 64 KiB a message. Raises `WireError` if it is gone."""
+        for start in range(0, len(data), 32 * 1024):
+            piece = data[start : start + 32 * 1024]
+            await self.send(Output(stream=stream, data=piece))  # type: ignore[arg-type] # checked by the receiver's decoder
+
+    async def inputs(self) -> AsyncIterator[bytes]:
+        """Yield what the client sends until it closes; an empty piece ends its input."""
+        while untrusted := await read_frame(self._reader, None):
+            yield decode_input(untrusted).data
+
+    async def gone(self) -> None:
+        """Return when the client has closed, discarding what it sends."""
+        async for _ in self.inputs():
+            pass
+
+    async def send(self, reply: Reply) -> None:
+        """Send one message. Raises `WireError` if the client is gone or does not read."""
+        try:
+            self._writer.write(frame(encode(reply)))
+            await asyncio.wait_for(self._writer.drain(), SLOW_S)
+        except (OSError, TimeoutError) as error:
+            self._writer.transport.abort()
+            raise WireError(f"the client is gone or does not read: {error}") from None
+
+
+Handler = Callable[[Call, Session], Awaitable[object]]
+
+
+class ControlServer:
+    """Listens on the control socket and gives each call to the handler."""
+
+    def __init__(self, path: Path, operators: Operators, handle: Handler) -> None:
+        self._path = path
+        self._operators = operators
+        self._handle = handle
+        self._open: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, owner: int) -> None:
+        """Begin to listen. The socket is open to others only if the map names others."""
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._connected, self._path)
+        self._path.chmod(0o600 if self._operators.uids <= {owner} else 0o666)
+
+    async def close(self) -> None:
+        """Stop listening, end every connection and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+        mine = asyncio.current_task()
+        others = [task for task in self._open if task is not mine]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            return
+        self._open.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (WireError, ConnectionError) as error:
+            log.info("a connection was closed: %s", error)
+        finally:
+            self._open.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = Session(Label(()), reader, writer)
+        try:
+            if len(self._open) > MAX_CLIENTS:
+                raise LimitReached(f"the service has its {MAX_CLIENTS} clients", fix="try again")
+            sock = writer.get_extra_info("socket")
+            session.operator = self._operators.label(peer_uid(sock))
+            untrusted = await read_frame(reader, FIRST_S)
+            if not untrusted:
+                return
+            reply: Reply = Done(await self._handle(decode_call(untrusted), session))
+        except SkerryError as error:
+            reply = failed(error)
+        except Exception:
+            # A defect of ours fails this call; it is never an allow, nor the service's end.
+            log.exception("a call failed")
+            reply = failed(SkerryError("internal error", fix="see the service's log"))
+        await session.send(reply)

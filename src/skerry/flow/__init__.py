@@ -1,0 +1,1 @@
+"""Information flow: what can reach what over the flows a policy allows."""

@@ -1,0 +1,242 @@
+"""One host: the monitor with its machines, channels, decider and trail, and a system on it.
+
+The node gives the monitor what the system file says; it decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from skerry.errors import Denied, NotFound, SkerryError, StateError
+from skerry.label import Label
+from skerry.monitor.domain import ALIVE, State
+from skerry.monitor.monitor import Monitor
+from skerry.monitor.protocols import Machine
+from skerry.monitor.table import Channel
+from skerry.node.sessions import Sessions
+from skerry.node.setup import Setup
+from skerry.system.model import ChannelSpec, DomainSpec
+from skerry.xsm.explain import explain_error
+
+Report = Callable[[Mapping[str, object]], None]
+"""Takes one event of a start (an object with `event`) and shows or drops it."""
+
+
+class MachineMaker(Protocol):
+    """Makes the machine of a domain; called after the start was allowed."""
+
+    def __call__(self, domain: DomainSpec, label: Label) -> Machine:
+        """Return a machine that is not prepared yet."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Something of the system file that the policy or the host refused."""
+
+    what: str
+    text: str
+    error: SkerryError
+
+
+class Started(msgspec.Struct, frozen=True):
+    """What a start did: the channels it bound and what was refused."""
+
+    bound: tuple[Channel, ...]
+    refused: tuple[Refusal, ...]
+
+
+class Node:
+    """A running system."""
+
+    def __init__(
+        self, setup: Setup, monitor: Monitor, make: MachineMaker, clock: Callable[[], float]
+    ) -> None:
+        self.setup = setup
+        self.monitor = monitor
+        self.sessions = Sessions()
+        self._make = make
+        self._clock = clock
+        self._busy: dict[str, asyncio.Lock] = {}
+
+    async def up(self, report: Report) -> list[Refusal]:
+        """Start every domain that starts by itself, bind the channels, let them run.
+
+        A refusal stops only what was refused; all of them are returned.
+        """
+        operator = self.setup.owner
+        refused: list[Refusal] = []
+        ready: list[str] = []
+        for name, domain in self.setup.system.domains.items():
+            if not domain.autostart:
+                continue
+            report({"event": "starting", "domain": name})
+            try:
+                await self._start_paused(operator, name)
+                ready.append(name)
+            except SkerryError as error:
+                refused.append(_refusal(f"domain {name}", error))
+                report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+        started = await self._bind_declared(set(ready))
+        for channel in started.bound:
+            report({"event": "bound", **self._channel_row(channel)})
+        for refusal in started.refused:
+            report({"event": "refused", "what": refusal.what, "text": refusal.text})
+        for name in ready:
+            with contextlib.suppress(StateError):  # it died meanwhile, which `ps` shows
+                await self.monitor.resume(operator, name)
+                report({"event": "running", "domain": name})
+        return refused + list(started.refused)
+
+    async def start(self, operator: Label, name: str) -> Started:
+        """Start one domain of the file and bind the channels declared for it."""
+        self._spec(name)
+        await self._start_paused(operator, name)
+        started = await self._bind_declared({name})
+        await self.monitor.resume(operator, name)
+        return started
+
+    async def _start_paused(self, operator: Label, name: str) -> None:
+        spec, label = self._spec(name), self.setup.labels[name]
+        await self.monitor.start(operator, name, label, lambda: self._make(spec, label))
+
+    async def _bind_declared(self, names: set[str]) -> Started:
+        """Bind the file's channels with an end in `names` whose other end is alive."""
+        bound: list[Channel] = []
+        refused: list[Refusal] = []
+        for spec in self.setup.system.channels:
+            if names & {spec.source, spec.sink} and self._can_bind(spec):
+                try:
+                    bound.append(
+                        await self.monitor.bind(
+                            spec.source, spec.sink, spec.kind, spec.name, spec.one_way
+                        )
+                    )
+                except SkerryError as error:
+                    what = f"channel {spec.name} between {spec.source} and {spec.sink}"
+                    refused.append(_refusal(what, error))
+        return Started(tuple(bound), tuple(refused))
+
+    def _can_bind(self, spec: ChannelSpec) -> bool:
+        return all(
+            name in self.monitor.domains and self.monitor.domains[name].state in ALIVE
+            for name in (spec.source, spec.sink)
+        )
+
+    def _spec(self, name: str) -> DomainSpec:
+        try:
+            return self.setup.system.domains[name]
+        except KeyError:
+            known = ", ".join(self.setup.system.domains)
+            raise NotFound(f"there is no domain {name}", fix=f"the file has: {known}") from None
+
+    async def stop(self, name: str, deadline_s: float) -> str:
+        """Stop a domain; returns how it ended."""
+        self._spec(name)
+        self.sessions.cut(name, "its domain is being stopped")
+        await self.monitor.stop(name, deadline_s)
+        end = self.monitor.domain(name).end
+        return end.reason if end else "ended"
+
+    async def kill(self, name: str) -> None:
+        """End a domain at once and wait until its process is gone."""
+        self._spec(name)
+        self.sessions.cut(name, "its domain was killed")
+        self.monitor.kill(name)
+        machine = self.monitor.domain(name).machine
+        if machine is not None:
+            await asyncio.shield(machine.exited)
+
+    async def relabel(self, operator: Label, name: str, text: str) -> dict[str, object]:
+        """Give a running domain another label; its channels are judged, its sessions end."""
+        self._spec(name)
+        label = self.setup.stack.label(text, "domain")
+        done = await self.monitor.relabel(operator, name, label)
+        self.sessions.cut(name, f"its domain was relabelled to {label}")
+        return {
+            "domain": name,
+            "label": str(label),
+            "record": done.record,
+            "kept": done.kept,
+            "cut": done.cut,
+        }
+
+    async def down(self, deadline_s: float) -> None:
+        """Stop every domain at once, cleanly where the guest does it in time."""
+
+        async def end(name: str) -> None:
+            try:
+                await self.stop(name, deadline_s)
+            except SkerryError:
+                if self.monitor.domain(name).state is not State.ENDED:
+                    await self.kill(name)
+
+        alive = [d.name for d in self.monitor.domains.values() if d.state is not State.ENDED]
+        await asyncio.gather(*(end(name) for name in alive))
+
+    async def may_see(self, operator: Label, label: Label) -> bool:
+        """Say whether the operator may list a domain with this label. Not recorded."""
+        try:
+            parties = {"operator": operator, "domain": label}
+            verdict = await self.monitor.mediator.judge("domain_getdomaininfo", parties)
+        except Denied:
+            return False
+        return verdict.allowed
+
+    async def ps(self, operator: Label) -> list[dict[str, object]]:
+        """List the domains of the file that the operator may see."""
+        rows = []
+        for name, spec in self.setup.system.domains.items():
+            domain = self.monitor.domains.get(name)
+            label = domain.label if domain else self.setup.labels[name]
+            if not await self.may_see(operator, label):
+                continue
+            machine = domain.machine if domain else None
+            rows.append(
+                {
+                    "name": name,
+                    "label": str(label),
+                    "machine": machine.kind if machine else spec.machine,
+                    "state": domain.state.value if domain else "defined",
+                    "memory": spec.memory,
+                    "seconds": self._clock() - domain.since if domain else None,
+                    "reason": domain.end.reason if domain and domain.end else None,
+                }
+            )
+        return rows
+
+    async def channels(self, operator: Label) -> list[dict[str, object]]:
+        """List the channels both of whose domains the operator may see."""
+        return [
+            self._channel_row(channel)
+            for channel in self.monitor.channels
+            if await self.may_see(operator, channel.source.label)
+            and await self.may_see(operator, channel.sink.label)
+        ]
+
+    def _channel_row(self, channel: Channel) -> dict[str, object]:
+        return channel_row(channel, self._clock())
+
+
+def channel_row(channel: Channel, now: float) -> dict[str, object]:
+    """Return a channel as `skerry channels` lists it."""
+    return {
+        "id": channel.number,
+        "kind": channel.kind,
+        "source": channel.source.name,
+        "sink": channel.sink.name,
+        "one_way": channel.one_way,
+        "port": channel.port,
+        "state": channel.phase.value,
+        "generation": channel.generation,
+        "record": channel.record,
+        "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
+    }
+
+
+def _refusal(what: str, error: SkerryError) -> Refusal:
+    text = explain_error(error).text() if isinstance(error, Denied) else f"error: {error}"
+    return Refusal(what, text, error)

@@ -1,0 +1,103 @@
+"""Where a node keeps its files.
+
+Three places with three meanings: *state* (the trail, the history; the owner's alone), *share*
+(jail roots and guest images; readable by the domains' uids, so it can't lie under a home), *run*
+(the control socket; gone after `down`). `SKERRY_HOME` puts all three under one directory, which
+lets several nodes run on one host.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from skerry.errors import SkerryError
+
+ROOT_HOME = Path("/var/lib/skerry")
+
+
+def _home() -> Path | None:
+    value = os.environ.get("SKERRY_HOME", "")
+    return Path(value).absolute() if value else None
+
+
+def state_dir() -> Path:
+    """Return the directory of the trail and the history; mode 0700."""
+    if home := _home():
+        return home / "state"
+    if os.getuid() == 0:
+        return ROOT_HOME / "state"
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local/state") / "skerry"
+
+
+def share_dir() -> Path:
+    """Return the directory of jail roots and images; others can traverse it (mode 0755)."""
+    if home := _home():
+        return home / "share"
+    return ROOT_HOME if os.getuid() == 0 else Path(f"/var/tmp/skerry-{os.getuid()}")
+
+
+def run_dir() -> Path:
+    """Return the directory of the control socket."""
+    if home := _home():
+        return home / "run"
+    if os.getuid() == 0:
+        return Path("/run/skerry")
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(base) / "skerry" if base else share_dir() / "run"
+
+
+def image_cache() -> Path:
+    """Return the directory of built guest images."""
+    return share_dir() / "images"
+
+
+def roots_dir() -> Path:
+    """Return the directory of jail roots."""
+    return share_dir() / "roots"
+
+
+def audit_file() -> Path:
+    """Return the audit trail's file."""
+    return state_dir() / "audit.log"
+
+
+def history_file() -> Path:
+    """Return the file of what each label has touched (the Chinese Wall's history form)."""
+    return state_dir() / "history.json"
+
+
+def control_socket() -> Path:
+    """Return the control socket's path."""
+    return run_dir() / "control.sock"
+
+
+def make_private(path: Path) -> Path:
+    """Make a directory that only its owner may enter, and return it. Raises `SkerryError`."""
+    return _make(path, 0o700)
+
+
+def make_shared(path: Path) -> Path:
+    """Make a directory that everyone may read but only its owner may change, and return it."""
+    return _make(path, 0o755)
+
+
+def _make(path: Path, mode: int) -> Path:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        found = path.lstat()
+        if found.st_uid != os.getuid():
+            raise SkerryError(
+                f"{path} belongs to uid {found.st_uid}, not to you",
+                fix="remove it, or set SKERRY_HOME to another directory",
+            )
+        if path.is_symlink():
+            raise SkerryError(f"{path} is a symbolic link", fix="replace it by a directory")
+        path.chmod(mode)
+    except OSError as error:
+        raise SkerryError(
+            f"cannot make the directory {path}: {error.strerror}",
+            fix="mend that, or set SKERRY_HOME to a directory you may write",
+        ) from None
+    return path
