@@ -6,8 +6,9 @@ set -eu
 
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P)
 PATH=$(CDPATH= cd -- "$here/../.." && pwd -P)/.venv/bin:$PATH
-# A node of its own, so that the demo meets no system that already runs here.
-SKERRY_HOME=${SKERRY_DEMO_HOME:-/var/tmp/skerry-demo-$(id -u)}
+# A node of its own, so that the demo meets no system that already runs here. Not under a home:
+# the domains' uids must reach their jails.
+SKERRY_HOME=/var/tmp/skerry-demo-$(id -u)
 export PATH SKERRY_HOME
 
 step() { printf '\n# %s\n' "$*"; }
@@ -47,6 +48,8 @@ end() {
     exit "$status"
 }
 
+mkdir -m 755 "$SKERRY_HOME" 2>/dev/null || { [ -O "$SKERRY_HOME" ] && [ ! -L "$SKERRY_HOME" ]; } ||
+    fail "$SKERRY_HOME exists and is not a directory of yours; remove it"
 forget
 rm -rf "$SKERRY_HOME/state"
 trap end EXIT
