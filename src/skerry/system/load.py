@@ -1,0 +1,240 @@
+"""`system.toml` to `System`: every mistake at once, each with its line, and nothing guessed.
+
+The rule: a `System` comes out only if nothing at all was wrong with the file. Sizes are bounded
+before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import pwd
+import re
+from pathlib import Path
+
+from skerry.errors import InputError
+from skerry.system.files import read_text
+from skerry.system.model import (
+    DUMMY_POLICY,
+    JAIL_LAYERS,
+    Accel,
+    Assertion,
+    Board,
+    ChannelSpec,
+    DomainSpec,
+    Kind,
+    Limits,
+    MachineKind,
+    Overflow,
+    RawLabel,
+    System,
+)
+from skerry.system.section import Report, Section, echo, meant
+from skerry.system.toml_lines import parse_toml
+
+MAX_FILE = 1 << 20
+"""Longest system file, in bytes; a longer one is refused unread."""
+
+MAX_POLICIES = 8
+"""Most policy files in one system."""
+
+MAX_UID = (1 << 32) - 2
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_NAME_WORDS = "1 to 31 of a-z, 0-9 and -, beginning with a letter"
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_PORT = re.compile(r"(?!skerry\.)[a-z0-9][a-z0-9.-]{0,30}")
+_PORT_WORDS = "1 to 31 of a-z, 0-9, . and -, and not begin with 'skerry.'"
+_NEVER = re.compile(r"\s*(\S+)\s*->\s*(\S+)\s*")
+_UID = re.compile(r"uid:(0|[1-9][0-9]{0,9})")
+
+
+def load_system(path: Path) -> System:
+    """Read a system file.
+
+    Raises `InputError` with every problem found, in the file's order.
+    """
+    return parse_system(read_text(path, MAX_FILE), path)
+
+
+def parse_system(untrusted_text: str, path: Path) -> System:
+    """Read the text of a system file that stands (or would stand) at `path`.
+
+    Raises `InputError` with every problem found, in the file's order.
+    """
+    report = Report(str(path), parse_toml(untrusted_text, str(path)))
+    top = Section(report, (), report.document.data)
+    top.require("name", 'name = "my-system"')
+    top.require("policy", 'policy = "policy.xml"')
+    top.require("domains", "[domains.NAME] for each domain")
+    domains = _domains(top.section("domains"))
+    uids, operators = _operators(top.section("operators"))
+    limits = _limits(top.section("limits"))
+    channels = _channels(top.sections("channels"), domains)
+    system = System(
+        path=path,
+        name=top.text("name", "", _NAME, _NAME_WORDS),
+        policy=_policy(top, path.parent),
+        domains=domains,
+        channels=channels,
+        asserts=tuple(_assertion(s, domains) for s in top.sections("assert")),
+        accept_missing=_jail(top.section("jail")),
+        operators=operators,
+        operator_keys=uids,
+        limits=limits,
+        lines=report.document.lines,
+    )
+    if len(domains) > limits.domains:
+        top.problem("domains", f"{len(domains)} domains, but limits.domains is {limits.domains}")
+    if len(channels) > limits.channels:
+        top.problem("channels", f"{len(channels)} channels, limits.channels is {limits.channels}")
+    top.end()
+    if report.problems:
+        raise InputError(sorted(report.problems, key=lambda problem: problem.line))
+    return system
+
+
+def _policy(top: Section, folder: Path) -> tuple[str, ...]:
+    value = top.value("policy")
+    names = (value,) if isinstance(value, str) else top.texts("policy")
+    if "policy" in top and not 0 < len(names) <= MAX_POLICIES:
+        top.problem("policy", f"policy must name 1 to {MAX_POLICIES} files")
+    if any(not name or not name.isprintable() for name in names):
+        top.problem("policy", "policy must name files")
+    return tuple(n if n == DUMMY_POLICY else str((folder / n).absolute()) for n in names)
+
+
+def _domains(section: Section) -> dict[str, DomainSpec]:
+    domains: dict[str, DomainSpec] = {}
+    for name in section.names():
+        if not _NAME.fullmatch(name):
+            section.problem(name, f"a domain's name must be {_NAME_WORDS}, not {echo(name)}")
+        domains[name] = _domain(section.section(name), name)
+    return domains
+
+
+def _domain(table: Section, name: str) -> DomainSpec:
+    table.require("label", 'label = "a label of the policy"')
+    domain = DomainSpec(
+        name=name,
+        label=table.label("label") if "label" in table else "",
+        image=table.text("image", "minimal", _IMAGE, "the name of an image"),
+        memory=table.size("memory", 192 << 20, "64M", "1T"),
+        cpus=table.number("cpus", 1, 1, 64),
+        board=table.choice("board", "auto", Board),
+        accel=table.choice("accel", "auto", Accel),
+        machine=table.choice("machine", "qemu", MachineKind),
+        autostart=table.flag("autostart", True),
+    )
+    table.end()
+    return domain
+
+
+def _channels(tables: list[Section], domains: dict[str, DomainSpec]) -> tuple[ChannelSpec, ...]:
+    used: set[tuple[str, str]] = set()
+    return tuple(_channel(table, domains, used) for table in tables)
+
+
+def _channel(
+    table: Section, domains: dict[str, DomainSpec], used: set[tuple[str, str]]
+) -> ChannelSpec:
+    for key, hint in (("kind", '"stream"'), ("from", '"a domain"'), ("to", '"a domain"')):
+        table.require(key, f"{key} = {hint}")
+    table.require("name", 'name = "the name of the port"')
+    source, sink = _domain_name(table, "from", domains), _domain_name(table, "to", domains)
+    if source and source == sink:
+        table.problem("to", f"a channel needs two domains, this one has {echo(sink)} twice")
+    name = table.text("name", "", _PORT, _PORT_WORDS)
+    for domain in dict.fromkeys((source, sink)):
+        if name and (domain, name) in used:
+            table.problem("name", f"domain {domain!r} has two ports named {name!r}")
+        used.add((domain, name))
+    channel = ChannelSpec(
+        kind=table.choice("kind", "stream", Kind),
+        source=source,
+        sink=sink,
+        name=name,
+        one_way=table.flag("one-way", False),
+        overflow=table.choice("overflow", "block", Overflow),
+    )
+    if channel.kind != "stream":
+        table.problem("kind", f'kind = "{channel.kind}" is not in this release; use "stream"')
+    if channel.one_way:
+        table.problem("one-way", "one-way = true is not in this release")
+    if channel.overflow == "drop":
+        table.problem("overflow", 'overflow = "drop" goes with one-way, not in this release')
+    table.end()
+    return channel
+
+
+def _domain_name(table: Section, key: str, domains: dict[str, DomainSpec]) -> str:
+    value = table.value(key)
+    if value is None or (isinstance(value, str) and value in domains):
+        return value or ""
+    table.problem(key, f"no domain {echo(value)}{meant(value, domains)}")
+    return ""
+
+
+def _assertion(table: Section, domains: dict[str, DomainSpec]) -> Assertion:
+    table.require("never", 'never = "A -> B"')
+    value = table.value("never")
+    found = _NEVER.fullmatch(value) if isinstance(value, str) else None
+    source, sink = (found[1], found[2]) if found else ("", "")
+    if found is None and "never" in table:
+        table.problem("never", f'never must be "A -> B", not {echo(value)}')
+    for name in dict.fromkeys((source, sink) if found else ()):
+        if name not in domains:
+            table.problem("never", f"no domain {echo(name)}{meant(name, domains)}")
+    if found and source == sink:
+        table.problem("never", f"never needs two domains, this one has {echo(sink)} twice")
+    except_ = table.texts("except")
+    for name in except_:
+        if name not in domains:
+            table.problem("except", f"no domain {echo(name)}{meant(name, domains)}")
+        elif name in (source, sink):
+            table.problem("except", f"except names {echo(name)}, an end of the flow itself")
+    table.end()
+    return Assertion(source, sink, except_)
+
+
+def _jail(table: Section) -> tuple[str, ...]:
+    names = table.texts("accept-missing")
+    for name in names:
+        if name not in JAIL_LAYERS:
+            known = meant(name, JAIL_LAYERS) or f"; the layers are: {', '.join(JAIL_LAYERS)}"
+            table.problem("accept-missing", f"no layer {echo(name)}{known}")
+    table.end()
+    return names
+
+
+def _operators(table: Section) -> tuple[dict[int, str], dict[int, RawLabel]]:
+    keys: dict[int, str] = {}
+    labels: dict[int, RawLabel] = {}
+    for key in table.names():
+        label = table.label(key)
+        uid = _uid(key)
+        if uid is None:
+            table.problem(key, f'no user {echo(key)} on this host; write "uid:N" or a user name')
+        elif uid in labels:
+            table.problem(key, f"{echo(key)} and {echo(keys[uid])} are the same user, uid {uid}")
+        else:
+            keys[uid], labels[uid] = key, label
+    return keys, labels
+
+
+def _uid(key: str) -> int | None:
+    found = _UID.fullmatch(key)
+    if found:
+        return int(found[1]) if int(found[1]) <= MAX_UID else None
+    try:
+        return pwd.getpwnam(key).pw_uid
+    except (KeyError, ValueError):  # unknown, or with a NUL or a lone surrogate in it
+        return None
+
+
+def _limits(table: Section) -> Limits:
+    default = Limits()
+    limits = Limits(
+        domains=table.number("domains", default.domains, 1, 4096),
+        channels=table.number("channels", default.channels, 0, 65536),
+    )
+    table.end()
+    return limits

@@ -1,0 +1,119 @@
+"""What the user wants, as frozen data: the meaning of a `system.toml`.
+
+The rule: a `System` is complete and consistent (every name it uses exists, every number is within
+its bounds). Labels are kept as written; only the policy can say whether they exist, and
+`System.line` gives the line for that message. Lines are apart from the parts, so two equal
+domains from two versions of a file are equal.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from skerry.system.toml_lines import Path, nearest_line
+
+RawLabel = str | Mapping[str, str]
+"""A label as written: one text for every module, or a text for each; `make_label` reads it."""
+
+Kind = Literal["stream", "link", "memory"]
+Overflow = Literal["block", "drop"]
+Board = Literal["auto", "microvm", "q35", "pc"]
+Accel = Literal["auto", "tcg", "kvm"]
+MachineKind = Literal["qemu", "simulator"]
+
+DUMMY_POLICY = "dummy"
+"""The word that stands for the module without a file in `policy`."""
+
+MAX_DOMAINS = 256
+"""Domains of a system where `[limits]` does not say; one more is refused."""
+
+MAX_CHANNELS = 4096
+"""Live channels of a system where `[limits]` does not say; one more is refused."""
+
+JAIL_LAYERS = (
+    "uid",
+    "user-namespace",
+    "filesystem",
+    "network",
+    "pid",
+    "seccomp",
+    "keyring",
+    "landlock",
+    "cgroup",
+    "core-dumps",
+    "no-new-privs",
+    "no-rights",
+)
+"""The layers whose absence a system file may accept by name."""
+
+
+class DomainSpec(msgspec.Struct, frozen=True):
+    """One `[domains.NAME]`; `memory` in bytes."""
+
+    name: str
+    label: RawLabel
+    image: str = "minimal"
+    memory: int = 192 << 20
+    cpus: int = 1
+    board: Board = "auto"
+    accel: Accel = "auto"
+    machine: MachineKind = "qemu"
+    autostart: bool = True
+
+
+class ChannelSpec(msgspec.Struct, frozen=True):
+    """One `[[channels]]`: `source` and `sink` are domains, `name` the port in both guests."""
+
+    kind: Kind
+    source: str
+    sink: str
+    name: str
+    one_way: bool = False
+    overflow: Overflow = "block"
+
+
+class Assertion(msgspec.Struct, frozen=True):
+    """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`."""
+
+    source: str
+    sink: str
+    except_: tuple[str, ...] = ()
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """`[limits]`: how many there may be at once."""
+
+    domains: int = MAX_DOMAINS
+    channels: int = MAX_CHANNELS
+
+
+class System(msgspec.Struct, frozen=True):
+    """A whole system file.
+
+    `path` is the file itself; `policy` holds absolute paths or `DUMMY_POLICY`; `operators` maps a
+    uid to its label; `accept_missing` names the layers of the jail that may be absent.
+    """
+
+    path: pathlib.Path
+    name: str
+    policy: tuple[str, ...]
+    domains: Mapping[str, DomainSpec]
+    channels: tuple[ChannelSpec, ...] = ()
+    asserts: tuple[Assertion, ...] = ()
+    accept_missing: tuple[str, ...] = ()
+    operators: Mapping[int, RawLabel] = {}
+    operator_keys: Mapping[int, str] = {}
+    limits: Limits = Limits()
+    lines: Mapping[Path, int] = {}
+
+    def line(self, path: Path) -> int:
+        """Return the line of a part of the file: `("domains", "x", "label")`; 0 if it has none."""
+        return nearest_line(self.lines, path)
+
+    def operator_line(self, uid: int) -> int:
+        """Return the line of an operator's label."""
+        return self.line(("operators", self.operator_keys.get(uid, "")))
