@@ -212,7 +212,7 @@ def _explain(
 ) -> Explanation:
     deciding = next((answer for answer in answers if not answer.allowed), answers[0])
     return Explanation(
-        all(answer.allowed for answer in answers),
+        verdict.allowed and all(answer.allowed for answer in answers),
         deciding.code,
         deciding.module,
         deciding.reason,

@@ -27,6 +27,16 @@ def find_problems(policy: AcmPolicy) -> list[Problem]:
     return sorted(set(checker.found), key=lambda problem: problem.line)
 
 
+def without_echoes(problems: list[Problem], shape: list[Problem]) -> list[Problem]:
+    """Leave out what only repeats, as "empty", that `shape` found missing in the same line."""
+    lines = {problem.line for problem in shape}
+    return [
+        p
+        for p in problems
+        if not (p.line in lines and (p.message.endswith("is empty") or "''" in p.message))
+    ]
+
+
 class _Checker:
     def __init__(self, policy: AcmPolicy) -> None:
         self.policy = policy
@@ -49,6 +59,9 @@ class _Checker:
         for text in texts:
             if text and not text.isprintable():
                 self.say(places.get("name", 0), f"header text {text!r} is not printable")
+        primary = {"SimpleTypeEnforcement": policy.ste_types, "ChineseWall": policy.cw_types}
+        if not primary.get(policy.primary, True):
+            self.say(places.get("name", 0), f"the primary component {policy.primary} is missing")
         if policy.bootstrap not in {label.name for label in policy.labels}:
             self.say(
                 places.get("bootstrap", 0),
@@ -56,7 +69,7 @@ class _Checker:
             )
 
     def version(self, version: str, line: int) -> None:
-        if not _VERSION.fullmatch(version):
+        if not _VERSION.fullmatch(version) or not version.isprintable():
             self.say(line, f"version {version!r} is not of the form major.minor (1 to 8 digits)")
 
     def name(self, what: str, name: str, line: int, *, colon: bool = True) -> None:
@@ -72,8 +85,10 @@ class _Checker:
             self.say(line, f"{what} {name!r} is reserved")
 
     def types(self) -> None:
-        kinds = (("Simple Type Enforcement", self.policy.ste_types),)
-        for kind, types in (*kinds, ("Chinese Wall", self.policy.cw_types)):
+        for kind, types in (
+            ("Simple Type Enforcement", self.policy.ste_types),
+            ("Chinese Wall", self.policy.cw_types),
+        ):
             for declared in types:
                 self.name(f"{kind} type", declared.name, declared.line)
             self.unique(f"{kind} type", types)

@@ -1,0 +1,96 @@
+"""From a file the user names to a security module.
+
+The rules this module keeps: the form is recognised by the content, never by the name; only a
+regular file is read, never more than `MAX_POLICY_BYTES` of it, and reading can't block; a file
+that can't be read as a policy is a `PolicyError`, so nothing is ever decided without one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from skerry.errors import PolicyError, Problem
+from skerry.policy.acm_toml import read_acm_toml
+from skerry.policy.shype import read_shype
+from skerry.xsm.acm.model import AcmPolicy
+from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.dummy import DummyModule
+from skerry.xsm.module import SecurityModule
+from skerry.xsm.stack import Stack
+
+MAX_POLICY_BYTES = 4 * 1024 * 1024
+"""Longest policy file; a longer one is refused before it is read."""
+
+DUMMY = "dummy"
+"""In the place of a file: the module without a policy, which separates privilege only."""
+
+_FLASK_MAGIC = bytes.fromhex("8cff7cf9")
+_ACM_MAGIC = bytes.fromhex("0001debc")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def load_stack(untrusted_paths: Sequence[str | Path]) -> Stack:
+    """Load one policy or several, all of which must allow. Raises `PolicyError`."""
+    problems: list[Problem] = []
+    modules: list[SecurityModule] = []
+    for path in untrusted_paths:
+        try:
+            modules.append(load_policy(path))
+        except PolicyError as error:
+            problems += error.problems
+    if problems:
+        raise PolicyError(problems)
+    return Stack(modules)
+
+
+def load_policy(untrusted_path: str | Path) -> SecurityModule:
+    """Load a policy file, or the dummy module for the word `dummy`. Raises `PolicyError`."""
+    if untrusted_path == DUMMY:
+        return DummyModule()
+    return AcmModule(load_acm(untrusted_path))
+
+
+def load_acm(untrusted_path: str | Path) -> AcmPolicy:
+    """Read the model of an ACM policy from either of its forms. Raises `PolicyError`."""
+    file = str(untrusted_path)
+    return parse_acm(read_bounded(Path(untrusted_path)), file)
+
+
+def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:
+    """Parse an ACM policy, XML or TOML by its content. Raises `PolicyError`."""
+    if untrusted.startswith(_FLASK_MAGIC):
+        raise _error(file, "compiled FLASK policies are not supported by this release")
+    if untrusted.startswith(_ACM_MAGIC):
+        raise _error(file, "this is Xen's compiled ACM policy; give the XML it was made from")
+    content = untrusted.removeprefix(_BYTE_ORDER_MARK)
+    if not content.strip():
+        raise _error(file, "the file is empty")
+    if content.lstrip().startswith(b"<"):
+        return read_shype(content, file)
+    if b"\0" in content:
+        raise _error(file, "neither XML nor TOML in UTF-8")
+    return read_acm_toml(content, file)
+
+
+def read_bounded(path: Path) -> bytes:
+    """Read a regular file of at most `MAX_POLICY_BYTES`. Raises `PolicyError`."""
+    try:
+        # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _error(str(path), "not a regular file")
+            content = file.read(MAX_POLICY_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _error(str(path), f"cannot be read: {reason}") from None
+    if len(content) > MAX_POLICY_BYTES:
+        raise _error(str(path), f"longer than {MAX_POLICY_BYTES} bytes")
+    return content
+
+
+def _error(file: str, message: str) -> PolicyError:
+    return PolicyError([Problem(file, 0, message)])

@@ -1,0 +1,139 @@
+"""The policy manager: decides for the monitor with the stack in force (`monitor.Decider`).
+
+The rules this module keeps: a decision carries the generation it was made under; a load raises
+the generation and empties the cache before anything else is asked; whatever fails in here is a
+`Denied`; and a history only grows: it counts from the moment it is decided, before it is on disk,
+so that two exchanges decided at the same time can't both be let past a wall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from skerry.errors import DeciderUnavailable, Denied
+from skerry.label import Label
+from skerry.policy.history import HistoryStore
+from skerry.xsm.cache import Avc
+from skerry.xsm.explain import refuse
+from skerry.xsm.hooks import HOOKS, expand
+from skerry.xsm.request import Answer, Decision, Request, Verdict
+from skerry.xsm.stack import History, Stack
+
+_T = TypeVar("_T")
+
+
+class PolicyManager:
+    """The security server in process: stack, cache, generation and standing history."""
+
+    def __init__(self, stack: Stack, store: HistoryStore) -> None:
+        """Begin with generation 1. Raises `PolicyError` if the history kept is damaged."""
+        self._stack = stack
+        self._store = store
+        self._history: History = store.load()
+        self._saved = self._history
+        self._generation = 1
+        self._cache = Avc()
+        self._saving = asyncio.Lock()
+
+    @property
+    def generation(self) -> int:
+        """The number of the policy in force."""
+        return self._generation
+
+    @property
+    def stack(self) -> Stack:
+        """The modules in force."""
+        return self._stack
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over the digests of the modules in force."""
+        return self._stack.digest
+
+    def load(self, stack: Stack) -> int:
+        """Bring another stack into force and return the new generation."""
+        self._stack = stack
+        self._generation += 1
+        self._cache.flush(self._generation)
+        return self._generation
+
+    def decide_request(self, request: Request, *, cached: bool = True) -> Decision:
+        """Decide one request, from the cache where that may be. Never raises."""
+        if not cached:
+            return self._stack.decide(request, self._generation)
+        decision = self._cache.get(request, self._generation)
+        if decision is None:
+            decision = self._stack.decide(request, self._generation)
+            self._cache.put(decision)
+        return decision
+
+    async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
+        """Decide a hook for these parties, without the Chinese Wall. Raises only `Denied`."""
+
+        def ask() -> Verdict:
+            entry = HOOKS[hook]
+            requests = expand(entry, parties, self._stack.transition)
+            decisions = tuple(self.decide_request(r, cached=entry.cached) for r in requests)
+            allowed = bool(decisions) and all(decision.allowed for decision in decisions)
+            return Verdict(hook, allowed, decisions, (), self._generation)
+
+        return _guarded(ask)
+
+    async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
+        """Decide the Chinese Wall question for a start beside these running domains."""
+        return _guarded(
+            lambda: self._admission("start", self._stack.admit(label, running, self._history))
+        )
+
+    async def admit_bind(self, one: Label, other: Label) -> Verdict:
+        """Decide the history question for an exchange between two labels."""
+        return _guarded(
+            lambda: self._admission("bind", self._stack.admit_bind(one, other, self._history))
+        )
+
+    async def touch(self, one: Label, other: Label) -> None:
+        """Remember, durably, that the two exchanged information. The same label twice: a start.
+
+        Raises `Denied` if another exchange, remembered since this one was decided, has closed the
+        wall, or if the history can't be saved; what was remembered stays remembered even then.
+        """
+
+        def remember() -> None:
+            verdict = self._admission("bind", self._stack.admit_bind(one, other, self._history))
+            if not verdict.allowed:
+                raise refuse(verdict, subject=one, target=other)
+            self._history = self._stack.touch(one, other, self._history)
+
+        _guarded(remember)
+        # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
+        async with self._saving:
+            if self._saved is not self._history:
+                await self._save()
+
+    async def _save(self) -> None:
+        saving = self._history
+        try:
+            await self._store.save(saving)
+        except Denied:
+            raise
+        except Exception as error:
+            raise DeciderUnavailable(
+                f"the Chinese Wall history can't be saved: {error}", fix="free the disk"
+            ) from error
+        self._saved = saving
+
+    def _admission(self, what: str, answers: tuple[Answer, ...]) -> Verdict:
+        allowed = bool(answers) and all(answer.allowed for answer in answers)
+        return Verdict(f"admit_{what}", allowed, (), answers, self._generation)
+
+
+def _guarded(ask: Callable[[], _T]) -> _T:
+    """Run a decision; anything that is not a `Denied` becomes one."""
+    try:
+        return ask()
+    except Denied:
+        raise
+    except Exception as error:
+        raise DeciderUnavailable(f"the policy manager failed: {error!r:.200}") from error
