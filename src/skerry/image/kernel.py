@@ -75,8 +75,7 @@ def modules(tree: Path, wanted: Iterable[str]) -> list[Module]:
     for one that is neither a module nor built in.
     """
     files = {
-        _plain(path.name.split(".ko", 1)[0]): path
-        for path in sorted(tree.glob("kernel/**/*.ko*"))
+        _plain(path.name.split(".ko", 1)[0]): path for path in sorted(tree.glob("kernel/**/*.ko*"))
     }
     lines = (tree / "modules.builtin").read_text().splitlines()
     builtin = {_plain(Path(line).stem) for line in lines}
@@ -87,7 +86,10 @@ def modules(tree: Path, wanted: Iterable[str]) -> list[Module]:
 
 
 def _visit(
-    name: str, files: Mapping[str, Path], builtin: set[str], ordered: dict[str, Module],
+    name: str,
+    files: Mapping[str, Path],
+    builtin: set[str],
+    ordered: dict[str, Module],
     above: tuple[str, ...],
 ) -> None:
     if name in ordered or name in builtin:
@@ -126,8 +128,12 @@ def _unpack(tool: tuple[str, str], payload: bytes, target: Path) -> None:
     try:
         with target.open("wb") as out:
             done = subprocess.run(
-                [name, "-d", "-c"], input=payload, stdout=out, stderr=subprocess.PIPE,
-                timeout=package.COMMAND_TIMEOUT_S, check=False,
+                [name, "-d", "-c"],
+                input=payload,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                timeout=package.COMMAND_TIMEOUT_S,
+                check=False,
             )
     except FileNotFoundError as error:
         raise package.missing(name, debian) from error

@@ -59,7 +59,7 @@ def build_minimal(cache: Path, *, progress: Progress | None = None) -> Image:
     tell: Progress = progress or (lambda _stage, _fraction: None)
     with store.locked(cache):
         tell("look up", 0.0)
-        deb = package.resolve(KERNEL_PACKAGE)
+        deb = package.resolve_cached(cache, KERNEL_PACKAGE)
         busybox = _busybox()
         guest = {name: _guest_file(name) for name in sorted(_FILES)}
         sources = {
@@ -76,8 +76,13 @@ def build_minimal(cache: Path, *, progress: Progress | None = None) -> Image:
 
 
 def _build(
-    cache: Path, key: str, deb: package.Package, busybox: Path, guest: dict[str, bytes],
-    sources: dict[str, str], tell: Progress,
+    cache: Path,
+    key: str,
+    deb: package.Package,
+    busybox: Path,
+    guest: dict[str, bytes],
+    sources: dict[str, str],
+    tell: Progress,
 ) -> Image:
     path = package.fetch(cache, deb, lambda part: tell("fetch kernel", 0.05 + 0.55 * part))
     with store.workspace(cache) as work:
@@ -141,5 +146,6 @@ def _guest_file(name: str) -> bytes:
         return (_GUEST / name).read_bytes()
     except OSError as error:
         raise SkerryError(
-            f"{_GUEST / name} cannot be read", fix="run Skerry from its source tree (pip install -e)"
+            f"{_GUEST / name} cannot be read",
+            fix="run Skerry from its source tree (pip install -e)",
         ) from error

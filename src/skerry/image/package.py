@@ -6,6 +6,7 @@ Nothing here needs root.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ PACKAGE_MAX = 1 << 30
 FETCH_TIMEOUT_S = 900.0
 COMMAND_TIMEOUT_S = 120.0
 
+_LISTS = Path("/var/lib/apt/lists")
+
 
 class Package(msgspec.Struct, frozen=True):
     """One package as apt's lists describe it: size in bytes, SHA-256 of the `.deb`."""
@@ -32,6 +35,11 @@ class Package(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class _Resolved(msgspec.Struct, frozen=True):
+    stamp: int
+    package: Package
+
+
 def run(argv: Sequence[str], *, package: str, cwd: Path | None = None) -> bytes:
     """Run a tool and return its output; `package` is the Debian package that has the tool.
 
@@ -40,8 +48,13 @@ def run(argv: Sequence[str], *, package: str, cwd: Path | None = None) -> bytes:
     """
     try:
         done = subprocess.run(
-            argv, cwd=cwd, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=COMMAND_TIMEOUT_S, check=False,
+            argv,
+            cwd=cwd,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
         )
     except FileNotFoundError as error:
         raise missing(argv[0], package) from error
@@ -77,6 +90,20 @@ def resolve(meta: str) -> Package:
         raise SkerryError(
             f"apt's lists do not describe {depends[0]}", fix="run apt-get update (as root)"
         ) from error
+
+
+def resolve_cached(cache: Path, meta: str) -> Package:
+    """Return what `resolve` would, from the cache while apt's lists are those it came from."""
+    note = cache / "packages" / f"{meta}.json"
+    stamp = _LISTS.stat().st_mtime_ns if _LISTS.is_dir() else 0
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        held = msgspec.json.decode(note.read_bytes(), type=_Resolved)
+        if held.stamp == stamp:
+            return held.package
+    found = resolve(meta)
+    note.parent.mkdir(exist_ok=True)
+    note.write_bytes(msgspec.json.encode(_Resolved(stamp, found)))
+    return found
 
 
 def fetch(cache: Path, package: Package, progress: Callable[[float], None]) -> Path:
@@ -119,9 +146,12 @@ def _download(work: Path, package: Package, progress: Callable[[float], None]) -
         raise missing(argv[0], "apt")
     deadline = time.monotonic() + FETCH_TIMEOUT_S
     log = work / "log"
-    with log.open("wb") as words, subprocess.Popen(
-        argv, cwd=work, env=_environment(), stdin=subprocess.DEVNULL, stdout=words, stderr=words
-    ) as process:
+    with (
+        log.open("wb") as words,
+        subprocess.Popen(
+            argv, cwd=work, env=_environment(), stdin=subprocess.DEVNULL, stdout=words, stderr=words
+        ) as process,
+    ):
         try:
             while True:
                 try:

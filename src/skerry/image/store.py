@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,6 +75,7 @@ def load(cache: Path, name: str) -> Image:
         raise NotFound(
             f"image {name!r} is not in {cache}", fix=f"build it: skerry image build {name}"
         )
+    check_owner(cache)
     return _read((cache / name).resolve())
 
 
@@ -105,7 +107,12 @@ def find(cache: Path, name: str, key: str) -> Image | None:
 
 
 def add(
-    cache: Path, name: str, key: str, files: Mapping[str, Path], *, version: str,
+    cache: Path,
+    name: str,
+    key: str,
+    files: Mapping[str, Path],
+    *,
+    version: str,
     sources: Mapping[str, str],
 ) -> Image:
     """Move built files into the cache as one image; `files` lie in a `workspace` of this cache."""
@@ -144,7 +151,8 @@ def workspace(cache: Path) -> Iterator[Path]:
 def locked(cache: Path) -> Iterator[None]:
     """Make the cache if need be and hold its lock; a second builder waits here."""
     try:
-        cache.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(cache)
+        check_owner(cache)
         descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SkerryError(
@@ -161,10 +169,34 @@ def locked(cache: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_owner(cache: Path) -> None:
+    """Refuse a cache that somebody else could have filled: they would choose our kernels.
+
+    Raises `SkerryError` unless the cache and its parent belong to this user or root, and nobody
+    else may write them (a sticky parent such as /tmp will do).
+    """
+    for path in (cache, cache.parent):
+        facts = path.stat()
+        shared = facts.st_mode & 0o022 and not (path != cache and facts.st_mode & stat.S_ISVTX)
+        if facts.st_uid not in (0, os.geteuid()) or shared:
+            raise SkerryError(
+                f"{path} may be written by others, so images in {cache} can't be trusted",
+                fix="name another cache with --cache DIR or SKERRY_HOME",
+            )
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make(cache: Path) -> None:
+    """Make a directory and its parents so that every uid can enter them, whatever the umask."""
+    if not cache.is_dir():
+        _make(cache.parent)
+        cache.mkdir()
+        cache.chmod(0o755)
 
 
 def _read(home: Path) -> Image:
@@ -203,7 +235,7 @@ def _manifest(home: Path) -> Manifest:
 def _point(cache: Path, name: str, target: str) -> None:
     """Let the link NAME point to `target`, in one step."""
     link = cache / name
-    if link.is_symlink() and os.readlink(link) == target:
+    if link.is_symlink() and str(link.readlink()) == target:
         return
     with workspace(cache) as work:
         (work / "link").symlink_to(target)

@@ -1,0 +1,100 @@
+"""`skerry image`: build, list and show guest images."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from skerry.errors import NotFound
+from skerry.image import store
+from skerry.image.paths import image_cache
+
+_cache = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the images.  [default: a place of the machine's]",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print objects for programs.")
+
+
+@click.group()
+def image() -> None:
+    """Guest images: build, list, show."""
+
+
+@image.command()
+@click.argument("name")
+@_cache
+@_json
+def build(name: str, cache: Path | None, as_json: bool) -> None:
+    """Build image NAME, or take it from the cache when nothing it is made of has changed."""
+    # The builder pulls in subprocess and the archive code, which the other commands never need.
+    from skerry.image import minimal
+
+    if name != minimal.NAME:
+        raise NotFound(f"no image is called {name!r}", fix=f"there is: {minimal.NAME}")
+    with _progress() as progress:
+        built = minimal.build_minimal((cache or image_cache()).absolute(), progress=progress)
+    _show(built, as_json)
+
+
+@image.command("list")
+@_cache
+@_json
+def list_images(cache: Path | None, as_json: bool) -> None:
+    """List the images in the cache."""
+    home = (cache or image_cache()).absolute()
+    images = [store.load(home, name) for name in store.names(home)]
+    if not as_json:
+        click.echo(f"{'NAME':<12} {'KERNEL':<28} {'SIZE':>9}  DIGEST")
+    for one in images:
+        if as_json:
+            click.echo(_object(one))
+        else:
+            size = (one.sizes[store.KERNEL] + one.sizes[store.INITRD]) / 1e6
+            click.echo(f"{one.name:<12} {one.kernel_version:<28} {size:6.1f} MB  {one.digest[:16]}")
+
+
+@image.command()
+@click.argument("name")
+@_cache
+@_json
+def show(name: str, cache: Path | None, as_json: bool) -> None:
+    """Show image NAME after comparing its files with their digests."""
+    one = store.load((cache or image_cache()).absolute(), name)
+    store.verify(one)
+    _show(one, as_json)
+
+
+def _show(one: store.Image, as_json: bool) -> None:
+    if as_json:
+        click.echo(_object(one))
+        return
+    click.echo(f"name     {one.name}\nkernel   {one.kernel_version}\ndigest   {one.digest}")
+    for part, path in (("vmlinux", one.kernel), ("bzImage", one.bzimage), ("initrd", one.initrd)):
+        click.echo(f"{part:<8} {one.sizes[path.name] / 1e6:.1f} MB  {path}")
+    for source, digest in one.sources.items():
+        click.echo(f"from     {source}  sha256:{digest[:16]}")
+
+
+def _object(one: store.Image) -> str:
+    return msgspec.json.encode(one, enc_hook=str).decode()
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None] | None]:
+    """Give a progress callback: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("image", total=1.0)
+        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
