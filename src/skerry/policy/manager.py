@@ -27,13 +27,13 @@ _T = TypeVar("_T")
 class PolicyManager:
     """The security server in process: stack, cache, generation and standing history."""
 
-    def __init__(self, stack: Stack, store: HistoryStore) -> None:
-        """Begin with generation 1. Raises `PolicyError` if the history kept is damaged."""
+    def __init__(self, stack: Stack, store: HistoryStore, generation: int = 1) -> None:
+        """Begin with this generation. Raises `PolicyError` if the history kept is damaged."""
         self._stack = stack
         self._store = store
         self._history: History = store.load()
         self._saved = self._history
-        self._generation = 1
+        self._generation = generation
         self._cache = Avc()
         self._saving = asyncio.Lock()
 

@@ -106,14 +106,13 @@ class Stack:
 
         Raises whatever the module raises: the caller must treat that as a denial.
         """
-        changed = dict(history)
+        changes: dict[str, Mapping[str, frozenset[str]]] = {}
         for module in self.modules:
             touched = history.get(module.name, {})
-            standing = Standing((), touched)
-            new = module.touch(one.of(module.name), other.of(module.name), standing)
+            new = module.touch(one.of(module.name), other.of(module.name), Standing((), touched))
             if new:
-                changed[module.name] = {**touched, **new}
-        return history if changed == dict(history) else changed
+                changes[module.name] = {**touched, **new}
+        return {**history, **changes} if changes else history
 
 
 def _answer(module: SecurityModule, ask: Callable[[SecurityModule], Answer]) -> Answer:

@@ -102,6 +102,8 @@ class AcmModule:
         known = CLASSES.get(tclass)
         if known is None or not asked or not known.issuperset(asked):
             return self._unreadable(tclass, asked)
+        if tclass == "resource" and 0 < len(_DOMAIN_TARGETS.intersection(asked)) < len(asked):
+            return self._both(subject, target, asked)
         one = self._domains.get(subject)
         if one is None:
             return self._deny("LABEL-UNKNOWN", self._unknown(subject, "domains"))
@@ -128,13 +130,20 @@ class AcmModule:
         """Return the history entries that an exchange changes. Raises `UnknownLabel`."""
         return self._wall.touch(one, other, standing)
 
+    def _both(self, subject: str, target: str, asked: tuple[str, ...]) -> Answer:
+        """Decide permissions with a domain as target and others with a resource, in one answer."""
+        acts = tuple(permission for permission in asked if permission in _DOMAIN_TARGETS)
+        rest = tuple(permission for permission in asked if permission not in _DOMAIN_TARGETS)
+        answers = [self.decide(subject, target, "resource", part) for part in (acts, rest)]
+        worst = next((answer for answer in answers if not answer.allowed), answers[0])
+        granted = tuple(sorted(p for answer in answers for p in answer.granted))
+        return msgspec.structs.replace(worst, granted=granted)
+
     def _target(self, target: str, tclass: str, asked: tuple[str, ...]) -> tuple[_Side | None, str]:
         if target.startswith(RESOURCE_PREFIX):
             return self._resources.get(target[len(RESOURCE_PREFIX) :]), "resources"
-        if tclass == "resource" and not _DOMAIN_TARGETS.issuperset(asked):
-            if _DOMAIN_TARGETS.isdisjoint(asked):
-                return self._resources.get(target), "resources"
-            return None, "both a domain and a resource"
+        if tclass == "resource" and _DOMAIN_TARGETS.isdisjoint(asked):
+            return self._resources.get(target), "resources"
         side = self._domains.get(target)
         if side is None and tclass == SHARE:
             return self._resources.get(target), "domains or resources"
