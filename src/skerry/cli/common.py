@@ -16,7 +16,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 def ask(message: Call) -> Any:
     """Make one call to the running node and return its result."""
-    from skerry.control.client import call  # noqa: PLC0415  -- help needs no socket
+    from skerry.control.client import call
 
     return call(control_socket(), message)
 
@@ -44,7 +44,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def ago(seconds: float) -> str:
     """Write a span of time in its two largest units: `3m 20s`."""
     left = max(0, int(seconds))
-    parts = []
+    parts: list[str] = []
     for name, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
         count, left = divmod(left, size)
         if count or (name == "s" and not parts):

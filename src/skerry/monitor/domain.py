@@ -6,6 +6,7 @@ may die at any moment. A call in the wrong state is a `StateError` that names bo
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Collection
 
@@ -40,7 +41,8 @@ class Domain:
     """One incarnation of a domain: a start that was asked for, until its machine has ended.
 
     `admitted` is true from the Chinese Wall's yes until the machine has ended: only then does the
-    label count as running. `since` is the clock's time of the last change of state, in seconds.
+    label count as running. `gone` is set once the end was noted. `since` is the clock's time of
+    the last change of state, in seconds.
     """
 
     def __init__(self, name: str, label: Label, now: float) -> None:
@@ -50,6 +52,7 @@ class Domain:
         self.admitted = False
         self.machine: Machine | None = None
         self.end: Exit | None = None
+        self.gone = asyncio.Event()
         self._state = State.STARTING
 
     @property

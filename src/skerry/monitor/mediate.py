@@ -42,8 +42,8 @@ class Mediator:
         self,
         hook: str,
         parties: Callable[[], Parties],
+        about: Mapping[str, object],
         running: Callable[[], tuple[Label, ...]] = tuple,
-        **about: object,
     ) -> Grant:
         """Return once the hook is allowed, recorded and still current.
 

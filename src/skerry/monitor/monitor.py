@@ -102,8 +102,8 @@ class Monitor:
             await self.mediator.permit(
                 "domain_create",
                 lambda: {"operator": operator, "domain": domain.label},
+                {"domain": domain.name},
                 lambda: self.running(beside=domain),
-                domain=domain.name,
             )
             if domain.state is not State.STARTING:
                 raise StateError(f"domain {domain.name} was ended while it was being started")
@@ -126,6 +126,7 @@ class Monitor:
             domain.admitted = False
             if domain.state is not State.ENDED:
                 domain.move(State.ENDED, self._clock())
+            domain.gone.set()
             if old is None:
                 self.domains.pop(domain.name, None)
             else:
@@ -141,6 +142,7 @@ class Monitor:
         domain.admitted = False
         if domain.state is not State.ENDED:
             domain.move(State.ENDED, self._clock())
+        domain.gone.set()
         self._audit.note(
             "ended",
             {
@@ -179,8 +181,7 @@ class Monitor:
         return await self.mediator.permit(
             hook,
             lambda: {"operator": operator, "domain": domain.label},
-            domain=name,
-            **about,
+            {"domain": name, **about},
         )
 
     async def stop(self, name: str, deadline_s: float) -> None:
@@ -193,7 +194,7 @@ class Monitor:
             await machine.shutdown(deadline_s)
         finally:
             machine.kill()
-        await asyncio.shield(machine.exited)
+        await domain.gone.wait()
 
     def kill(self, name: str) -> None:
         """End a domain at once. Works in every state but `ended`; nothing is asked."""
@@ -260,7 +261,7 @@ class Monitor:
             grant = await self.mediator.permit(
                 channel.hook,
                 lambda: {"source": channel.source.label, "sink": channel.sink.label},
-                **about,
+                about,
             )
             self._still_wanted(channel)
             bridge = self._bridges[channel.kind].mint(channel.one_way)
@@ -364,8 +365,8 @@ class Monitor:
                 grant = await self.mediator.permit(
                     "domain_relabel",
                     lambda: {"operator": operator, "domain": domain.label, "new": new},
+                    {"domain": name},
                     lambda: self.running(beside=domain),
-                    domain=name,
                 )
                 before = self.channels.of(domain)
                 refused = await self._refused_under(before, domain, new)

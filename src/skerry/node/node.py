@@ -9,15 +9,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
-from skerry.errors import Denied, NotFound, SkerryError, StateError
+from skerry.errors import Denied, MachineError, NotFound, SkerryError, StateError
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
+from skerry.node.guest import Guest, guest_of
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec, DomainSpec
@@ -25,6 +27,10 @@ from skerry.xsm.explain import explain_error
 
 Report = Callable[[Mapping[str, object]], None]
 """Takes one event of a start (an object with `event`) and shows or drops it."""
+
+
+GREETING_S = 86_400.0
+"""How long a guest may take to answer for the first time; a paused one is waited for."""
 
 
 class MachineMaker(Protocol):
@@ -60,7 +66,7 @@ class Node:
         self.sessions = Sessions()
         self._make = make
         self._clock = clock
-        self._busy: dict[str, asyncio.Lock] = {}
+        self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
 
     async def up(self, report: Report) -> list[Refusal]:
         """Start every domain that starts by itself, bind the channels, let them run.
@@ -145,10 +151,9 @@ class Node:
         """End a domain at once and wait until its process is gone."""
         self._spec(name)
         self.sessions.cut(name, "its domain was killed")
+        domain = self.monitor.domain(name)
         self.monitor.kill(name)
-        machine = self.monitor.domain(name).machine
-        if machine is not None:
-            await asyncio.shield(machine.exited)
+        await domain.gone.wait()
 
     async def relabel(self, operator: Label, name: str, text: str) -> dict[str, object]:
         """Give a running domain another label; its channels are judged, its sessions end."""
@@ -164,8 +169,8 @@ class Node:
             "cut": done.cut,
         }
 
-    async def down(self, deadline_s: float) -> None:
-        """Stop every domain at once, cleanly where the guest does it in time."""
+    async def down(self, deadline_s: float) -> list[str]:
+        """Stop every domain at once, cleanly where the guest does it in time; name them."""
 
         async def end(name: str) -> None:
             try:
@@ -176,6 +181,25 @@ class Node:
 
         alive = [d.name for d in self.monitor.domains.values() if d.state is not State.ENDED]
         await asyncio.gather(*(end(name) for name in alive))
+        return alive
+
+    async def answered(self, name: str, timeout_s: float) -> None:
+        """Wait until a domain's agent answers. Raises `MachineError` when the time is over.
+
+        One wait for each incarnation is shared by all who ask.
+        """
+        guest = guest_of(self.monitor.domain(name))
+        greeting = self._greetings.get(guest)
+        if greeting is None:
+            greeting = asyncio.ensure_future(guest.agent.ready(GREETING_S))
+            self._greetings[guest] = greeting
+        done, _ = await asyncio.wait({greeting}, timeout=timeout_s)
+        if not done:
+            raise MachineError(
+                f"the agent of {name} did not answer in {timeout_s:g} s",
+                fix=f"`skerry console {name}` shows what it does",
+            )
+        await greeting
 
     async def may_see(self, operator: Label, label: Label) -> bool:
         """Say whether the operator may list a domain with this label. Not recorded."""
@@ -188,7 +212,7 @@ class Node:
 
     async def ps(self, operator: Label) -> list[dict[str, object]]:
         """List the domains of the file that the operator may see."""
-        rows = []
+        rows: list[dict[str, object]] = []
         for name, spec in self.setup.system.domains.items():
             domain = self.monitor.domains.get(name)
             label = domain.label if domain else self.setup.labels[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from skerry.errors import Denied, LimitReached
 
@@ -34,7 +34,9 @@ class Sessions:
         self._open[domain].add(cut)
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task, cut}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                cast(set[asyncio.Future[Any]], {task, cut}), return_when=asyncio.FIRST_COMPLETED
+            )
             if cut.done() and not task.done():
                 raise Denied(f"the session was cut: {cut.result()}", code="SESSION-CUT")
             return await task

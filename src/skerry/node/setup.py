@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from skerry.errors import InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
 from skerry.policy.load import load_stack
 from skerry.system.load import load_system
-from skerry.system.model import System
+from skerry.system.model import RawLabel, System
 from skerry.xsm.stack import Stack
 
 
@@ -40,31 +40,33 @@ def load_setup(path: Path) -> Setup:
         stack = load_stack(system.policy)
     except PolicyError as error:
         raise InputError(error.problems) from None
-    problems: list[Problem] = []
+    reader = _Labels(system, stack)
     labels = {
-        name: _label(system, stack, domain.label, ("domains", name, "label"), problems)
+        name: reader.read(domain.label, system.line(("domains", name, "label")))
         for name, domain in system.domains.items()
     }
     operators = {
-        uid: _label(system, stack, label, ("operators",), problems)
+        uid: reader.read(label, system.operator_line(uid))
         for uid, label in system.operators.items()
     }
-    if problems:
-        raise InputError(problems)
+    if reader.problems:
+        raise InputError(reader.problems)
     # The owner of the node may always call it; without a line of its own it has domain 0's label.
     owner = operators.setdefault(os.getuid(), stack.operator_label())
     return Setup(system, stack, labels, operators, owner)
 
 
-def _label(
-    system: System,
-    stack: Stack,
-    value: str | Mapping[str, str],
-    place: Sequence[str],
-    problems: list[Problem],
-) -> Label:
-    try:
-        return stack.label(value, "domain")
-    except UnknownLabel as error:
-        problems.append(Problem(str(system.path), system.line(tuple(place)), str(error)))
-        return Label(())
+class _Labels:
+    """Reads the labels of a file and collects what is wrong with them."""
+
+    def __init__(self, system: System, stack: Stack) -> None:
+        self.problems: list[Problem] = []
+        self._file = str(system.path)
+        self._stack = stack
+
+    def read(self, value: RawLabel, line: int) -> Label:
+        try:
+            return self._stack.label(value, "domain")
+        except UnknownLabel as error:
+            self.problems.append(Problem(self._file, line, str(error)))
+            return Label(())

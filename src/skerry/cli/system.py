@@ -1,0 +1,88 @@
+"""`check` and `plan`: what is wrong with a system, and what `up` would do; both start nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from skerry.cli.common import emit, json_option
+from skerry.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from skerry.node.plan import Step
+    from skerry.node.setup import Setup
+
+system_argument = click.argument("system", type=click.Path(path_type=Path))
+
+
+def checked(path: Path) -> Setup:
+    """Load a system, its policy and its assertions. Raises `InputError` with every problem."""
+    from skerry.node.assertions import violations
+    from skerry.node.setup import load_setup
+
+    setup = load_setup(path)
+    broken = violations(setup)
+    if broken:
+        raise InputError([Problem(str(setup.system.path), v.line, v.text) for v in broken])
+    return setup
+
+
+def planned(setup: Setup) -> list[Step]:
+    """Return what `up` would do with this system."""
+    from skerry.node.paths import history_file
+    from skerry.node.plan import make_plan
+    from skerry.policy.history import FileHistory
+    from skerry.policy.manager import PolicyManager
+
+    manager = PolicyManager(setup.stack, FileHistory(history_file()))
+    return asyncio.run(make_plan(setup, manager))
+
+
+@click.command()
+@system_argument
+@json_option
+def check(system: Path, as_json: bool) -> None:
+    """Parse SYSTEM and its policy and prove its assertions; report every problem.
+
+    What the policy refuses is a warning: `up` would start the rest without it.
+    """
+    setup = checked(system)
+    refused = [s for s in planned(setup) if not s.allowed]
+    warnings = [f"{s.action} {s.what}: {s.why}" for s in refused]
+    found = {
+        "name": setup.system.name,
+        "domains": len(setup.system.domains),
+        "channels": len(setup.system.channels),
+        "assertions": len(setup.system.asserts),
+        "policy": setup.stack.digest,
+        "warnings": warnings,
+    }
+    if as_json:
+        emit([found])
+        return
+    for warning in warnings:
+        click.echo(f"warning: refused by the policy: {warning}", err=True)
+    click.echo(
+        f"{system}: {found['domains']} domains, {found['channels']} channels, "
+        f"{found['assertions']} assertions hold, no errors"
+    )
+
+
+@click.command()
+@system_argument
+@json_option
+def plan(system: Path, as_json: bool) -> None:
+    """Show what `up` would start, bind and refuse, and why; start nothing."""
+    steps = planned(checked(system))
+    if as_json:
+        emit(msgspec.to_builtins(step) for step in steps)
+        return
+    for step in steps:
+        word = "refuse" if not step.allowed else step.action
+        later = " (when it is started by hand)" if step.later and step.allowed else ""
+        click.echo(f"{word:7} {step.what}{later}")
+        click.echo(f"        {step.why} [{step.code}]")

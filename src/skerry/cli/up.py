@@ -1,0 +1,192 @@
+"""`up` and `down`: the start and the end of a system, as its user sees them.
+
+`up` checks everything first, builds missing images, then starts the supervisor, which is the
+parent of the node and of every jail, and shows the events that the node writes to a pipe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from skerry.cli.common import ask, emit, json_option
+from skerry.cli.system import checked, system_argument
+from skerry.errors import SkerryError, StateError
+from skerry.node import paths
+from skerry.wire.control import Down
+
+if TYPE_CHECKING:
+    from skerry.node.setup import Setup
+
+GONE_S = 20.0
+"""Seconds that `down` waits for the supervisor to end after the domains have."""
+
+
+class StartFailed(SkerryError):
+    """The node did not come up; its own words are in the message."""
+
+
+def _lock() -> int:
+    """Take the lock that a supervisor holds while it lives. Raises `StateError`."""
+    path = paths.make_private(paths.state_dir()) / "node.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise StateError(
+            "a system is already running here", fix="`skerry ps` shows it, `skerry down` stops it"
+        ) from None
+    return handle
+
+
+def _build_images(setup: Setup) -> None:
+    """Build what the system's domains boot from, with a progress bar on a terminal."""
+    if any(domain.machine == "qemu" for domain in setup.system.domains.values()):
+        from skerry.cli.image import build_with_progress
+
+        for name in sorted({d.image for d in setup.system.domains.values()}):
+            build_with_progress(name, paths.make_shared(paths.image_cache()))
+
+
+def _spawn(system: Path, lock: int, foreground: bool) -> subprocess.Popen[bytes]:
+    python = [sys.executable, "-I", "-m"]
+    node = [*python, "skerry.control.service", str(system.absolute())]
+    if foreground:
+        node.append("--foreground")
+    log = paths.make_private(paths.state_dir()) / "node.log"
+    with log.open("wb") as errors:
+        return subprocess.Popen(
+            [*python, "skerry.supervisor.main", "--", *node],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=[lock],
+            start_new_session=True,
+        )
+
+
+def _events(pipe: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for line in pipe:
+        yield json.loads(line)
+
+
+_SHOWN = {
+    "starting": "starting {domain}",
+    "running": "{domain} is running",
+    "booted": "{domain} answers",
+    "bound": "channel {id}: {source} - {sink} ({port})",
+    "note": "{text}",
+}
+
+
+def _show(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit([event])
+    elif event["event"] == "refused":
+        click.echo(f"refused: {event['what']}\n{event['text']}", err=True)
+    elif event["event"] in _SHOWN:
+        click.echo(_SHOWN[event["event"]].format_map(event))
+
+
+def _until_ready(pipe: IO[bytes], as_json: bool) -> int:
+    """Show events until the system stands; return how many things were refused."""
+    refused = 0
+    for event in _events(pipe):
+        if event["event"] == "failed":
+            error = StartFailed(event["message"], fix=event.get("fix", ""))
+            error.exit_code = event.get("exit_code", 1)
+            raise error
+        _show(event, as_json)
+        refused += int(event["event"] == "refused")
+        if event["event"] == "ready":
+            return refused
+    log = paths.state_dir() / "node.log"
+    last = log.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()[-1:]
+    raise StartFailed(f"the node ended: {' '.join(last) or 'no message'}", fix=f"see {log}")
+
+
+@click.command()
+@system_argument
+@click.option("--detach", "-d", is_flag=True, help="Return when the system stands.")
+@json_option
+def up(system: Path, detach: bool, as_json: bool) -> None:
+    """Start SYSTEM; in the foreground, Ctrl-C stops it.
+
+    What the policy refuses is said and left out; then the exit code of --detach is 3.
+    """
+    setup = checked(system)
+    lock = _lock()
+    _build_images(setup)
+    process = _spawn(system, lock, foreground=not detach)
+    os.close(lock)
+    pipe = process.stdout
+    if pipe is None:
+        raise StartFailed("the supervisor has no pipe")
+    try:
+        refused = _until_ready(pipe, as_json)
+        if not detach:
+            click.echo("the system stands; Ctrl-C stops it", err=True)
+            for event in _events(pipe):
+                _show(event, as_json)
+            process.wait()
+            raise StartFailed("the service ended", fix=f"see {paths.state_dir() / 'node.log'}")
+    except KeyboardInterrupt:
+        _stop(process)
+        return
+    except BaseException:
+        _end(process)
+        raise
+    if refused:
+        sys.exit(3)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    click.echo("stopping", err=True)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GONE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the supervisor and with it everything it forked, unless it has ended by itself."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(GONE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@click.command()
+@click.option("--timeout", default=10.0, show_default=True, help="Seconds the guests have to end.")
+@json_option
+def down(timeout: float, as_json: bool) -> None:
+    """Stop everything that `up` started; leave nothing behind."""
+    result = ask(Down(timeout))
+    until = time.monotonic() + GONE_S
+    while time.monotonic() < until:
+        try:
+            os.close(_lock())
+        except StateError:
+            time.sleep(0.02)
+            continue
+        if as_json:
+            emit([result])
+        else:
+            click.echo(f"stopped {len(result['stopped'])} domains")
+        return
+    raise StartFailed("the supervisor has not ended", fix="end it by its pid; `ps` lists it")

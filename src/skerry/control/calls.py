@@ -1,0 +1,161 @@
+"""What each call on the control socket does. The peer's label comes from its credentials."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from skerry.control.server import Session
+from skerry.errors import LimitReached, SkerryError
+from skerry.monitor.domain import ALIVE
+from skerry.node.guest import guest_of
+from skerry.node.node import Node, channel_row
+from skerry.wire import control as wire
+
+MAX_STDIN = 1 << 20
+"""Most bytes of standard input that `exec` hands to a command; more is refused."""
+
+
+class Calls:
+    """Carries out calls on one node. `ended` is set when a `down` has stopped everything."""
+
+    def __init__(self, node: Node) -> None:
+        self.ended = asyncio.Event()
+        self._node = node
+
+    async def handle(self, call: wire.Call, session: Session) -> object:
+        """Do what the call says and return its result. Raises `SkerryError`."""
+        node, monitor, operator = self._node, self._node.monitor, session.operator
+        match call:
+            case wire.Ps():
+                return await node.ps(operator)
+            case wire.Channels():
+                return await node.channels(operator)
+            case wire.PolicyShow():
+                return self._policy()
+            case wire.Start(domain):
+                return await self._start(session, domain)
+            case wire.Stop(domain, deadline_s):
+                return {"domain": domain, "reason": await node.stop(domain, deadline_s)}
+            case wire.Kill(domain):
+                await node.kill(domain)
+            case wire.Pause(domain):
+                await monitor.pause(operator, domain)
+            case wire.Resume(domain):
+                await monitor.resume(operator, domain)
+            case wire.Relabel(domain, label):
+                return await node.relabel(operator, domain, label)
+            case wire.Connect(source, sink, kind, port, one_way):
+                channel = await monitor.connect(operator, source, sink, kind, port, one_way)
+                return channel_row(channel, channel.since)
+            case wire.Cut(number):
+                return {"channel": number, "drained": monitor.cut(number)}
+            case wire.Exec():
+                return await self._exec(call, session)
+            case wire.Console():
+                return await self._console(call, session)
+            case wire.Down(deadline_s):
+                return await self._down(deadline_s)
+        return None
+
+    def _policy(self) -> dict[str, object]:
+        decider = self._node.monitor.mediator.decider
+        stack = self._node.setup.stack
+        return {
+            "digest": stack.digest,
+            "generation": decider.generation,
+            "modules": [
+                {"module": m.name, "digest": m.digest, "labels": list(m.labels())}
+                for m in stack.modules
+            ],
+        }
+
+    async def _start(self, session: Session, name: str) -> dict[str, object]:
+        started = await self._node.start(session.operator, name)
+        refused = [
+            {"what": refusal.what, "text": refusal.text, "message": refusal.error.message}
+            for refusal in started.refused
+        ]
+        return {
+            "domain": name,
+            "state": self._node.monitor.domain(name).state.value,
+            "bound": [channel_row(channel, channel.since) for channel in started.bound],
+            "refused": refused,
+        }
+
+    async def _down(self, deadline_s: float) -> dict[str, object]:
+        stopped = await self._node.down(deadline_s)
+        self.ended.set()
+        return {"stopped": stopped}
+
+    async def _exec(self, call: wire.Exec, session: Session) -> dict[str, object]:
+        monitor = self._node.monitor
+        domain = monitor.domain(call.domain)
+        domain.require(ALIVE, "run a command in it")
+        await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
+        stdin = await _stdin(session) if call.stdin else b""
+
+        async def work() -> int:
+            guest = guest_of(domain)
+            await self._node.answered(call.domain, call.wait_s)
+            return await guest.agent.run(call.argv, stdin=stdin, output=session.output)
+
+        code = await self._session(call.domain, session, work())
+        return {"exit_code": code}
+
+    async def _console(self, call: wire.Console, session: Session) -> None:
+        monitor = self._node.monitor
+        domain = monitor.domain(call.domain)
+        await monitor.use("domain_console", session.operator, call.domain)
+        console = guest_of(domain).console
+
+        async def show() -> None:
+            async for untrusted in console.follow():
+                await session.output("console", untrusted)
+
+        async def type_in() -> None:
+            async for keys in session.inputs():
+                if keys:
+                    await console.write(keys)
+
+        async def both() -> None:
+            shown = asyncio.ensure_future(show())
+            typed = asyncio.ensure_future(type_in())
+            try:
+                await asyncio.wait({shown, typed}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (shown, typed):
+                    task.cancel()
+                await asyncio.gather(shown, typed, return_exceptions=True)
+
+        await self._node.sessions.run(call.domain, both())
+
+    async def _session(self, name: str, session: Session, work: Coroutine[Any, Any, int]) -> int:
+        """Do the work until it is done, the session is cut, or the client has gone."""
+        gone = asyncio.ensure_future(session.gone())
+        doing = asyncio.ensure_future(self._node.sessions.run(name, work))
+        try:
+            await asyncio.wait({gone, doing}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise SkerryError("the client has gone")
+            return await doing
+        finally:
+            for task in (gone, doing):
+                task.cancel()
+            await asyncio.gather(gone, doing, return_exceptions=True)
+
+
+async def _stdin(session: Session) -> bytes:
+    """Collect a command's standard input up to its end. Raises `LimitReached`."""
+    stdin = bytearray()
+    async for untrusted in session.inputs():
+        if not untrusted:
+            break
+        stdin += untrusted
+        if len(stdin) > MAX_STDIN:
+            raise LimitReached(
+                f"standard input is over the limit of {MAX_STDIN} bytes",
+                fix="send larger data over a channel",
+            )
+    return bytes(stdin)

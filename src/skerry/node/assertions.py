@@ -1,0 +1,59 @@
+"""Checks a system's assertions before anything starts.
+
+The flows that count are not those that the file configures but all that the policy would let an
+operator bind between the file's domains: an assertion that holds stays true under `connect`.
+Walls are left out, which errs to the safe side. Labels given later (`relabel`) are not covered.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from skerry.flow.assertion import find_path
+from skerry.node.setup import Setup
+from skerry.xsm.hooks import HOOKS, expand
+from skerry.xsm.request import Request
+
+_DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """An assertion that does not hold, with the shortest path that breaks it."""
+
+    line: int
+    text: str
+    path: tuple[str, ...]
+
+
+def permitted_flows(setup: Setup) -> dict[str, set[str]]:
+    """Return, for each domain, the domains that the policy would let it send to."""
+    names = list(setup.system.domains)
+    return {
+        source: {
+            sink
+            for sink in names
+            if sink != source and any(_allowed(setup, hook, source, sink) for hook in _DIRECTED)
+        }
+        for source in names
+    }
+
+
+def _allowed(setup: Setup, hook: str, source: str, sink: str) -> bool:
+    parties = {"source": setup.labels[source], "sink": setup.labels[sink]}
+    requests: tuple[Request, ...] = expand(HOOKS[hook], parties, setup.stack.transition)
+    return all(setup.stack.decide(request, 0).allowed for request in requests)
+
+
+def violations(setup: Setup) -> list[Violation]:
+    """Return every assertion of the file that does not hold, in the file's order."""
+    if not setup.system.asserts:
+        return []
+    flows = permitted_flows(setup)
+    broken = []
+    for number, claim in enumerate(setup.system.asserts):
+        path = find_path(flows, claim.source, claim.sink, claim.except_)
+        if path:
+            line = setup.system.line(("assert", number, "never"))
+            text = f"never {claim.source} -> {claim.sink} does not hold: {' -> '.join(path)}"
+            broken.append(Violation(line, text, tuple(path)))
+    return broken
