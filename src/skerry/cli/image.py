@@ -10,16 +10,16 @@ from pathlib import Path
 import click
 import msgspec
 
+from skerry.cli.common import json_option
 from skerry.errors import NotFound
 from skerry.image import store
-from skerry.image.paths import image_cache
+from skerry.node import paths
 
 _cache = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of the images.  [default: a place of the machine's]",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print objects for programs.")
 
 
 @click.group()
@@ -30,25 +30,32 @@ def image() -> None:
 @image.command()
 @click.argument("name")
 @_cache
-@_json
+@json_option
 def build(name: str, cache: Path | None, as_json: bool) -> None:
     """Build image NAME, or take it from the cache when nothing it is made of has changed."""
-    # The builder pulls in subprocess and the archive code, which the other commands never need.
+    _show(build_with_progress(name, (cache or paths.image_cache()).absolute()), as_json)
+
+
+def build_with_progress(name: str, cache: Path) -> store.Image:
+    """Build an image, or take it from the cache; with a progress bar on a terminal.
+
+    Raises `NotFound` for a name that is no image's, `SkerryError` when it can't be built.
+    """
+    # The builder pulls in subprocess and the unpackers, which the other commands never need.
     from skerry.image import minimal
 
     if name != minimal.NAME:
         raise NotFound(f"no image is called {name!r}", fix=f"there is: {minimal.NAME}")
     with _progress() as progress:
-        built = minimal.build_minimal((cache or image_cache()).absolute(), progress=progress)
-    _show(built, as_json)
+        return minimal.build_minimal(cache, progress=progress)
 
 
 @image.command("list")
 @_cache
-@_json
+@json_option
 def list_images(cache: Path | None, as_json: bool) -> None:
     """List the images in the cache."""
-    home = (cache or image_cache()).absolute()
+    home = (cache or paths.image_cache()).absolute()
     images = [store.load(home, name) for name in store.names(home)]
     if not as_json:
         click.echo(f"{'NAME':<12} {'KERNEL':<28} {'SIZE':>9}  DIGEST")
@@ -63,10 +70,10 @@ def list_images(cache: Path | None, as_json: bool) -> None:
 @image.command()
 @click.argument("name")
 @_cache
-@_json
+@json_option
 def show(name: str, cache: Path | None, as_json: bool) -> None:
     """Show image NAME after comparing its files with their digests."""
-    one = store.load((cache or image_cache()).absolute(), name)
+    one = store.load((cache or paths.image_cache()).absolute(), name)
     store.verify(one)
     _show(one, as_json)
 
@@ -92,6 +99,7 @@ def _progress() -> Iterator[Callable[[str, float], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    # Rich costs time that only a bar is worth.
     from rich.console import Console
     from rich.progress import Progress
 

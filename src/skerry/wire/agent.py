@@ -8,14 +8,15 @@ decimal digits chosen by the host, a nonce is 16; payloads are base64, never emp
 
 Host to guest:
     hello NONCE       forget everything (commands are killed), then answer
-    argv ID B64       append to the command's words, quoted for a shell and joined by spaces
+    argv ID B64       append to the command's words, quoted for a shell and joined by spaces;
+                      every piece but the last is a multiple of 3 bytes, here and for `stdin`
     stdin ID B64      append to the command's input; it is complete before the command starts
     run ID            start it, in a session of its own, as root in /root
     kill ID           end it and all in its process group
     poweroff ID       write everything out and switch the machine off; no answer
 Guest to host:
     hello 1 NONCE     the answer, with the version
-    out ID B64        from standard output, in order, at most 2,304 bytes
+    out ID B64        from standard output, in order, at most 3,000 bytes
     err ID B64        from standard error, likewise
     exit ID CODE      it has ended and its outputs are closed; 0 to 255, 128 + signal
 
@@ -41,7 +42,7 @@ from skerry.errors import SkerryError, WireError
 
 VERSION = 1
 LINE_MAX = 4096
-CHUNK_MAX = 2304
+CHUNK_MAX = 3000
 ARGV_MAX = 64 << 10
 STDIN_MAX = 1 << 20
 STALE_MAX = 4 << 20
