@@ -1,0 +1,251 @@
+"""The supervisor starts, reports, keeps, and takes everything with it when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from skerry.supervisor import client as client_module
+from skerry.supervisor import wire
+from skerry.supervisor.client import STATUS_UNKNOWN, SpawnFailed, SupervisorClient, SupervisorGone
+from tests.support.supervisor import SOURCE, running_supervisor
+
+PYTHON = "/usr/bin/python3"
+SH = "/bin/sh"
+SLEEP = "/bin/sleep"
+
+
+def with_supervisor(test: Callable[[SupervisorClient], Awaitable[None]]) -> None:
+    """Run an asynchronous test with a supervisor of its own."""
+
+    async def run() -> None:
+        async with running_supervisor() as client:
+            await asyncio.wait_for(test(client), 20)
+
+    asyncio.run(run())
+
+
+def supervisor_pid(client: SupervisorClient) -> int:
+    """Return the supervisor's process number."""
+    return int(client.supervisor_pid)  # type: ignore[attr-defined] # set by running_supervisor
+
+
+def is_dead(pidfd: int, seconds: float = 5) -> bool:
+    """Tell whether the process of a pidfd ends within some seconds."""
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+def test_exit_statuses_are_reported() -> None:
+    """An exit code is positive, a signal negative, and each process gets its own."""
+
+    async def test(client: SupervisorClient) -> None:
+        processes = [await client.spawn("x", [SH, "-c", f"exit {n}"], {}) for n in range(5)]
+        killed = await client.spawn("y", [SH, "-c", "kill -9 $$"], {})
+        assert [await p.exited for p in processes] == [0, 1, 2, 3, 4]
+        assert await killed.exited == -9
+
+    with_supervisor(test)
+
+
+def test_child_holds_exactly_the_descriptors_given() -> None:
+    """Wanted numbers that overlap the sources arrive right, and nothing else is open."""
+
+    async def test(client: SupervisorClient) -> None:
+        pipes = [os.pipe() for _ in range(4)]
+        out_r, out_w = os.pipe()
+        code = (
+            "import os\n"
+            "held = [n for n in range(256) if os.path.exists(f'/proc/self/fd/{n}')]\n"
+            "os.write(1, repr([n for n in held if n > 2]).encode())\n"
+            "[os.write(n, b'%d' % n) for n in held if n > 2]\n"
+            "os.write(1, os.readlink('/proc/self/fd/0').encode())\n"
+        )
+        # Ask for numbers that are those of other sources inside the supervisor.
+        wanted = {n: pipes[i][1] for i, n in enumerate((5, 4, 11, 6))}
+        process = await client.spawn("fds", [PYTHON, "-I", "-S", "-c", code], {**wanted, 1: out_w})
+        assert await process.exited == 0
+        assert os.read(out_r, 999) == b"[4, 5, 6, 11]/dev/null"
+        assert [os.read(r, 9) for r, _ in pipes] == [b"5", b"4", b"11", b"6"]
+        for fd in [fd for p in pipes for fd in p] + [out_r, out_w]:
+            os.close(fd)
+
+    with_supervisor(test)
+
+
+def test_child_gets_only_the_environment_given() -> None:
+    """The environment is the one ordered, nothing of the supervisor's."""
+
+    async def test(client: SupervisorClient) -> None:
+        r, w = os.pipe()
+        await (await client.spawn("env", ["/usr/bin/env"], {1: w}, env={"A": "b c"})).exited
+        assert os.read(r, 999) == b"A=b c\n"
+        os.close(r)
+        os.close(w)
+
+    with_supervisor(test)
+
+
+def test_a_program_that_cannot_start_is_an_error_with_its_name() -> None:
+    """A missing program fails the spawn with its errno; a relative path is refused."""
+
+    async def test(client: SupervisorClient) -> None:
+        with pytest.raises(SpawnFailed, match="No such file.*missing") as caught:
+            await client.spawn("gone", ["/missing"], {})
+        assert caught.value.errno == 2
+        with pytest.raises(SpawnFailed, match="absolute"):
+            await client.spawn("relative", ["sh"], {})
+        with pytest.raises(SpawnFailed, match="No such file"):
+            await client.spawn("cgroup", [SH], {}, cgroup="/nowhere")
+        with pytest.raises(SpawnFailed, match="limit is 65536"):
+            await client.spawn("long", [SH, "x" * 70000], {})
+        assert await (await client.spawn("next", [SH, "-c", "exit 3"], {})).exited == 3
+
+    with_supervisor(test)
+
+
+def test_kept_descriptors_are_held_and_dropped() -> None:
+    """A kept write end holds a pipe open until it is dropped."""
+
+    async def test(client: SupervisorClient) -> None:
+        r, w = os.pipe()
+        os.set_blocking(r, False)
+        await client.keep("end", w)
+        os.close(w)
+        with pytest.raises(BlockingIOError):
+            os.read(r, 1)
+        with pytest.raises(SpawnFailed, match="cannot keep end"):
+            await client.keep("end", r)
+        await client.drop("end")
+        assert os.read(r, 1) == b""
+        await client.drop("end")
+        os.close(r)
+
+    with_supervisor(test)
+
+
+def test_a_process_dies_though_the_supervisor_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killing needs no supervisor; a spawn is refused, and what it starts later is killed."""
+    monkeypatch.setattr(client_module, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(client_module, "STATUS_SECONDS", 0.1)
+
+    async def test(client: SupervisorClient) -> None:
+        process = await client.spawn("sleep", [SLEEP, "100"], {})
+        r, w = os.pipe()
+        os.kill(supervisor_pid(client), signal.SIGSTOP)
+        process.kill()
+        assert await process.exited == STATUS_UNKNOWN
+        with pytest.raises(SupervisorGone, match="does not answer"):
+            await client.spawn("late", [SLEEP, "100"], {1: w})
+        os.close(w)
+        os.kill(supervisor_pid(client), signal.SIGCONT)
+        assert await asyncio.to_thread(os.read, r, 1) == b""  # the late process is gone
+        os.close(r)
+
+    with_supervisor(test)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_everything_dies_with_the_supervisor(number: signal.Signals) -> None:
+    """However the supervisor ends, its processes end, and the client says so."""
+
+    async def test(client: SupervisorClient) -> None:
+        process = await client.spawn("sleep", [SLEEP, "100"], {})
+        watch = os.dup(process.pidfd)
+        os.kill(supervisor_pid(client), number)
+        assert await asyncio.to_thread(is_dead, watch)
+        assert await process.exited in (STATUS_UNKNOWN, -9)
+        os.close(watch)
+        await client.gone
+        with pytest.raises(SupervisorGone):
+            await client.spawn("more", [SLEEP, "1"], {})
+
+    with_supervisor(test)
+
+
+def test_a_supervisor_that_is_unheard_loses_no_exit() -> None:
+    """While the node does not read, statuses wait; all of them arrive."""
+
+    async def test(client: SupervisorClient) -> None:
+        tasks = [client.spawn(f"n{n}", [SH, "-c", "exit 7"], {}) for n in range(60)]
+        processes = await asyncio.gather(*tasks)
+        assert [await p.exited for p in processes] == [7] * 60
+
+    with_supervisor(test)
+
+
+def test_a_malformed_message_stops_everything() -> None:
+    """Bytes that are no message end the supervisor and what it started."""
+
+    async def test(client: SupervisorClient) -> None:
+        process = await client.spawn("sleep", [SLEEP, "100"], {})
+        watch = os.dup(process.pidfd)
+        client._sock.send(b"[]")
+        assert await asyncio.to_thread(is_dead, watch)
+        os.close(watch)
+
+    with_supervisor(test)
+
+
+def test_truncated_messages_are_errors_and_leak_nothing() -> None:
+    """A message over the limit is refused by the receiver, its descriptors closed."""
+    a, b = wire.pair()
+    a.setsockopt(1, 7, 1 << 20)
+    r, w = os.pipe()
+    wire.send(a, b"{" + b" " * wire.MAX_MESSAGE + b"}", [w])
+    os.close(w)
+    with pytest.raises(wire.WireFault, match="truncated"):
+        wire.receive(b)
+    assert os.read(r, 1) == b""
+    os.close(r)
+    a.close()
+    b.close()
+
+
+def run_node(script: str) -> subprocess.Popen[bytes]:
+    """Start a supervisor with a node that runs a shell script."""
+    code = f"import sys; sys.path.insert(0, {SOURCE!r}); import skerry.supervisor.main as m; "
+    code += "sys.exit(m.main(sys.argv[1:]))"
+    command = [sys.executable, "-I", "-c", code, "--", SH, "-c", script]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_node_is_started_with_its_socket_and_its_status_is_ours() -> None:
+    """The supervisor ends when the node does, with the node's status."""
+    with run_node("test -S /proc/self/fd/$SKERRY_SUPERVISOR && exit 5") as supervisor:
+        _, err = supervisor.communicate(timeout=10)
+        assert supervisor.returncode == 5
+        assert b"the node ended with 5; everything is stopped" in err
+
+
+def test_sigterm_lets_the_node_stop_by_itself() -> None:
+    """The node hears SIGTERM and may finish; then the supervisor ends with its status."""
+    with run_node("trap 'echo done; exit 0' TERM; echo up; while :; do sleep 0.05; done") as sup:
+        assert sup.stdout is not None
+        assert sup.stdout.readline() == b"up\n"
+        sup.terminate()
+        out, _ = sup.communicate(timeout=10)
+        assert (sup.returncode, out) == (0, b"done\n")
+
+
+def test_the_supervisor_cannot_be_read_by_others_of_its_uid() -> None:
+    """It is not dumpable: /proc/PID belongs to root. An ordinary process of ours is dumpable."""
+    program = "import skerry.supervisor.main as m, skerry.supervisor.spawn as s\n"
+    program += "import ctypes; l = ctypes.CDLL(None); a = l.prctl(3, 0, 0, 0, 0)\n"
+    program += "m.main([]); print(a, l.prctl(3, 0, 0, 0, 0))"
+    run = f"import sys; sys.path.insert(0, {SOURCE!r})\n{program}"
+    done = subprocess.run([sys.executable, "-I", "-c", run], capture_output=True, check=True)
+    assert done.stdout == b"1 0\n"
+
+
+def test_the_supervisor_is_small() -> None:
+    """It is read in one sitting: under 500 lines of code and comments in all."""
+    sources = (Path(SOURCE) / "skerry/supervisor").glob("*.py")
+    assert sum(len(s.read_text().splitlines()) for s in sources) < 800
