@@ -1,0 +1,144 @@
+"""Two-way stream bridges: minted as a pair that cannot carry descriptors, cut through its twins.
+
+The rule it keeps (laws 1 and 3): the two ends carry bytes and nothing else, and when `cut` has
+returned no byte crosses any more, whatever the two machines do: writing was ended on both ends
+*before* the queues were drained, so nothing can be queued behind the drain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections.abc import Mapping
+
+from skerry.channel.transport import (
+    Pair,
+    TcpPairs,
+    Transport,
+    close_pair,
+    refuse,
+    unix_pair,
+    unix_pair_holds,
+)
+from skerry.errors import TransportError
+from skerry.monitor.protocols import Side
+
+SIOCOUTQNSD = 0x894B
+"""`ioctl` of TCP: bytes written but not yet sent."""
+
+_DRAIN_CHUNK = 64 * 1024
+
+
+class StreamBridge:
+    """One stream. `ends` go to the two machines; the twins stay here until the cut."""
+
+    def __init__(self, pair: Pair) -> None:
+        """Take over both sockets of the pair as twins, and duplicate them as the ends."""
+        self._twins: Pair | None = pair
+        self._ends: dict[Side, int] = {}
+        try:
+            self._ends["source"] = os.dup(pair[0].fileno())
+            self._ends["sink"] = os.dup(pair[1].fileno())
+        except OSError:
+            self.cut()
+            raise
+
+    @property
+    def ends(self) -> Mapping[Side, int]:
+        """The descriptors for the machines; empty once handed over or cut."""
+        return self._ends
+
+    def handed_over(self) -> None:
+        """Close our copies of the ends: each machine has its own. Idempotent."""
+        while self._ends:
+            os.close(self._ends.popitem()[1])
+
+    def cut(self) -> int:
+        """End both directions, take what is queued, close everything; return the bytes taken.
+
+        Never blocks and never raises. (A machine that stops *inside* a read could hold the
+        queue's lock; stopping there takes userfaultfd, which the jail's filter refuses.)
+        """
+        twins, self._twins = self._twins, None
+        taken = 0
+        if twins is not None:
+            for twin in twins:
+                with contextlib.suppress(OSError):
+                    twin.shutdown(socket.SHUT_RDWR)
+            taken = sum(_unsent(twin) for twin in twins) + sum(_drain(twin) for twin in twins)
+            close_pair(twins)
+        self.handed_over()
+        return taken
+
+
+def _drain(twin: socket.socket) -> int:
+    """Read until nothing is left. Finite: the peer's writing has been ended."""
+    taken = 0
+    buffer = bytearray(_DRAIN_CHUNK)
+    with contextlib.suppress(OSError):  # the one urgent byte lies beside the queue
+        taken += twin.recv_into(buffer, 1, socket.MSG_DONTWAIT | socket.MSG_OOB)
+    while True:
+        try:
+            got = twin.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+        except OSError:  # a reset is reported behind what was queued
+            return taken
+        if not got:
+            return taken
+        taken += got
+
+
+def _unsent(twin: socket.socket) -> int:
+    """Count what a TCP end has not sent; its peer, shut down, answers that with a reset.
+
+    So it can't arrive later either (RFC 1122, 4.2.2.13), and the namespace goes when QEMU closes.
+    """
+    if twin.family != socket.AF_INET:
+        return 0
+    try:
+        answer = fcntl.ioctl(twin, SIOCOUTQNSD, b"\0" * 4)
+    except OSError:
+        return 0
+    waiting: int = struct.unpack("=i", answer)[0]
+    return max(0, waiting - 1)  # the FIN of the shutdown waits behind it and counts as one
+
+
+def queued(descriptor: int) -> int:
+    """Count the bytes that wait to be read from a stream's descriptor."""
+    answer = fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4)
+    count: int = struct.unpack("=i", answer)[0]
+    return count
+
+
+class StreamBridges:
+    """Makes two-way streams over the safe transport of this host, or the one asked for."""
+
+    def __init__(self, transport: Transport = "auto") -> None:
+        """Choose the transport: a Unix pair where one holds here (tried for real), else TCP.
+
+        Raises `TransportError` if `unix` is asked for and a descriptor could pass it here.
+        """
+        holds = transport != "tcp" and unix_pair_holds()
+        if transport == "unix" and not holds:
+            raise TransportError(
+                "on this kernel a Unix stream can carry descriptors",
+                fix='use transport = "auto" (Linux 6.16 brings SO_PASSRIGHTS)',
+            )
+        self.transport: Transport = "unix" if holds else "tcp"
+        self._tcp = TcpPairs()
+
+    def mint(self, one_way: bool = False) -> StreamBridge:
+        """Make a stream. Raises `TransportError` or `LimitReached`; then nothing was made."""
+        if one_way:
+            raise TransportError("one-way streams come with the relay, not in this release")
+        try:
+            return StreamBridge(unix_pair() if self.transport == "unix" else self._tcp.pair())
+        except OSError as error:
+            raise refuse(error) from error
+
+    def close(self) -> None:
+        """End what makes the pairs. Streams that were minted live on."""
+        self._tcp.close()
