@@ -62,6 +62,7 @@ class Supervisor:
     watched: dict[int, Callable[[], None]] = field(default_factory=dict)
     poll: select.poll = field(default_factory=select.poll)
     exit_code: int | None = None
+    unheard: bool = False
     deadline: float | None = None
 
     def run(self) -> int:
@@ -172,6 +173,8 @@ class Supervisor:
 
     def _flush(self) -> None:
         """Send what waits, as far as the socket takes it."""
+        if self.unheard:
+            return
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             while self.waiting:
                 wire.send(self.peer, *self.waiting[0])
@@ -191,6 +194,7 @@ class Supervisor:
             if self.node is None:
                 self._end(0)
             else:
+                self.unheard = True
                 self.poll.unregister(self.peer.fileno())
             return
         except (wire.WireFault, OSError) as error:

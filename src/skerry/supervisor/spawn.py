@@ -106,7 +106,8 @@ def _arrange(fds: Mapping[int, int], errors: int) -> int:
         os.dup2(copy, number, inheritable=True)
     last = -1
     for kept in sorted([*copies.keys(), errors]):
-        os.closerange(last + 1, kept)
+        if last + 1 < kept:  # Python takes closerange(0, 0) for all of them
+            os.closerange(last + 1, kept)
         last = kept
     os.closerange(last + 1, 1 << 30)
     return errors
