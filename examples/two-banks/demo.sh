@@ -4,8 +4,8 @@
 # Started by ./run demo, which sets everything up first.
 set -eu
 
-here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P)
-PATH=$(CDPATH= cd -- "$here/../.." && pwd -P)/.venv/bin:$PATH
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+PATH=$(CDPATH='' cd -- "$here/../.." && pwd -P)/.venv/bin:$PATH
 # A node of its own, so that the demo meets no system that already runs here. Not under a home:
 # the domains' uids must reach their jails.
 SKERRY_HOME=/var/tmp/skerry-demo-$(id -u)
