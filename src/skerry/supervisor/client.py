@@ -104,7 +104,7 @@ class SupervisorClient:
         first, separated by colons. Our descriptors stay open. Raises SpawnFailed with the cause,
         SupervisorGone.
         """
-        order = {"op": "spawn", "name": name, "argv": list(argv), "fds": list(fds)}
+        order: dict[str, Any] = {"op": "spawn", "name": name, "argv": list(argv), "fds": list(fds)}
         order |= {"env": dict(env or {}), "cgroup": cgroup}
         process = await self._ask(order, list(fds.values()))
         if process is None:

@@ -3,8 +3,8 @@
 The rules: whatever it forked dies with it; an exit status is kept until the node has it; a send
 never blocks the loop; a malformed message from the node stops everything.
 
-    python3 -I -m skerry.supervisor.main -- NODE ARG...   start a node, its socket in SKERRY_SUPERVISOR
-    python3 -I -m skerry.supervisor.main --peer FD        serve a node that is already there
+    python3 -I -m skerry.supervisor.main -- NODE ARG...  start a node; $SKERRY_SUPERVISOR is its fd
+    python3 -I -m skerry.supervisor.main --peer FD       serve a node that is already there
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Supervisor:
                 os.waitpid(child.pid, 0)
 
     def _end(self, code: int) -> None:
-        self.exit_code = code
+        if self.exit_code is None:
+            self.exit_code = code
 
     def _timeout(self) -> float | None:
         if self.deadline is None:
@@ -140,10 +141,10 @@ class Supervisor:
         if untrusted:
             number, _, words = untrusted.decode(errors="replace").partition(" ")
             self._say({"op": "failed", "id": child.request, "errno": int(number), "error": words})
-            self._forget(child)
             if child is self.node:
                 sys.stderr.write(f"skerry: the node did not start: {words}\n")
                 self._end(EXIT_NODE_FAILED)
+            self._forget(child)
         elif child is not self.node:
             started = {"op": "spawned", "id": child.request, "pid": child.pid}
             self._say(started, [os.dup(child.pidfd)])
@@ -154,8 +155,9 @@ class Supervisor:
             self._started(child)
         if child.pidfd not in self.watched:
             return
+        is_node = child is self.node
         status = self._forget(child)
-        if child is not self.node:
+        if not is_node:
             self._say({"op": "exited", "id": child.request, "pid": child.pid, "status": status})
             return
         if status and self.deadline is None:
@@ -165,6 +167,8 @@ class Supervisor:
     def _forget(self, child: Child) -> int:
         _, status = os.waitpid(child.pid, 0)
         self.children.pop(child.pid, None)
+        if child is self.node:
+            self.node = None
         self._unwatch(child.pidfd)
         return os.waitstatus_to_exitcode(status)
 

@@ -85,10 +85,10 @@ def _become(order: Order, parent: int, errors: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         errors = _arrange(order.fds, errors)
-        os.execve(order.argv[0], list(order.argv), dict(order.env))  # noqa: S606 the purpose
+        os.execve(order.argv[0], list(order.argv), dict(order.env))
     except BaseException as error:
-        number = error.errno or 0 if isinstance(error, OSError) else 0
-        os.write(errors, f"{number} {error}".encode()[:4000])
+        errno = error.errno if isinstance(error, OSError) else 0
+        os.write(errors, f"{errno or 0} {error}".encode()[:4000])
     finally:
         os._exit(127)
 

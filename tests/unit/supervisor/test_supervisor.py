@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tests.support.supervisor import SOURCE, running_supervisor
 
 from skerry.supervisor import client as client_module
 from skerry.supervisor import wire
 from skerry.supervisor.client import STATUS_UNKNOWN, SpawnFailed, SupervisorClient, SupervisorGone
-from tests.support.supervisor import SOURCE, running_supervisor
 
 PYTHON = "/usr/bin/python3"
 SH = "/bin/sh"
@@ -97,7 +97,7 @@ def test_a_program_that_cannot_start_is_an_error_with_its_name() -> None:
     """A missing program fails the spawn with its errno; a relative path is refused."""
 
     async def test(client: SupervisorClient) -> None:
-        with pytest.raises(SpawnFailed, match="No such file.*missing") as caught:
+        with pytest.raises(SpawnFailed, match=r"No such file.*missing") as caught:
             await client.spawn("gone", ["/missing"], {})
         assert caught.value.errno == 2
         with pytest.raises(SpawnFailed, match="absolute"):
