@@ -23,6 +23,7 @@ PACKAGE_MAX = 1 << 30
 FETCH_TIMEOUT_S = 900.0
 COMMAND_TIMEOUT_S = 120.0
 
+_UPDATE = "run apt-get update (as root, on Debian 12 or 13)"
 _LISTS = Path("/var/lib/apt/lists")
 
 
@@ -40,16 +41,15 @@ class _Resolved(msgspec.Struct, frozen=True):
     package: Package
 
 
-def run(argv: Sequence[str], *, package: str, cwd: Path | None = None) -> bytes:
+def run(argv: Sequence[str], *, package: str, fix: str = "") -> bytes:
     """Run a tool and return its output; `package` is the Debian package that has the tool.
 
     Raises `SkerryError` naming the package when the tool is missing, or with the tool's last
-    words when it fails or takes longer than two minutes.
+    words and `fix` when it fails or takes longer than two minutes.
     """
     try:
         done = subprocess.run(
             argv,
-            cwd=cwd,
             env=_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -61,7 +61,7 @@ def run(argv: Sequence[str], *, package: str, cwd: Path | None = None) -> bytes:
     except subprocess.TimeoutExpired as error:
         raise SkerryError(f"`{' '.join(argv)}` did not end in {COMMAND_TIMEOUT_S:.0f} s") from error
     if done.returncode:
-        raise SkerryError(f"`{' '.join(argv)}` failed: {_last_line(done.stderr)}")
+        raise SkerryError(f"`{' '.join(argv)}` failed: {_last_line(done.stderr)}", fix=fix)
     return done.stdout
 
 
@@ -75,21 +75,25 @@ def resolve(meta: str) -> Package:
 
     Raises `SkerryError` when apt's lists do not hold it.
     """
-    lines = run(["apt-cache", "depends", "--important", meta], package="apt").decode().splitlines()
+    lines = (
+        run(["apt-cache", "depends", "--important", meta], package="apt", fix=_UPDATE)
+        .decode()
+        .splitlines()
+    )
     depends = [line.split()[1] for line in lines if line.strip().startswith("Depends:")]
     if len(depends) != 1:
         raise SkerryError(
             f"apt's lists name no single package behind {meta}",
-            fix="run apt-get update (as root) on a Debian 12 or 13",
+            fix=_UPDATE,
         )
-    shown = run(["apt-cache", "show", "--no-all-versions", depends[0]], package="apt").decode()
+    shown = run(
+        ["apt-cache", "show", "--no-all-versions", depends[0]], package="apt", fix=_UPDATE
+    ).decode()
     fields = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)
     try:
         return Package(depends[0], fields["Version"], int(fields["Size"]), fields["SHA256"])
     except (KeyError, ValueError) as error:
-        raise SkerryError(
-            f"apt's lists do not describe {depends[0]}", fix="run apt-get update (as root)"
-        ) from error
+        raise SkerryError(f"apt's lists do not describe {depends[0]}", fix=_UPDATE) from error
 
 
 def resolve_cached(cache: Path, meta: str) -> Package:

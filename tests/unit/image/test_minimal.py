@@ -1,0 +1,254 @@
+"""Building the image from a small stand-in for Debian's kernel package, without a network.
+
+The stand-ins are `apt-cache` and `apt-get`; dpkg-deb, lz4 and busybox are the real ones.
+"""
+
+import hashlib
+import lzma
+import struct
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from skerry.errors import NotFound, SkerryError
+from skerry.image import kernel, package, store
+from skerry.image.minimal import build_minimal
+
+VERSION = "6.1.0-1-test"
+ELF = b"\x7fELF" + bytes(range(256)) * 64
+
+
+def module(needs: str) -> bytes:
+    """Return something with the marks of a kernel module."""
+    return b"\x7fELF\0license=GPL\0depends=" + needs.encode() + b"\0name=x\0"
+
+
+def bzimage(payload: bytes) -> bytes:
+    """Return a bzImage that holds this packed kernel."""
+    raw = bytearray(1024)
+    raw[0x1F1] = 1
+    raw[0x202:0x206] = b"HdrS"
+    struct.pack_into("<II", raw, 0x248, 16, len(payload) + 4)
+    return bytes(raw) + bytes(16) + payload + struct.pack("<I", len(ELF)) + b"tail"
+
+
+def lz4(data: bytes) -> bytes:
+    """Return the legacy frame that kernels use."""
+    return subprocess.run(
+        ["lz4", "-l", "-c"], input=data, stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
+class Debian:
+    """A machine with one kernel package in its lists; counts downloads."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home = home
+        self.tree = home / "deb" / "lib/modules" / VERSION
+        (home / "deb/DEBIAN").mkdir(parents=True)
+        (home / "deb/boot").mkdir()
+        (home / "bin").mkdir()
+        (home / "lists").mkdir()
+        (home / "deb/DEBIAN/control").write_text(
+            "Package: kernel\nVersion: 1\nArchitecture: amd64\nMaintainer: x\nDescription: x\n"
+        )
+        (home / f"deb/boot/vmlinuz-{VERSION}").write_bytes(bzimage(lz4(ELF)))
+        self.modules()
+        monkeypatch.setenv("PATH", f"{home}/bin", prepend=":")
+        monkeypatch.setattr(package, "_LISTS", home / "lists")
+        self.publish()
+
+    def modules(self) -> None:
+        """Write the drivers, in every form that the two Debians have."""
+        found = {
+            "virtio/virtio.ko": module("virtio_ring"),
+            "virtio/virtio_ring.ko": module(""),
+            "virtio/virtio_mmio.ko": module("virtio,virtio_ring"),
+            "virtio/virtio_pci.ko": module("virtio-ring,virtio"),
+            "fw/qemu_fw_cfg.ko.xz": lzma.compress(module("")),
+            "net/virtio_net.ko": module("virtio,failover"),
+            "net/failover.ko": module(""),
+            "blk/virtio-blk.ko": module("virtio"),
+        }
+        for path, data in found.items():
+            target = self.tree / "kernel" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        (self.tree / "modules.builtin").write_text("kernel/drivers/char/virtio_console.ko\n")
+
+    def publish(self) -> None:
+        """Build the package and let the lists name it."""
+        deb = self.home / "kernel_1_amd64.deb"
+        subprocess.run(
+            ["dpkg-deb", "--build", self.home / "deb", deb], check=True, capture_output=True
+        )
+        digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+        self.tool(
+            "apt-cache",
+            f"""
+            [ "$1" = depends ] && printf 'meta\\n  Depends: kernel\\n' ||
+            printf 'Package: kernel\\nVersion: 1\\nSize: {deb.stat().st_size}\\nSHA256: {digest}\\n'
+        """,
+        )
+        self.tool("apt-get", f"echo x >>{self.home}/downloads; cp {deb} .")
+
+    def tool(self, name: str, script: str) -> None:
+        """Put a program in front of the machine's own."""
+        path = self.home / "bin" / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def downloads(self) -> int:
+        """Return how often a package was downloaded."""
+        count = self.home / "downloads"
+        return len(count.read_text().split()) if count.exists() else 0
+
+
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Debian:
+    """Give the stand-in."""
+    return Debian(tmp_path / "debian", monkeypatch)
+
+
+def unpacked(image: store.Image, target: Path) -> Path:
+    """Unpack an image's initramfs."""
+    target.mkdir()
+    subprocess.run(
+        ["cpio", "-id", "--quiet"], input=image.initrd.read_bytes(), cwd=target, check=True
+    )
+    return target
+
+
+def test_the_same_inputs_give_the_same_bytes(debian: Debian, tmp_path: Path) -> None:
+    """Two builds in two caches agree in every file and in the digest."""
+    one, other = build_minimal(tmp_path / "a"), build_minimal(tmp_path / "b")
+    assert debian.downloads() == 2
+    assert one.digest == other.digest
+    for left, right in ((one.kernel, other.kernel), (one.initrd, other.initrd)):
+        assert left != right
+        assert left.read_bytes() == right.read_bytes()
+    assert one.kernel.read_bytes() == ELF
+    store.verify(one)
+
+
+def test_a_second_build_does_no_work_and_a_changed_input_does(
+    debian: Debian, tmp_path: Path
+) -> None:
+    """The cache answers until the package changes; then there is a new image beside the old."""
+    stages: list[str] = []
+    first = build_minimal(tmp_path / "a")
+    assert build_minimal(tmp_path / "a", progress=lambda s, _f: stages.append(s)) == first
+    assert stages == ["look up", "done"]
+    (debian.tree / "kernel/virtio/virtio.ko").write_bytes(module("virtio_ring") + b"new")
+    debian.publish()
+    (debian.home / "lists/new").touch()
+    (tmp_path / "a/packages/kernel_1.deb").unlink()
+    second = build_minimal(tmp_path / "a")
+    assert second.digest != first.digest
+    assert first.initrd.exists()
+    assert store.load(tmp_path / "a", "minimal") == second
+
+
+def test_modules_are_loaded_after_what_they_need(debian: Debian, tmp_path: Path) -> None:
+    """The order in the image follows `depends=`; built-in drivers are absent, xz is unpacked."""
+    root = unpacked(build_minimal(tmp_path / "a"), tmp_path / "root")
+    order = (root / "lib/modules/order").read_text().split()
+    assert order == ["virtio_ring", "virtio", "virtio_pci", "virtio_mmio", "qemu_fw_cfg"]
+    assert (root / "lib/modules/0x0001").read_text().split() == ["failover", "virtio_net"]
+    assert (root / "lib/modules/0x0002").read_text().split() == ["virtio_blk"]
+    assert (root / "lib/modules/qemu_fw_cfg.ko").read_bytes() == module("")
+
+
+def test_a_driver_that_is_nowhere_is_an_error(debian: Debian, tmp_path: Path) -> None:
+    """An image that could not see its ports is not built."""
+    (debian.tree / "kernel/virtio/virtio_mmio.ko").unlink()
+    debian.publish()
+    with pytest.raises(SkerryError, match="virtio_mmio"):
+        build_minimal(tmp_path / "a")
+    with pytest.raises(NotFound, match="build it"):
+        store.load(tmp_path / "a", "minimal")
+
+
+def test_every_uid_can_read_an_image_and_nobody_change_it(debian: Debian, tmp_path: Path) -> None:
+    """Files 0444 in directories 0755, whatever the caller's umask."""
+    image = build_minimal(tmp_path / "a")
+    for path in (image.kernel, image.bzimage, image.initrd):
+        assert path.stat().st_mode & 0o777 == 0o444
+    for path in (image.kernel.parent, tmp_path / "a"):
+        assert path.stat().st_mode & 0o777 == 0o755
+    assert not list((tmp_path / "a").glob(".work-*"))
+
+
+def test_two_builders_wait_for_each_other(debian: Debian, tmp_path: Path) -> None:
+    """One download and one image come of two builds at a time."""
+    results: list[store.Image] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(build_minimal(tmp_path / "a")))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results[0] == results[1]
+    assert debian.downloads() == 1
+
+
+def test_a_package_other_than_the_lists_say_is_refused(debian: Debian, tmp_path: Path) -> None:
+    """A download whose hash differs is removed, not used."""
+    debian.tool("apt-get", "echo evil >kernel_1_amd64.deb")
+    with pytest.raises(SkerryError, match="not what apt's signed lists say"):
+        build_minimal(tmp_path / "a")
+    assert not list((tmp_path / "a/packages").glob("*.deb"))
+
+
+def test_without_lists_the_error_says_what_to_run(debian: Debian, tmp_path: Path) -> None:
+    """A machine that never ran `apt-get update` gets that advice."""
+    debian.tool("apt-cache", "echo 'E: No packages found' >&2; exit 100")
+    with pytest.raises(SkerryError, match="apt-get update"):
+        build_minimal(tmp_path / "a")
+
+
+def test_a_cache_that_others_may_write_is_refused(debian: Debian, tmp_path: Path) -> None:
+    """Who can write the cache chooses the kernel; the same cache is fine once it is closed."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(0o777)
+    with pytest.raises(SkerryError, match="may be written by others"):
+        build_minimal(tmp_path / "a")
+    (tmp_path / "a").chmod(0o755)
+    assert build_minimal(tmp_path / "a")
+
+
+def test_a_changed_file_is_found(debian: Debian, tmp_path: Path) -> None:
+    """`verify` names the file that is no longer what was built."""
+    image = build_minimal(tmp_path / "a")
+    store.verify(image)
+    image.initrd.chmod(0o644)
+    image.initrd.write_bytes(b"other")
+    with pytest.raises(SkerryError, match="initrd changed"):
+        store.verify(image)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", bytes(2048), bzimage(b"????????"), bzimage(lz4(b"no ELF"))],
+    ids=["empty", "zeros", "unknown packing", "no kernel"],
+)
+def test_a_file_that_holds_no_kernel_is_an_error(raw: bytes, tmp_path: Path) -> None:
+    """Damage is named, and a whole bzImage is not mistaken for damage."""
+    (tmp_path / "good").write_bytes(bzimage(lz4(ELF)))
+    kernel.vmlinux(tmp_path / "good", tmp_path / "out")
+    (tmp_path / "bad").write_bytes(raw)
+    with pytest.raises(SkerryError):
+        kernel.vmlinux(tmp_path / "bad", tmp_path / "out")
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, lz4], ids=["xz", "lz4"])
+def test_kernels_are_unpacked_whatever_packed_them(pack: object, tmp_path: Path) -> None:
+    """Each packing that Debian has used for a kernel is known."""
+    assert callable(pack)
+    (tmp_path / "bz").write_bytes(bzimage(pack(ELF)))
+    kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == ELF
