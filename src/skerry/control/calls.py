@@ -54,7 +54,7 @@ class Calls:
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():
-                return await self._console(call, session)
+                await self._console(call, session)
             case wire.Down(deadline_s):
                 return await self._down(deadline_s)
         return None

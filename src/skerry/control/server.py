@@ -77,7 +77,7 @@ class ControlServer:
         self._path = path
         self._operators = operators
         self._handle = handle
-        self._open: set[asyncio.Task[None]] = set()
+        self.connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def listen(self, owner: int) -> None:
@@ -91,7 +91,7 @@ class ControlServer:
         if self._server is not None:
             self._server.close()
         mine = asyncio.current_task()
-        others = [task for task in self._open if task is not mine]
+        others = [task for task in self.connections if task is not mine]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -101,13 +101,13 @@ class ControlServer:
         task = asyncio.current_task()
         if task is None:
             return
-        self._open.add(task)
+        self.connections.add(task)
         try:
             await self._serve(reader, writer)
         except (WireError, ConnectionError) as error:
             log.info("a connection was closed: %s", error)
         finally:
-            self._open.discard(task)
+            self.connections.discard(task)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
@@ -115,7 +115,7 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = Session(Label(()), reader, writer)
         try:
-            if len(self._open) > MAX_CLIENTS:
+            if len(self.connections) > MAX_CLIENTS:
                 raise LimitReached(f"the service has its {MAX_CLIENTS} clients", fix="try again")
             sock = writer.get_extra_info("socket")
             session.operator = self._operators.label(peer_uid(sock))

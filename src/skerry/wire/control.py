@@ -28,57 +28,57 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     pass
 
 
-class Ps(_Message, tag="ps"):
+class Ps(_Message, frozen=True, tag="ps"):
     """List the domains that the operator may see."""
 
 
-class Channels(_Message, tag="channels"):
+class Channels(_Message, frozen=True, tag="channels"):
     """List the channels between domains that the operator may see."""
 
 
-class PolicyShow(_Message, tag="policy-show"):
+class PolicyShow(_Message, frozen=True, tag="policy-show"):
     """Show the policy in force."""
 
 
-class Start(_Message, tag="start"):
+class Start(_Message, frozen=True, tag="start"):
     """Start a domain of the system file, with the channels declared for it."""
 
     domain: Name
 
 
-class Stop(_Message, tag="stop"):
+class Stop(_Message, frozen=True, tag="stop"):
     """Stop a domain cleanly, ending it when the deadline has passed."""
 
     domain: Name
     deadline_s: Seconds = 10.0
 
 
-class Kill(_Message, tag="kill"):
+class Kill(_Message, frozen=True, tag="kill"):
     """End a domain at once."""
 
     domain: Name
 
 
-class Pause(_Message, tag="pause"):
+class Pause(_Message, frozen=True, tag="pause"):
     """Stop a domain's processors."""
 
     domain: Name
 
 
-class Resume(_Message, tag="resume"):
+class Resume(_Message, frozen=True, tag="resume"):
     """Let a domain's processors run again."""
 
     domain: Name
 
 
-class Relabel(_Message, tag="relabel"):
+class Relabel(_Message, frozen=True, tag="relabel"):
     """Give a running domain another label."""
 
     domain: Name
     label: Text
 
 
-class Connect(_Message, tag="connect"):
+class Connect(_Message, frozen=True, tag="connect"):
     """Bind a channel between two domains."""
 
     source: Name
@@ -88,13 +88,13 @@ class Connect(_Message, tag="connect"):
     one_way: bool = False
 
 
-class Cut(_Message, tag="cut"):
+class Cut(_Message, frozen=True, tag="cut"):
     """Revoke a channel."""
 
     channel: Annotated[int, Meta(ge=1, lt=2**53)]
 
 
-class Exec(_Message, tag="exec"):
+class Exec(_Message, frozen=True, tag="exec"):
     """Run a command in a guest; `Input` carries its standard input, an empty one ends it."""
 
     domain: Name
@@ -103,13 +103,13 @@ class Exec(_Message, tag="exec"):
     wait_s: Seconds = 60.0
 
 
-class Console(_Message, tag="console"):
+class Console(_Message, frozen=True, tag="console"):
     """Read a domain's console, its last output first, and write what `Input` carries."""
 
     domain: Name
 
 
-class Down(_Message, tag="down"):
+class Down(_Message, frozen=True, tag="down"):
     """Stop everything, then the service."""
 
     deadline_s: Seconds = 10.0
@@ -121,26 +121,26 @@ Call = (
 )  # fmt: skip
 
 
-class Input(_Message, tag="input"):
+class Input(_Message, frozen=True, tag="input"):
     """Bytes from the operator to the guest; none means the end."""
 
     data: Chunk
 
 
-class Output(_Message, tag="output"):
+class Output(_Message, frozen=True, tag="output"):
     """Bytes from a guest to the operator. Untrusted: escape before showing on a terminal."""
 
     stream: Literal["out", "err", "console", "progress"]
     data: Chunk
 
 
-class Done(_Message, tag="done"):
+class Done(_Message, frozen=True, tag="done"):
     """The call succeeded; `result` is what `--json` prints."""
 
     result: Any = None
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, tag="failed"):
     """The call failed: one line, what to do, the exit code, and the explanation of a denial."""
 
     message: str
@@ -155,9 +155,9 @@ class Failed(_Message, tag="failed"):
 Reply = Output | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
-_call = msgspec.msgpack.Decoder(Call)
-_input = msgspec.msgpack.Decoder(Input)
-_reply = msgspec.msgpack.Decoder(Reply)
+_call: msgspec.msgpack.Decoder[Call] = msgspec.msgpack.Decoder(Call)
+_input: msgspec.msgpack.Decoder[Input] = msgspec.msgpack.Decoder(Input)
+_reply: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def encode(message: Call | Input | Reply) -> bytes:

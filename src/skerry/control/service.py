@@ -1,0 +1,205 @@
+"""The service process: one node with its control socket, from the self-test to the last record.
+
+Started by the supervisor. Standard output is a pipe to whoever ran `up`: one JSON object a line,
+until that reader goes. With `--foreground` the reader's going ends the service, so nothing runs
+unwatched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from skerry.audit.writer import AuditTrail
+from skerry.channel.stream import StreamBridges
+from skerry.control.calls import Calls
+from skerry.control.operators import Operators
+from skerry.control.server import ControlServer
+from skerry.errors import SkerryError
+from skerry.monitor.monitor import Monitor
+from skerry.node import paths
+from skerry.node.digest import code_digest
+from skerry.node.machines import Machines
+from skerry.node.node import Node
+from skerry.node.selftest import self_test
+from skerry.node.setup import Setup, load_setup
+from skerry.policy.history import FileHistory
+from skerry.policy.manager import PolicyManager
+from skerry.supervisor.client import SupervisorClient
+
+DOWN_S = 10.0
+"""Seconds that the guests have to end when the service is told to stop by a signal."""
+
+log = logging.getLogger("skerry")
+
+
+class Reporter:
+    """Writes events to whoever ran `up`, while it reads them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._gone = False
+
+    def __call__(self, event: Mapping[str, object]) -> None:
+        """Write one event; one that can't be written is dropped, the trail has it."""
+        if self._gone:
+            return
+        try:
+            os.write(self._fd, json.dumps(event).encode() + b"\n")
+        except BlockingIOError:
+            return
+        except OSError:
+            self._gone = True
+
+
+async def serve(system: Path, foreground: bool) -> int:
+    """Run the service until it is told to stop; return its exit code."""
+    report = Reporter(1)
+    os.set_blocking(1, False)
+    try:
+        setup = load_setup(system)
+        supervisor = SupervisorClient(_supervisor_socket())
+        trail = AuditTrail(paths.make_private(paths.state_dir()) / paths.audit_file().name)
+        try:
+            return await _run(setup, supervisor, trail, report, foreground)
+        finally:
+            await trail.close()
+    except SkerryError as error:
+        log.error("%s", error)
+        report(
+            {
+                "event": "failed",
+                "message": error.message,
+                "fix": error.fix,
+                "exit_code": error.exit_code,
+            }
+        )
+        return 1
+
+
+def _supervisor_socket() -> socket.socket:
+    number = os.environ.pop("SKERRY_SUPERVISOR", "")
+    if not number.isdigit():
+        raise SkerryError("the service is started by `skerry up`, not by hand")
+    return socket.socket(fileno=int(number))
+
+
+async def _run(
+    setup: Setup,
+    supervisor: SupervisorClient,
+    trail: AuditTrail,
+    report: Reporter,
+    foreground: bool,
+) -> int:
+    layers = await self_test(setup.system)
+    await trail.append(
+        "up",
+        {
+            "system": setup.system.name,
+            "code": code_digest(),
+            "policy": setup.stack.digest,
+            "modules": list(setup.stack.names),
+            "layers": layers,
+            "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
+        },
+    )
+    manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
+    limits = setup.system.limits
+    monitor = Monitor(
+        manager,
+        trail,
+        {"stream": StreamBridges()},
+        time.monotonic,
+        max_domains=limits.domains,
+        max_channels=limits.channels,
+    )
+    with Machines(setup.system, supervisor) as machines:
+        node = Node(setup, monitor, machines.make, time.monotonic)
+        calls = Calls(node)
+        server = ControlServer(
+            paths.make_shared(paths.run_dir()) / paths.control_socket().name,
+            Operators(setup.operators),
+            calls.handle,
+        )
+        stop = _stop_signals(supervisor, foreground)
+        await server.listen(os.getuid())
+        try:
+            await _stand(node, report, stop, calls)
+        finally:
+            await node.down(DOWN_S)
+            await server.close()
+            trail.note("down", {"system": setup.system.name})
+    return 0
+
+
+async def _stand(node: Node, report: Reporter, stop: asyncio.Event, calls: Calls) -> None:
+    """Bring the system up and wait until it is to end."""
+    ends = [asyncio.ensure_future(event.wait()) for event in (stop, calls.ended)]
+    rising = asyncio.ensure_future(_rise(node, report))
+    try:
+        await asyncio.wait([rising, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if rising.done():
+            await rising
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (rising, *ends):
+            task.cancel()
+        await asyncio.gather(rising, *ends, return_exceptions=True)
+
+
+async def _rise(node: Node, report: Reporter) -> None:
+    await node.up(report)
+
+    async def greet(name: str) -> None:
+        try:
+            await node.answered(name, BOOT_S)
+            report({"event": "booted", "domain": name})
+        except SkerryError as error:
+            report({"event": "note", "text": f"warning: {error}"})
+
+    running = [d.name for d in node.monitor.domains.values() if not d.gone.is_set()]
+    await asyncio.gather(*(greet(name) for name in running))
+    report({"event": "ready"})
+
+
+BOOT_S = 120.0
+"""Seconds that `up` waits for a guest's agent before it says so and goes on."""
+
+
+def _stop_signals(supervisor: SupervisorClient, foreground: bool) -> asyncio.Event:
+    """Return an event that is set when the service must end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    supervisor.gone.add_done_callback(lambda _: stop.set())
+    if foreground:
+        # Only an error can become readable on the writing end: the reader has gone.
+        def gone() -> None:
+            loop.remove_reader(1)
+            stop.set()
+
+        loop.add_reader(1, gone)
+    return stop
+
+
+def main() -> None:
+    """Run the service: `python -m skerry.control.service SYSTEM [--foreground]`."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(asyncio.run(serve(Path(sys.argv[1]), "--foreground" in sys.argv[2:])))
+
+
+if __name__ == "__main__":
+    main()

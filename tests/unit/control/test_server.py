@@ -1,0 +1,202 @@
+"""The control socket against clients that are malformed, oversized, slow, many or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from skerry.control import server as module
+from skerry.control.operators import Operators
+from skerry.control.server import ControlServer, Session
+from skerry.errors import Denied, StateError
+from skerry.label import Label
+from skerry.wire.control import (
+    Call,
+    Console,
+    Done,
+    Failed,
+    Output,
+    Ps,
+    Reply,
+    Stop,
+    decode_reply,
+    encode,
+)
+from skerry.wire.frames import MAX_FRAME, frame, read_frame
+
+OPERATOR = Label((("acm", "op"),))
+
+
+class Service:
+    """A server with a handler that answers simply, and raw clients to it."""
+
+    def __init__(self, path: Path, uid: int) -> None:
+        self.path = path
+        self.calls: list[Call] = []
+        self.server = ControlServer(path, Operators({uid: OPERATOR}), self.handle)
+
+    async def handle(self, call: Call, session: Session) -> object:
+        """Answer by the kind of the call."""
+        self.calls.append(call)
+        if isinstance(call, Stop):
+            raise StateError("not now", fix="later")
+        if isinstance(call, Console):
+            while True:
+                await session.output("console", b"x" * 60_000)
+        return {"operator": str(session.operator)}
+
+    async def raw(self, data: bytes) -> Reply | None:
+        """Send bytes, and return the first reply or None if the service just closed."""
+        reader, writer = await asyncio.open_unix_connection(self.path)
+        writer.write(data)
+        try:
+            untrusted = await read_frame(reader, 5)
+        except ConnectionResetError:
+            return None
+        finally:
+            writer.close()
+        return decode_reply(untrusted) if untrusted else None
+
+    async def alive(self) -> bool:
+        """Say whether an ordinary call is answered."""
+        return isinstance(await self.raw(frame(encode(Ps()))), Done)
+
+
+def play(scene: Callable[[Service], Awaitable[None]], uid: int | None = None) -> None:
+    """Run one scene against a fresh service."""
+
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            service = Service(Path(folder) / "sock", os.getuid() if uid is None else uid)
+            await service.server.listen(os.getuid())
+            try:
+                await scene(service)
+            finally:
+                await service.server.close()
+            assert not service.path.exists()
+
+    asyncio.run(run())
+
+
+def test_a_call_is_answered_with_the_label_of_the_peer() -> None:
+    """The label comes from the peer's credentials, not from the message."""
+
+    async def scene(service: Service) -> None:
+        reply = await service.raw(frame(encode(Ps())))
+        assert reply == Done({"operator": "op"})
+
+    play(scene)
+
+
+def test_a_peer_that_the_map_does_not_name_is_refused_unread() -> None:
+    """An unknown uid gets a denial with its reason; nothing of its call is handled."""
+
+    async def scene(service: Service) -> None:
+        reply = await service.raw(frame(encode(Ps())))
+        assert isinstance(reply, Failed)
+        assert (reply.code, reply.exit_code) == ("OPERATOR-UNKNOWN", Denied.exit_code)
+        assert service.calls == []
+
+    play(scene, uid=os.getuid() + 1)
+
+
+def test_an_error_of_a_call_is_one_line_with_what_to_do() -> None:
+    """The client gets the message, the fix and the exit code."""
+
+    async def scene(service: Service) -> None:
+        reply = await service.raw(frame(encode(Stop("a"))))
+        assert isinstance(reply, Failed)
+        assert (reply.message, reply.fix, reply.exit_code) == ("not now", "later", 1)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "untrusted",
+    [
+        struct.pack(">I", MAX_FRAME + 1) + b"x",
+        struct.pack(">I", 0),
+        struct.pack(">I", 0xFFFFFFFF),
+        frame(b"\xc1garbage"),
+        frame(b"\x81\xa2op\xa3ps2"),
+        frame(b"\x82\xa2op\xa2ps\xa5extra\x01"),
+        frame(b"\x81\xa2op\xa5start"),
+        frame(b"\x91" * 200_000),
+        frame(b"\x82\xa2op\xa3cut\xa7channel\xa1x"),
+    ],
+)
+def test_a_malformed_message_is_refused_and_the_service_stays_up(untrusted: bytes) -> None:
+    """Bad length, bad bytes, unknown operation, unknown or missing field, wrong type, depth."""
+
+    async def scene(service: Service) -> None:
+        reply = await service.raw(untrusted)
+        assert isinstance(reply, Failed)
+        assert service.calls == []
+        assert await service.alive()
+
+    play(scene)
+
+
+def test_a_slow_message_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that begins and never ends, or never begins, holds nobody up."""
+    monkeypatch.setattr("skerry.wire.frames.BODY_S", 0.05)
+    monkeypatch.setattr(module, "FIRST_S", 0.05)
+
+    async def scene(service: Service) -> None:
+        half, silent = await asyncio.gather(service.raw(b"\0\0"), service.raw(b""))
+        assert isinstance(half, Failed)
+        assert isinstance(silent, Failed)
+        assert await service.alive()
+
+    play(scene)
+
+
+def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output to it stops when its time is up; others are served meanwhile and after."""
+    monkeypatch.setattr(module, "SLOW_S", 0.1)
+
+    async def scene(service: Service) -> None:
+        reader, writer = await asyncio.open_unix_connection(service.path, limit=1024)
+        writer.write(frame(encode(Console("a"))))
+        await asyncio.sleep(0)
+        assert await service.alive()
+        untrusted = await read_frame(reader, 5)
+        assert isinstance(decode_reply(untrusted), Output)
+        await asyncio.wait(service.server.connections, timeout=5)
+        assert await service.alive()
+        writer.close()
+
+    play(scene)
+
+
+def test_too_many_clients_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit a further client is refused by name, and served again when one has gone."""
+    monkeypatch.setattr(module, "MAX_CLIENTS", 2)
+
+    async def scene(service: Service) -> None:
+        held = [await asyncio.open_unix_connection(service.path) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        reply = await service.raw(frame(encode(Ps())))
+        assert isinstance(reply, Failed)
+        assert reply.code == "LIMIT-REACHED"
+        for _, writer in held:
+            writer.close()
+        await asyncio.sleep(0.05)
+        assert await service.alive()
+
+    play(scene)
+
+
+def test_the_socket_is_the_owners_alone_unless_others_are_operators() -> None:
+    """Mode 0600 for a map with only the owner."""
+
+    async def scene(service: Service) -> None:
+        assert service.path.stat().st_mode & 0o777 == 0o600
+
+    play(scene)
