@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.support.monitor import ToyAudit, ToyMachine
 
 from skerry.channel.stream import StreamBridges
 from skerry.errors import SkerryError
@@ -23,6 +22,7 @@ from skerry.policy.load import parse_acm
 from skerry.policy.manager import PolicyManager
 from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.stack import Stack
+from tests.support.monitor import ToyAudit, ToyMachine
 
 POLICY = b"""
 [policy]

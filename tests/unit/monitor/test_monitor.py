@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable
 
 import pytest
-from tests.support.monitor import World, label
 
 from skerry.errors import (
     AuditUnavailable,
@@ -19,6 +18,7 @@ from skerry.errors import (
 )
 from skerry.monitor.domain import State
 from skerry.xsm.explain import Refused
+from tests.support.monitor import World, label
 
 
 def play(scene: Callable[[World], Awaitable[None]], **limits: int) -> None:
