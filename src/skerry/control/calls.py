@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from skerry.control.server import Session
-from skerry.errors import LimitReached, SkerryError
+from skerry.errors import LimitReached, WireError
 from skerry.monitor.domain import ALIVE
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.wire import control as wire
+
+_T = TypeVar("_T")
 
 MAX_STDIN = 1 << 20
 """Most bytes of standard input that `exec` hands to a command; more is refused."""
@@ -101,7 +103,7 @@ class Calls:
             await self._node.answered(call.domain, call.wait_s)
             return await guest.agent.run(call.argv, stdin=stdin, output=session.output)
 
-        code = await self._session(call.domain, session, work())
+        code = await self._session(call.domain, work(), session.gone())
         return {"exit_code": code}
 
     async def _console(self, call: wire.Console, session: Session) -> None:
@@ -109,36 +111,40 @@ class Calls:
         domain = monitor.domain(call.domain)
         await monitor.use("domain_console", session.operator, call.domain)
         console = guest_of(domain).console
+        reading = console.subscribe()
+        before = console.untrusted_text
 
         async def show() -> None:
-            async for untrusted in console.follow():
+            await session.output("console", before)
+            while True:
+                lost, untrusted = await reading.read()
+                if not untrusted:
+                    return
+                if lost:
+                    note = f"\r\n[{lost} bytes were not shown]\r\n"
+                    await session.output("console", note.encode())
                 await session.output("console", untrusted)
 
         async def type_in() -> None:
             async for keys in session.inputs():
-                if keys:
-                    await console.write(keys)
+                console.write(keys)
 
-        async def both() -> None:
-            shown = asyncio.ensure_future(show())
-            typed = asyncio.ensure_future(type_in())
-            try:
-                await asyncio.wait({shown, typed}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (shown, typed):
-                    task.cancel()
-                await asyncio.gather(shown, typed, return_exceptions=True)
+        try:
+            await self._session(call.domain, show(), type_in())
+        finally:
+            reading.close()
 
-        await self._node.sessions.run(call.domain, both())
-
-    async def _session(self, name: str, session: Session, work: Coroutine[Any, Any, int]) -> int:
-        """Do the work until it is done, the session is cut, or the client has gone."""
-        gone = asyncio.ensure_future(session.gone())
+    async def _session(
+        self, name: str, work: Coroutine[Any, Any, _T], client: Coroutine[Any, Any, None]
+    ) -> _T:
+        """Do the work until it is done, the session is cut, or `client` ends: it has gone."""
+        gone = asyncio.ensure_future(client)
         doing = asyncio.ensure_future(self._node.sessions.run(name, work))
         try:
             await asyncio.wait({gone, doing}, return_when=asyncio.FIRST_COMPLETED)
             if not doing.done():
-                raise SkerryError("the client has gone")
+                await gone
+                raise WireError("the client has gone")
             return await doing
         finally:
             for task in (gone, doing):

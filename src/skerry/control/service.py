@@ -68,11 +68,11 @@ async def serve(system: Path, foreground: bool) -> int:
     try:
         setup = load_setup(system)
         supervisor = SupervisorClient(_supervisor_socket())
-        trail = AuditTrail(paths.make_private(paths.state_dir()) / paths.audit_file().name)
+        trail = AuditTrail.open(paths.make_private(paths.state_dir()) / paths.audit_file().name)
         try:
             return await _run(setup, supervisor, trail, report, foreground)
         finally:
-            await trail.close()
+            await asyncio.to_thread(trail.close)
     except SkerryError as error:
         log.error("%s", error)
         report(

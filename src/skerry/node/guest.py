@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol, cast
 
 from skerry.errors import StateError
@@ -29,14 +29,28 @@ class Agent(Protocol):
         """Run a command and return its exit code."""
 
 
+class Reading(Protocol):
+    """One reader of a console."""
+
+    async def read(self) -> tuple[int, bytes]:
+        """Return how many bytes were lost and what came next; empty bytes at the end."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
 class Console(Protocol):
     """The serial console: what it printed last, what it prints, and a way to type."""
 
-    def follow(self) -> AsyncIterator[bytes]:
-        """Yield what is kept of the output, then each piece as it comes. Untrusted."""
+    @property
+    def untrusted_text(self) -> bytes:
+        """The last bytes of output."""
 
-    async def write(self, data: bytes) -> None:
-        """Type these bytes."""
+    def subscribe(self) -> Reading:
+        """Read from now on. Raises `LimitReached`."""
+
+    def write(self, data: bytes) -> None:
+        """Type these bytes. Never blocks."""
 
 
 class Guest(Machine, Protocol):
