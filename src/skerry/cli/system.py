@@ -51,7 +51,7 @@ def check(system: Path, as_json: bool) -> None:
     What the policy refuses is a warning: `up` would start the rest without it.
     """
     setup = checked(system)
-    refused = [s for s in planned(setup) if not s.allowed]
+    refused = [s for s in planned(setup) if not s.allowed and not s.later]
     warnings = [f"{s.action} {s.what}: {s.why}" for s in refused]
     found = {
         "name": setup.system.name,
@@ -83,6 +83,6 @@ def plan(system: Path, as_json: bool) -> None:
         return
     for step in steps:
         word = "refuse" if not step.allowed else step.action
-        later = " (when it is started by hand)" if step.later and step.allowed else ""
+        later = " (when it is started by hand)" if step.later else ""
         click.echo(f"{word:7} {step.what}{later}")
         click.echo(f"        {step.why} [{step.code}]")

@@ -37,25 +37,27 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
         label = setup.labels[name]
         parties: Parties = {"operator": setup.owner, "domain": label}
         verdict = await manager.decide("domain_create", parties)
-        if verdict.allowed:
-            verdict = await manager.admit(label, tuple(running))
-        steps.append(_step("start", name, verdict, parties, later=not domain.autostart))
-        if verdict.allowed and domain.autostart:
+        wall = await manager.admit(label, tuple(running))
+        steps.append(_step("start", name, (verdict, wall), parties, later=not domain.autostart))
+        if steps[-1].allowed and domain.autostart:
             running.append(label)
             started.add(name)
     for channel in setup.system.channels:
         parties = {"source": setup.labels[channel.source], "sink": setup.labels[channel.sink]}
         verdict = await manager.decide(hook_of(channel.kind, channel.one_way), parties)
-        if verdict.allowed:
-            verdict = await manager.admit_bind(parties["source"], parties["sink"])
+        wall = await manager.admit_bind(parties["source"], parties["sink"])
         arrow = "→" if channel.one_way else "↔"
         what = f"{channel.source} {arrow} {channel.sink} ({channel.name})"
         waits = not {channel.source, channel.sink} <= started
-        steps.append(_step("bind", what, verdict, parties, later=waits))
+        steps.append(_step("bind", what, (verdict, wall), parties, later=waits))
     return steps
 
 
-def _step(action: str, what: str, verdict: Verdict, parties: Parties, *, later: bool) -> Step:
-    explanation = explain_for(verdict, parties)
-    text = "" if verdict.allowed else explanation.text()
-    return Step(action, what, verdict.allowed, explanation.code, explanation.sentence, text, later)
+def _step(
+    action: str, what: str, verdicts: tuple[Verdict, Verdict], parties: Parties, *, later: bool
+) -> Step:
+    """Make a step of the modules' verdict and the wall's: the first refusal says why."""
+    deciding = next((v for v in verdicts if not v.allowed), verdicts[0])
+    explanation = explain_for(deciding, parties)
+    text = "" if deciding.allowed else explanation.text()
+    return Step(action, what, deciding.allowed, explanation.code, explanation.sentence, text, later)
