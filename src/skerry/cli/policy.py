@@ -8,6 +8,7 @@ runs, so that the other commands start fast.
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, TypedDict
 
 import click
@@ -185,7 +186,7 @@ def _answer(explanation: Explanation, as_json: bool) -> None:
         click.echo(json.dumps(explanation.as_dict()))
     if not explanation.allowed:
         click.echo(explanation.text(), err=True)
-        raise click.exceptions.Exit(DENIED)
+        sys.exit(DENIED)
     if not as_json:
         click.echo(explanation.text())
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from skerry.errors import PolicyError, Problem
+from skerry.policy.files import read_regular
 from skerry.xsm.stack import History
 
 MAX_HISTORY_BYTES = 4 * 1024 * 1024
@@ -57,17 +57,11 @@ class FileHistory:
     def load(self) -> History:
         """Return the history in the file; no file is an empty one. Raises `PolicyError`."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            untrusted = read_regular(self._path, MAX_HISTORY_BYTES)
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise self._damaged(f"cannot be read: {error.strerror}") from None
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise self._damaged("not a regular file")
-            untrusted = file.read(MAX_HISTORY_BYTES + 1)
-        if len(untrusted) > MAX_HISTORY_BYTES:
-            raise self._damaged(f"longer than {MAX_HISTORY_BYTES} bytes")
         digest, _, body = untrusted.partition(b"\n")
         if digest.decode("latin-1") != hashlib.sha256(body).hexdigest():
             raise self._damaged("its digest does not match")

@@ -71,8 +71,9 @@ def _conflicts(policy: AcmPolicy) -> _Found:
                 (conflict.line, f"the name of {where} is used {names[conflict.name]} times")
             )
         for position, (other, wider) in enumerate(sets):
-            twin = types == wider and position < index and conflict.history == other.history
-            if twin or (types < wider and (other.history or not conflict.history)):
+            covers = types <= wider and (other.history or not conflict.history)
+            same = types == wider and conflict.history == other.history
+            if covers and (position < index if same else position != index):
                 message = f"{where} is shadowed by {other.name!r} (line {other.line})"
                 found.append((conflict.line, message))
                 break

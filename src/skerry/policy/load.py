@@ -7,13 +7,12 @@ that can't be read as a policy is a `PolicyError`, so nothing is ever decided wi
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from skerry.errors import PolicyError, Problem
 from skerry.policy.acm_toml import read_acm_toml
+from skerry.policy.files import read_regular
 from skerry.policy.shype import read_shype
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import AcmModule
@@ -56,7 +55,7 @@ def load_policy(untrusted_path: str | Path) -> SecurityModule:
 def load_acm(untrusted_path: str | Path) -> AcmPolicy:
     """Read the model of an ACM policy from either of its forms. Raises `PolicyError`."""
     file = str(untrusted_path)
-    return parse_acm(read_bounded(Path(untrusted_path)), file)
+    return parse_acm(_read(Path(untrusted_path)), file)
 
 
 def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:
@@ -75,21 +74,12 @@ def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:
     return read_acm_toml(content, file)
 
 
-def read_bounded(path: Path) -> bytes:
-    """Read a regular file of at most `MAX_POLICY_BYTES`. Raises `PolicyError`."""
+def _read(path: Path) -> bytes:
     try:
-        # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _error(str(path), "not a regular file")
-            content = file.read(MAX_POLICY_BYTES + 1)
+        return read_regular(path, MAX_POLICY_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _error(str(path), f"cannot be read: {reason}") from None
-    if len(content) > MAX_POLICY_BYTES:
-        raise _error(str(path), f"longer than {MAX_POLICY_BYTES} bytes")
-    return content
 
 
 def _error(file: str, message: str) -> PolicyError:

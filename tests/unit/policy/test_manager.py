@@ -1,0 +1,188 @@
+"""The policy manager: generations, failures as denials, and the standing history."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from skerry.errors import DeciderUnavailable, Denied, PolicyError
+from skerry.label import Label
+from skerry.policy.history import FileHistory, MemoryHistory
+from skerry.policy.load import parse_acm
+from skerry.policy.manager import PolicyManager
+from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.dummy import DummyModule
+from skerry.xsm.hooks import HOOKS
+from skerry.xsm.request import Answer
+from skerry.xsm.stack import History, Stack
+from tests.unit.policy.samples import TOML
+
+BANKS = Stack([AcmModule(parse_acm(TOML.encode(), "banks.toml"))])
+
+
+def _label(name: str) -> Label:
+    return Label((("acm", name),))
+
+
+SECURITY = _label("security")
+PARTIES = {
+    "operator": _label("dom0"),
+    "domain": _label("broker"),
+    "new": _label("bank-a"),
+    "source": _label("bank-a"),
+    "sink": _label("broker"),
+    "resource": _label("ledger-a"),
+    "security": SECURITY,
+}
+
+
+class FullDisk(MemoryHistory):
+    """A store that can't be written."""
+
+    async def save(self, history: History) -> None:
+        """Fail."""
+        raise OSError("no space left on device")
+
+
+class SlowDisk(MemoryHistory):
+    """A store whose writes take a while."""
+
+    async def save(self, history: History) -> None:
+        """Let everybody else run before the history is kept."""
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await super().save(history)
+
+
+def test_every_hook_is_decided_by_the_policy_in_force() -> None:
+    """Between labels that share, every hook is allowed; toward a competitor, no channel is."""
+
+    async def run() -> None:
+        manager = PolicyManager(BANKS, MemoryHistory())
+        for hook in HOOKS:
+            assert (await manager.decide(hook, PARTIES)).allowed, hook
+        rivals = {**PARTIES, "sink": _label("bank-b")}
+        for hook in ("channel_two_way", "channel_one_way", "memory_read", "memory_both"):
+            assert not (await manager.decide(hook, rivals)).allowed, hook
+        assert not (await manager.admit(_label("bank-b"), (_label("bank-a"),))).allowed
+        assert (await manager.admit(_label("bank-b"), (_label("broker"),))).allowed
+
+    asyncio.run(run())
+
+
+def test_a_load_raises_the_generation_and_forgets_cached_answers() -> None:
+    """After a load, the same question is answered by the new policy under the new number."""
+    wider = TOML.replace('[labels.bank-a]\nste = ["bank-a"]', '[labels.bank-a]\nste = ["bank-b"]')
+
+    async def run() -> None:
+        manager = PolicyManager(BANKS, MemoryHistory())
+        first = await manager.decide("channel_two_way", {**PARTIES, "sink": _label("bank-b")})
+        digest = manager.digest
+        assert manager.load(Stack([AcmModule(parse_acm(wider.encode(), "w"))])) == 2
+        second = await manager.decide("channel_two_way", {**PARTIES, "sink": _label("bank-b")})
+        assert (first.allowed, first.generation) == (False, 1)
+        assert (second.allowed, second.generation) == (True, 2)
+        assert manager.generation == 2
+        assert manager.digest != digest
+
+    asyncio.run(run())
+
+
+def test_whatever_fails_is_a_denial() -> None:
+    """An unknown hook, a missing party and a crashing module never become an allow."""
+
+    class Broken(DummyModule):
+        def decide(
+            self, subject: str, target: str, tclass: str, permissions: Collection[str]
+        ) -> Answer:
+            raise RuntimeError
+
+    async def run() -> None:
+        manager = PolicyManager(BANKS, MemoryHistory())
+        for hook, parties in (("no_such_hook", PARTIES), ("channel_two_way", {})):
+            with pytest.raises(DeciderUnavailable):
+                await manager.decide(hook, parties)
+        dummy = Label((("dummy", "dom0"),))
+        parties = dict.fromkeys(PARTIES, dummy)
+        broken = PolicyManager(Stack([Broken()]), MemoryHistory())
+        assert not (await broken.decide("domain_pause", parties)).allowed
+        sound = PolicyManager(Stack([DummyModule()]), MemoryHistory())
+        assert (await sound.decide("domain_pause", parties)).allowed
+
+    asyncio.run(run())
+
+
+def test_history_outlives_the_manager(tmp_path: Path) -> None:
+    """What was touched is in the file when `touch` returns, and counts in the next manager."""
+
+    async def run() -> None:
+        store = FileHistory(tmp_path / "history")
+        manager = PolicyManager(BANKS, store)
+        await manager.touch(_label("broker"), _label("bank-a"))
+        again = PolicyManager(BANKS, FileHistory(tmp_path / "history"))
+        verdict = await again.admit_bind(_label("broker"), _label("bank-b"))
+        assert not verdict.allowed
+        assert verdict.admission[0].code == "CW-HISTORY-CONFLICT"
+        assert (await again.admit_bind(_label("broker"), _label("bank-a"))).allowed
+
+    asyncio.run(run())
+
+
+def test_two_exchanges_decided_at_once_cannot_both_pass_the_wall() -> None:
+    """Both were admitted before either was remembered; the second one's touch is refused."""
+
+    async def run() -> None:
+        store = SlowDisk()
+        manager = PolicyManager(BANKS, store)
+        for bank in ("bank-a", "bank-b"):
+            assert (await manager.admit_bind(_label("broker"), _label(bank))).allowed
+        results = await asyncio.gather(
+            manager.touch(_label("broker"), _label("bank-a")),
+            manager.touch(_label("broker"), _label("bank-b")),
+            return_exceptions=True,
+        )
+        assert results[0] is None
+        assert isinstance(results[1], Denied)
+        assert results[1].code == "CW-HISTORY-CONFLICT"
+        assert store.kept["acm"]["broker"] == {"bank-a"}
+
+    asyncio.run(run())
+
+
+def test_a_history_that_cannot_be_saved_refuses_and_still_counts() -> None:
+    """A full disk denies the exchange, also the next one that rests on the same memory."""
+
+    async def run() -> None:
+        manager = PolicyManager(BANKS, FullDisk())
+        for _ in range(2):
+            with pytest.raises(DeciderUnavailable, match="no space"):
+                await manager.touch(_label("broker"), _label("bank-a"))
+        assert not (await manager.admit_bind(_label("broker"), _label("bank-b"))).allowed
+        await PolicyManager(BANKS, MemoryHistory()).touch(_label("broker"), _label("bank-a"))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "long", "folder"])
+def test_a_damaged_history_is_a_policy_error(tmp_path: Path, damage: str) -> None:
+    """A wall is never opened by a broken file; the unbroken file is read."""
+    path = tmp_path / "history"
+    asyncio.run(FileHistory(path).save({"acm": {"broker": frozenset({"bank-a"})}}))
+    assert FileHistory(path).load() == {"acm": {"broker": {"bank-a"}}}
+    content = path.read_bytes()
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        broken = {
+            "cut": content[:-3],
+            "changed": content.replace(b"bank-a", b"bank-b"),
+            "empty": b"",
+            "long": content + b" " * 5_000_000,
+        }
+        path.write_bytes(broken[damage])
+    with pytest.raises(PolicyError):
+        PolicyManager(BANKS, FileHistory(path))
