@@ -1,0 +1,49 @@
+"""Starts a helper's process in its jail, through the supervisor.
+
+The rule: what a jail lacks is a denial (`LayerMissing`), and a supervisor that is gone is an
+error; in both cases nothing was started.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from skerry.errors import LayerMissing, SupervisorError
+from skerry.jail.confinement import Confinement, command
+from skerry.jail.errors import JailError
+from skerry.jail.filter import open_filter
+from skerry.supervisor.client import Process, SpawnFailed, SupervisorClient, SupervisorGone
+
+
+class JailedLauncher:
+    """Implements `machine.qemu.launch.Launcher` for one confinement."""
+
+    def __init__(self, supervisor: SupervisorClient, confinement: Confinement) -> None:
+        self._supervisor = supervisor
+        self._confinement = confinement
+
+    def path(self, file: Path) -> str:
+        """Return where the jail shows a file of the host. Raises `SupervisorError` if nowhere."""
+        for host, inside in self._confinement.binds:
+            if host == str(file):
+                return inside
+        raise SupervisorError(f"the jail does not show {file}")
+
+    async def launch(self, name: str, argv: Sequence[str], fds: Mapping[int, int]) -> Process:
+        """Start a program in the jail with exactly these descriptors (its number to ours)."""
+        try:
+            program = open_filter(self._confinement.profile)
+        except NotImplementedError as error:
+            raise LayerMissing(str(error)) from None
+        number = max(fds, default=2) + 1
+        try:
+            words = command(self._confinement, argv, number)
+            return await self._supervisor.spawn(name, words, {**fds, number: program})
+        except JailError as error:
+            raise LayerMissing(error.message, fix=error.fix) from None
+        except (SpawnFailed, SupervisorGone) as error:
+            raise SupervisorError(f"{name} was not started: {error}") from None
+        finally:
+            os.close(program)
