@@ -1,0 +1,88 @@
+"""The command line of a QEMU: a pure function from what a domain is to what is started.
+
+The rules it keeps: nothing that the domain was not given exists (no default devices, no user
+configuration), QEMU's own sandbox is on, everything outside comes by descriptor, and the
+processors do not run until told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Board = Literal["auto", "microvm", "q35", "pc"]
+Accel = Literal["tcg", "kvm"]
+
+BINARY = "/usr/bin/qemu-system-x86_64"
+
+QMP_FD, CONSOLE_FD, AGENT_FD = 3, 4, 5
+"""Where QEMU finds its sockets; 0 is /dev/null, 1 and 2 are the bounded error output."""
+
+AGENT_PORT = "skerry.agent"
+"""The port of the guest's agent; no channel may have this name."""
+
+MAX_PORTS = 29
+"""Channels of one domain: a virtio-serial bus has 31 ports, of which 0 is reserved (for a
+console) and one is the agent's."""
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class QemuSpec(msgspec.Struct, frozen=True):
+    """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest."""
+
+    name: str
+    label: str
+    kernel: Path
+    bzimage: Path
+    initrd: Path
+    cmdline: str
+    memory: int = 192 << 20
+    cpus: int = 1
+    board: Board = "auto"
+    accel: Accel = "tcg"
+    tsc_khz: int = 0
+
+    @property
+    def machine(self) -> Board:
+        """The board that is really used: microvm unless another is asked for."""
+        return "microvm" if self.board == "auto" else self.board
+
+
+def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
+    """Return the argv; `path` names a file as the machine will see it."""
+    argv = [BINARY, *("-name", _comma(spec.name))]
+    argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
+    argv += ["-sandbox", _SANDBOX]
+    argv += ["-machine", spec.machine, "-accel", spec.accel]
+    if spec.accel == "kvm":
+        argv += ["-cpu", "host"]
+    argv += ["-smp", str(spec.cpus), "-m", f"size={spec.memory}B"]
+    argv += ["-kernel", path(spec.kernel), "-initrd", path(spec.initrd)]
+    argv += ["-append", _cmdline(spec)]
+    argv += [*_socket("qmp", QMP_FD), "-mon", "chardev=qmp,mode=control"]
+    argv += [*_socket("console", CONSOLE_FD), "-serial", "chardev:console"]
+    bus = "virtio-serial-device" if spec.machine == "microvm" else "virtio-serial-pci"
+    argv += ["-device", f"{bus},id=ports,max_ports={MAX_PORTS + 2}"]
+    argv += _socket("agent", AGENT_FD)
+    argv += ["-device", f"virtserialport,bus=ports.0,id=agent,chardev=agent,name={AGENT_PORT}"]
+    for item, text in (("label", spec.label), ("name", spec.name)):
+        argv += ["-fw_cfg", f"name=opt/skerry/{item},string={_comma(text)}"]
+    return argv
+
+
+def _cmdline(spec: QemuSpec) -> str:
+    """Add the host's TSC rate: without it a microvm under TCG hangs in calibrating it."""
+    return f"{spec.cmdline} tsc_early_khz={spec.tsc_khz}" if spec.tsc_khz else spec.cmdline
+
+
+def _socket(name: str, descriptor: int) -> list[str]:
+    return ["-chardev", f"socket,id={name},fd={descriptor}"]
+
+
+def _comma(text: str) -> str:
+    """Double the commas, which separate QEMU's options."""
+    return text.replace(",", ",,")

@@ -1,0 +1,120 @@
+"""Real QEMU machines for tests: a supervisor, an image, and one event loop for the whole run.
+
+No QEMU outlives its run: the supervisor is the parent of all, and ends when its socket does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from skerry.channel.stream import StreamBridge, StreamBridges
+from skerry.image.minimal import CMDLINE, build_minimal
+from skerry.image.store import Image
+from skerry.machine.qemu.command import QemuSpec
+from skerry.machine.qemu.launch import Launcher
+from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.tsc import tsc_khz
+from skerry.supervisor.client import Process, SupervisorClient
+from tests.support.supervisor import running_supervisor
+
+BOOT_S = 60.0
+
+_T = TypeVar("_T")
+
+
+def cache() -> Path:
+    """The folder of the tests' images: one that the domains' uids can reach."""
+    named = os.environ.get("SKERRY_TEST_CACHE")
+    return Path(named) if named else Path(f"/var/tmp/skerry-test-{os.getuid()}")
+
+
+class BareLauncher:
+    """The control: starts QEMU by the supervisor and without a jail."""
+
+    def __init__(self, client: SupervisorClient) -> None:
+        self._client = client
+
+    def path(self, file: Path) -> str:
+        """Every file of the host is there."""
+        return str(file)
+
+    async def launch(self, name: str, argv: Sequence[str], fds: Mapping[int, int]) -> Process:
+        """Start it as it is."""
+        return await self._client.spawn(name, argv, fds)
+
+
+class Host:
+    """What the tests of one run share. `run` runs a coroutine on its loop."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._supervisor = running_supervisor()
+        self.client = self.run(self._supervisor.__aenter__())
+        self.image: Image = build_minimal(cache())
+        self.bridges = StreamBridges()
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run to the end, on the loop that all machines live on."""
+        return self._runner.run(work)
+
+    def close(self) -> None:
+        """End everything that was started."""
+        self.bridges.close()
+        self.run(self._supervisor.__aexit__(None, None, None))
+        self._runner.close()
+
+    def spec(self, name: str, **changes: object) -> QemuSpec:
+        """Describe a machine of the minimal image."""
+        spec = QemuSpec(
+            name=name,
+            label=f"label-of-{name}",
+            kernel=self.image.kernel,
+            bzimage=self.image.bzimage,
+            initrd=self.image.initrd,
+            cmdline=CMDLINE,
+            tsc_khz=tsc_khz(),
+        )
+        return msgspec.structs.replace(spec, **changes)
+
+    def launcher(self) -> Launcher:
+        """Start machines as the product does."""
+        return BareLauncher(self.client)
+
+    async def make(self, name: str, **changes: object) -> QemuMachine:
+        """Prepare a machine: QEMU runs, its guest does not yet."""
+        machine = QemuMachine(self.spec(name, **changes), self.launcher())
+        await machine.prepare()
+        return machine
+
+    async def boot(self, name: str, **changes: object) -> QemuMachine:
+        """Start a machine and wait for its agent."""
+        machine = await self.make(name, **changes)
+        await machine.resume()
+        await machine.agent.ready(BOOT_S)
+        return machine
+
+
+async def connect(
+    bridges: StreamBridges, channel: int, port: str, one: QemuMachine, other: QemuMachine
+) -> StreamBridge:
+    """Attach a fresh stream to two machines under one port name."""
+    bridge = bridges.mint()
+    await one.attach(channel, "stream", port, bridge.ends["source"])
+    await other.attach(channel, "stream", port, bridge.ends["sink"])
+    bridge.handed_over()
+    return bridge
+
+
+async def sh(machine: QemuMachine, script: str, timeout_s: float = 30.0) -> tuple[int, str]:
+    """Run a shell script in a guest; return its code and all of its output."""
+    output = bytearray()
+    code = await machine.agent.run(
+        ["sh", "-c", script], output=lambda _stream, data: output.extend(data), timeout_s=timeout_s
+    )
+    return code, output.decode()
