@@ -1,7 +1,7 @@
 """Debian's cloud kernel, taken apart: bzImage, uncompressed vmlinux, modules in loading order.
 
-Works for kernels whose modules are plain (`.ko`, Debian 12) or compressed (`.ko.xz`, Debian 13);
-a driver that is built in is no error. The package ships no `modules.dep` (it is made at
+Works for Debian 12 (packed by LZ4, modules plain `.ko`) and 13 (Zstandard, `.ko.xz`, virtio built
+in: a driver that is built in is no error). The package ships no `modules.dep` (it is made at
 installation), so the order comes from what `modules.dep` is made of: each module's own `depends=`.
 
 Source for the layout of a bzImage: Linux, `Documentation/arch/x86/boot.rst`.
@@ -42,6 +42,18 @@ def version(root: Path) -> str:
     if len(found) != 1:
         raise SkerryError(f"the kernel package holds {len(found)} kernels instead of one")
     return found[0]
+
+
+def module_tree(root: Path, kernel_version: str) -> Path:
+    """Return the directory of the modules in an unpacked package.
+
+    Debian 12 has it under `lib`, Debian 13 under `usr/lib`.
+    """
+    for top in ("usr/lib", "lib"):
+        tree = root / top / "modules" / kernel_version
+        if (tree / "modules.builtin").is_file():
+            return tree
+    raise SkerryError("the kernel package holds no modules")
 
 
 def vmlinux(bzimage: Path, target: Path) -> None:

@@ -93,7 +93,7 @@ def _build(
         (work / f"root/boot/vmlinuz-{version}").rename(files[store.BZIMAGE])
         kernel.vmlinux(files[store.BZIMAGE], files[store.KERNEL])
         tell("pack initrd", 0.85)
-        entries = [*_system(busybox, guest), *_modules(work / "root/lib/modules" / version)]
+        entries = [*_system(busybox, guest), *_modules(kernel.module_tree(work / "root", version))]
         files[store.INITRD].write_bytes(cpio.archive(entries))
         tell("store", 0.95)
         return store.add(cache, NAME, key, files, version=version, sources=sources)

@@ -161,6 +161,15 @@ def test_modules_are_loaded_after_what_they_need(debian: Debian, tmp_path: Path)
     assert (root / "lib/modules/qemu_fw_cfg.ko").read_bytes() == module("")
 
 
+def test_a_merged_usr_gives_the_same_initramfs(debian: Debian, tmp_path: Path) -> None:
+    """Debian 13 ships its modules under `usr/lib`; the image does not care."""
+    first = build_minimal(tmp_path / "a")
+    (debian.home / "deb/usr").mkdir()
+    (debian.home / "deb/lib").rename(debian.home / "deb/usr/lib")
+    debian.publish()
+    assert build_minimal(tmp_path / "b").initrd.read_bytes() == first.initrd.read_bytes()
+
+
 def test_a_driver_that_is_nowhere_is_an_error(debian: Debian, tmp_path: Path) -> None:
     """An image that could not see its ports is not built."""
     (debian.tree / "kernel/virtio/virtio_mmio.ko").unlink()
