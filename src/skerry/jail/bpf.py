@@ -25,7 +25,7 @@ _LOW, _HIGH = 0xFFFFFFFF, 32
 class Arg(NamedTuple):
     """Holds when `argument & mask == value`; `wide` compares 64 bits instead of 32."""
 
-    index: int
+    argument: int
     value: int
     mask: int = 0xFFFFFFFF
     wide: bool = False
@@ -48,9 +48,9 @@ def _instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> byte
 
 def _condition(arg: Arg, failed: int) -> list[bytes]:
     """Compare one argument; `failed` instructions after the condition the next rule starts."""
-    words = [(16 + 8 * arg.index, arg.mask & _LOW, arg.value & _LOW)]
+    words = [(16 + 8 * arg.argument, arg.mask & _LOW, arg.value & _LOW)]
     if arg.wide:
-        words.append((20 + 8 * arg.index, arg.mask >> _HIGH, arg.value >> _HIGH))
+        words.append((20 + 8 * arg.argument, arg.mask >> _HIGH, arg.value >> _HIGH))
     code: list[bytes] = []
     for n, (offset, mask, value) in enumerate(words):
         left = 3 * (len(words) - n - 1)

@@ -45,7 +45,7 @@ SECCOMP, SETSOCKOPT, TGKILL, MSYNC = 317, 54, 234, 26
 _THREAD = 0x00010000 | 0x00000100 | 0x00000800  # CLONE_THREAD | CLONE_VM | CLONE_SIGHAND
 _CLONE_FORBIDDEN = 0x7E020000 | 0x00004000 | 0x00002000 | 0x00001000 | 0x80
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1032, 1033, 1034)  # duplicates, flags, seals, pipe size
-_PRCTL = (15, 16, 23, 38, 39)  # set/get name, read bounding set, set/get no_new_privs
+_PRCTL = (15, 16, 23, 29, 38, 39)  # names, bounding set, timer slack, no_new_privs
 _SET_VMA_NAME = 0x53564D41
 _IOCTL = (0x5401, 0x5421, 0x541B, 0x5450, 0x5451)  # TCGETS FIONBIO FIONREAD FIONCLEX FIOCLEX
 _KVM_TYPE = 0xAE00
@@ -63,7 +63,7 @@ _CHECKED = (
     # send(), not to an address of the caller's choice.
     Call(SENDTO, ((Arg(4, 0, (1 << 64) - 1, wide=True),),)),
     # A filter of its own (QEMU's -sandbox), without a listener that would be a new descriptor.
-    Call(SECCOMP, ((Arg(0, 1), Arg(1, 0, 8)), (Arg(0, 2),))),
+    Call(SECCOMP, ((Arg(0, 1), Arg(1, 0, 8)), (Arg(0, 2),), (Arg(0, 0), Arg(1, 1)))),
     Call(SETSOCKOPT, tuple((Arg(1, 1), Arg(2, option)) for option in _SOCKET_OPTIONS)),
     # abort() and the wake-ups of its own threads: the program is process 1 of its namespace.
     Call(TGKILL, ((Arg(0, 1),),)),

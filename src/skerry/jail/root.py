@@ -69,7 +69,7 @@ def build(
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory))
         try:
             _fill(temporary, contents, mount_points, links)
-            os.rename(temporary, root)
+            temporary.rename(root)
         except FileExistsError:
             pass  # somebody else made the same root at the same moment
         except OSError as error:
