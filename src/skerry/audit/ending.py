@@ -1,0 +1,70 @@
+"""Where an existing trail ends, and what of a crash may be cut off it.
+
+The rule: nothing that was acknowledged is ever removed. A record is acknowledged after its whole
+batch was synced, so what a crash can leave behind is at the very end, in one batch: a last line
+without its end, or blocks that were never written and read as zeros. That is cut. Anything else
+that does not verify was not done by a crash, and the trail is refused as it is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from skerry.audit.chain import BrokenLinkError, Link, follow, open_line
+from skerry.audit.disk import Disk
+from skerry.audit.record import MAX_LINE
+
+MAX_BATCH = 1 << 18
+"""Most bytes written before a sync, and so the most that a crash can damage."""
+
+WINDOW = 4 * (MAX_BATCH + MAX_LINE)
+"""How much of the end is verified when a trail is opened; `audit verify` reads all of it."""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """The good part of a trail: its length in bytes, its last record, what lies behind it."""
+
+    size: int
+    link: Link
+    cut: int
+
+
+class DamagedTrailError(Exception):
+    """The end of the trail does not verify, and no crash explains it."""
+
+
+def find_ending(disk: Disk, fd: int) -> Ending:
+    """Return where the good part of the trail ends. Raises `DamagedTrailError` or `OSError`."""
+    size = disk.size(fd)
+    start = max(0, size - WINDOW)
+    untrusted_data = disk.read(fd, start, size - start)
+    at = 0
+    link: Link | None = Link()
+    if start:  # begins within a record; the first whole line is where the check begins
+        at = untrusted_data.find(b"\n") + 1
+        link = None
+    while at < len(untrusted_data):
+        end = untrusted_data.find(b"\n", at) + 1 or len(untrusted_data)
+        try:
+            link = _next(link, untrusted_data[at:end])
+        except BrokenLinkError as error:
+            rest = untrusted_data[at:]
+            if link is None or not _torn(rest):
+                where = f"record {link.n + 1}" if link else "the end"
+                raise DamagedTrailError(f"{where} {error}") from None
+            return Ending(start + at, link, len(rest))
+        at = end
+    if link is None:
+        raise DamagedTrailError("the end holds no record")
+    return Ending(size, link, 0)
+
+
+def _next(link: Link | None, line: bytes) -> Link:
+    if link is not None:
+        return follow(link, line)
+    record = open_line(line)
+    return Link(record.n, record.hash)
+
+
+def _torn(rest: bytes) -> bool:
+    return len(rest) <= MAX_BATCH and (b"\n" not in rest or b"\0" in rest)

@@ -1,0 +1,318 @@
+"""The trail's writer: durable appends, many sharing one sync, and refusal when the disk fails.
+
+The rule (law 4): `append` returns only after its record is on the disk, and while that can't be
+done every append is refused at once, without waiting for the disk. `note` never waits: notes are
+queued, and what does not fit is counted and confessed in a `lost` record.
+
+One thread writes. It takes all that is queued, writes it in one piece and syncs once, so the
+batch grows with the load by itself. After a failure nothing of the batch counts as written: the
+file is cut back to what was synced before anything else is written to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from skerry.audit.chain import Link, seal
+from skerry.audit.disk import Disk, HostDisk
+from skerry.audit.ending import MAX_BATCH, DamagedTrailError, find_ending
+from skerry.audit.record import RecordError, body_json, fields_json, shortened_fields
+from skerry.errors import AuditUnavailable
+
+MAX_WAITING = 16_384
+"""Appends that may wait for the disk; one more is refused."""
+
+MAX_NOTES = 16_384
+"""Notes that may wait for the disk; one more is counted as lost."""
+
+RETRY_S = 0.5
+"""How long after a failure the writer tries again, in seconds."""
+
+Clock = Callable[[], int]
+
+
+class _Entry(NamedTuple):
+    """A record that is not written yet; `future` is None for a note."""
+
+    event: str
+    fields: str
+    wall_ns: int
+    mono_ns: int
+    future: asyncio.Future[int] | None = None
+
+
+class AuditTrail:
+    """An append-only file of chained records. Make it with `open`, end it with `close`."""
+
+    def __init__(
+        self,
+        path: Path,
+        disk: Disk,
+        fd: int,
+        size: int,
+        link: Link,
+        retry_s: float = RETRY_S,
+        wall: Clock = time.time_ns,
+        mono: Clock = time.monotonic_ns,
+    ) -> None:
+        self.path = path
+        self._disk = disk
+        self._fd = fd
+        self._size = size  # everything up to here was synced
+        self._link = link
+        self._retry_s = retry_s
+        self._wall = wall
+        self._mono = mono
+        self._wake = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._taken: list[_Entry] = []  # the batch being written
+        self._notes = 0  # how many of the queue are notes
+        self._lost = 0
+        self._refused = 0
+        self._failure = ""
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        disk: Disk | None = None,
+        retry_s: float = RETRY_S,
+        wall: Clock = time.time_ns,
+        mono: Clock = time.monotonic_ns,
+    ) -> AuditTrail:
+        """Open a trail, or begin one, and continue its chain.
+
+        What a crash left half-written is cut off, and a `recovered` record says so.
+        Raises `AuditUnavailable` if the file can't be opened or its end does not verify.
+        """
+        disk = disk or HostDisk()
+        try:
+            fd = disk.open(path)
+        except OSError as error:
+            raise _unavailable(f"the audit trail cannot be opened: {_words(error)}") from None
+        try:
+            ending = find_ending(disk, fd)
+            if ending.cut:
+                disk.truncate(fd, ending.size)
+            disk.sync(fd)
+            disk.sync_folder(path)
+        except OSError as error:
+            disk.close(fd)
+            raise _unavailable(f"the audit trail {path} cannot be read: {_words(error)}") from None
+        except DamagedTrailError as error:
+            disk.close(fd)
+            raise AuditUnavailable(
+                f"the audit trail {path} is damaged: {error}",
+                fix="run 'skerry audit verify', keep the file as evidence, and move it away",
+            ) from None
+        trail = cls(path, disk, fd, ending.size, ending.link, retry_s, wall, mono)
+        if ending.cut:
+            trail.note("recovered", {"reason": "a crash while writing", "cut_bytes": ending.cut})
+        trail._thread.start()
+        return trail
+
+    @property
+    def head(self) -> Link:
+        """Number and hash of the last record on the disk."""
+        return self._link
+
+    @property
+    def failure(self) -> str:
+        """Why appends are refused now; empty while they are not."""
+        return self._failure
+
+    async def append(self, event: str, fields: Mapping[str, object]) -> int:
+        """Write a record and return its number once it is on disk.
+
+        Raises `AuditUnavailable` if it can't be: at once while the trail is known to fail.
+        """
+        try:
+            text = fields_json(fields)
+        except RecordError as error:
+            raise _unavailable(f"the record {event} cannot be written: {error}") from None
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        entry = _Entry(event, text, self._wall(), self._mono(), future)
+        with self._wake:
+            self._check()
+            self._queue.append(entry)
+            self._wake.notify()
+        return await future
+
+    def _check(self) -> None:
+        why = self._failure
+        if not why and (self._closing or not self._thread.is_alive()):
+            why = "its writer has ended"
+        if not why and len(self._queue) - self._notes >= MAX_WAITING:
+            why = f"{MAX_WAITING} records are waiting (MAX_WAITING)"
+        if why:
+            self._refused += 1
+            raise _unavailable(f"the audit trail {self.path} cannot be written: {why}")
+
+    def note(self, event: str, fields: Mapping[str, object]) -> None:
+        """Record an effect that has already happened. Never blocks or raises.
+
+        What can't be written now is kept, up to `MAX_NOTES`, and written later; what is lost is
+        counted in a `lost` record.
+        """
+        try:
+            text = fields_json(fields)
+        except RecordError:
+            text = shortened_fields(fields)
+        entry = _Entry(event, text, self._wall(), self._mono())
+        with self._wake:
+            if self._notes >= MAX_NOTES:
+                self._lost += 1
+                return
+            self._notes += 1
+            self._queue.append(entry)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Write what is queued, if the disk takes it, and close the file. Idempotent.
+
+        Waits for the disk: call it where waiting is allowed.
+        """
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._fd >= 0:
+            self._disk.close(self._fd)
+            self._fd = -1
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:
+            # Whatever ends the thread, those who wait must hear it, and the trail stays refused.
+            self._fail(f"its writer ended: {_words(error)}")
+
+    def _step(self) -> bool:
+        """Do one round of the writer; false when it has nothing more to do."""
+        with self._wake:
+            if self._failure:
+                self._wake.wait_for(lambda: self._closing, self._retry_s)
+            else:
+                self._wake.wait_for(lambda: self._queue or self._closing)
+                if not self._queue:
+                    return False
+        if self._failure and not self._recover():
+            return not self._closing
+        self._take()
+        try:
+            first = self._write(self._taken)
+        except OSError as error:
+            self._fail(_words(error))
+            return True
+        done, self._taken = self._taken, []
+        _settle([(e.future, first + i) for i, e in enumerate(done) if e.future is not None])
+        return True
+
+    def _recover(self) -> bool:
+        reason, refused = self._failure, self._refused
+        fields = fields_json({"reason": reason, "refused": refused})
+        try:
+            self._disk.truncate(self._fd, self._size)
+            self._disk.sync(self._fd)
+            self._write([_Entry("recovered", fields, self._wall(), self._mono())])
+        except OSError as error:
+            self._failure = _words(error)
+            return False
+        with self._wake:
+            self._failure = ""
+            self._refused -= refused
+        return True
+
+    def _take(self) -> None:
+        """Take from the queue what fits into one write, and the confession of what was lost."""
+        batch = self._taken
+        room = MAX_BATCH
+        with self._wake:
+            if self._lost:
+                fields = fields_json({"count": self._lost, "limit": MAX_NOTES})
+                batch.append(_Entry("lost", fields, self._wall(), self._mono()))
+                self._lost = 0
+            while self._queue:
+                room -= len(self._queue[0].fields) + 512  # more than the rest of a record
+                if room < 0:
+                    break
+                entry = self._queue.popleft()
+                self._notes -= entry.future is None
+                batch.append(entry)
+
+    def _write(self, batch: list[_Entry]) -> int:
+        """Make a batch durable and return its first record's number. Raises `OSError`."""
+        lines: list[bytes] = []
+        link = self._link
+        for entry in batch:
+            event, fields = entry.event, entry.fields
+            n = link.n + 1
+            body = body_json(n, entry.wall_ns, entry.mono_ns, link.hash, event, fields)
+            line, digest = seal(body, link.hash)
+            lines.append(line)
+            link = Link(n, digest)
+        size, data = self._size, b"".join(lines)
+        while data:
+            written = self._disk.append(self._fd, data)
+            if written <= 0:
+                raise OSError("the disk took nothing")
+            size, data = size + written, data[written:]
+        self._disk.sync(self._fd)
+        first = self._link.n + 1
+        self._size, self._link = size, link
+        return first
+
+    def _fail(self, why: str) -> None:
+        """Refuse all appends from now on; keep the notes for later."""
+        with self._wake:
+            self._failure = why
+            entries = [*self._taken, *self._queue]
+            self._taken = []
+            refused = [entry.future for entry in entries if entry.future is not None]
+            notes = [entry for entry in entries if entry.future is None]
+            self._lost += max(0, len(notes) - MAX_NOTES)
+            self._queue = deque(notes[:MAX_NOTES])
+            self._notes = len(self._queue)
+            self._refused += len(refused)
+        error = f"the audit trail {self.path} cannot be written: {why}"
+        _settle([(future, _unavailable(error)) for future in refused])
+
+
+def _settle(results: list[tuple[asyncio.Future[int], int | AuditUnavailable]]) -> None:
+    """Give results to futures, with one wake-up for each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | AuditUnavailable]]]
+    loops = {}
+    for result in results:
+        loops.setdefault(result[0].get_loop(), []).append(result)
+    for loop, mine in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_deliver, mine)
+
+
+def _deliver(results: list[tuple[asyncio.Future[int], int | AuditUnavailable]]) -> None:
+    for future, result in results:
+        if future.done():  # its waiter was cancelled
+            continue
+        if isinstance(result, int):
+            future.set_result(result)
+        else:
+            future.set_exception(result)
+
+
+def _unavailable(message: str) -> AuditUnavailable:
+    return AuditUnavailable(message, fix="nothing is allowed until it can; make room or mend it")
+
+
+def _words(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
