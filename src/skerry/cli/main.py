@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from skerry.errors import InputError, SkerryError
+from skerry.errors import Denied, InputError, SkerryError
 
 COMMANDS = {
     "check": "skerry.cli.system:check",
@@ -94,19 +94,22 @@ def cli() -> None:
 
 def _explained(error: SkerryError) -> tuple[str, dict[str, Any]]:
     """Return an error as text for people and as an object for programs."""
-    reply = getattr(error, "reply", None)
-    explanation = getattr(reply, "explanation", None) or getattr(error, "explanation", None)
-    text = getattr(reply, "text", "") or getattr(error, "text", "") or f"error: {error}"
     found: dict[str, Any] = {"error": error.message, "fix": error.fix}
-    code = getattr(reply, "code", "") or getattr(error, "code", "")
-    if code:
-        found |= {"code": code, "record": getattr(reply or error, "record", 0)}
+    reply = getattr(error, "reply", None)
+    if reply is not None and reply.code:  # the running node explained it
+        found |= {"code": reply.code, "record": reply.record, "explanation": reply.explanation}
+        return reply.text, found
     if isinstance(error, InputError):
-        text = "\n".join(f"error: {problem}" for problem in error.problems)
         found["problems"] = [problem._asdict() for problem in error.problems]
-    if explanation:
-        found["explanation"] = explanation
-    return text, found
+        return "\n".join(f"error: {problem}" for problem in error.problems), found
+    if isinstance(error, Denied):
+        from skerry.xsm.explain import explain_error
+
+        explanation = explain_error(error)
+        found |= {"code": error.code, "record": error.record}
+        found["explanation"] = explanation.as_dict()
+        return explanation.text(), found
+    return f"error: {error}", found
 
 
 def main() -> None:
@@ -114,7 +117,8 @@ def main() -> None:
     words = sys.argv[1:]
     own = words[: words.index("--")] if "--" in words else words
     try:
-        cli(standalone_mode=False)
+        code = cli(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)

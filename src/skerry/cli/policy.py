@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from skerry.errors import InputError
     from skerry.xsm.explain import Explanation
-    from skerry.xsm.module import SecurityModule
     from skerry.xsm.stack import Stack
 
 DENIED = 3
@@ -26,16 +25,6 @@ DENIED = 3
 
 MAX_BATCH_LINE = 8192
 """Longest line of a batch, in characters; a longer one ends the batch with an error."""
-
-
-class ModuleInfo(TypedDict):
-    """One module as `show` and `check` print it."""
-
-    module: str
-    digest: str
-    operator: str
-    labels: list[str]
-    resources: list[str]
 
 
 _POLICIES = click.option(
@@ -60,14 +49,14 @@ def policy() -> None:
 def check(file: str, as_json: bool) -> None:
     """Check a policy file alone: errors (exit 2) and warnings, with file and line."""
     from skerry.policy.lint import find_warnings
-    from skerry.policy.load import load_acm
+    from skerry.policy.load import load_acm, module_info
     from skerry.xsm.acm.module import AcmModule
 
     model = load_acm(file)
     warnings = find_warnings(model)
     if as_json:
         shown = [{"file": w.file, "line": w.line, "message": w.message} for w in warnings]
-        click.echo(json.dumps({**_module(AcmModule(model)), "warnings": shown}))
+        click.echo(json.dumps({**module_info(AcmModule(model)), "warnings": shown}))
         return
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -141,44 +130,38 @@ def convert(form: str, file: str) -> None:
     click.echo(text.encode("utf-8"), nl=False)
 
 
-def show_files(policies: tuple[str, ...], as_json: bool) -> None:
-    """Print digest, modules and labels of policy files."""
-    from skerry.policy.load import load_stack
+@policy.command()
+@click.option("--policy", "policies", multiple=True, metavar="FILE", help="A file instead.")
+@_JSON
+def show(policies: tuple[str, ...], as_json: bool) -> None:
+    """Show digest, generation, modules and labels of the policy in force, or of files."""
+    if policies:
+        from skerry.policy.load import load_stack, module_info
 
-    stack = load_stack(policies)
-    modules = [_module(module) for module in stack.modules]
+        stack = load_stack(policies)
+        found: dict[str, Any] = {
+            "digest": stack.digest,
+            "generation": None,
+            "modules": [module_info(module) for module in stack.modules],
+        }
+    else:
+        from skerry.cli.common import ask
+        from skerry.wire.control import PolicyShow
+
+        found = ask(PolicyShow())
     if as_json:
-        click.echo(json.dumps({"digest": stack.digest, "modules": modules}))
+        click.echo(json.dumps(found))
         return
-    click.echo(f"digest: {stack.digest}")
-    for shown in modules:
+    click.echo(f"digest: {found['digest']}")
+    if found["generation"] is not None:
+        click.echo(f"generation: {found['generation']}")
+    for shown in found["modules"]:
         click.echo(f"module: {shown['module']}  digest: {shown['digest']}")
         for label in shown["labels"]:
             mark = "  (operator)" if label == shown["operator"] else ""
             click.echo(f"  {label}{mark}")
         for label in shown["resources"]:
             click.echo(f"  resource:{label}")
-
-
-@policy.command()
-@_POLICIES
-@_JSON
-def show(policies: tuple[str, ...], as_json: bool) -> None:
-    """Show digest, modules and labels."""
-    show_files(policies, as_json)
-
-
-def _module(module: SecurityModule) -> ModuleInfo:
-    from skerry.xsm.acm.module import AcmModule
-
-    resources = module.policy.resources if isinstance(module, AcmModule) else ()
-    return {
-        "module": module.name,
-        "digest": module.digest,
-        "operator": module.operator_label(),
-        "labels": list(module.labels()),
-        "resources": [resource.name for resource in resources],
-    }
 
 
 def _answer(explanation: Explanation, as_json: bool) -> None:

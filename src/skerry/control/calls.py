@@ -11,6 +11,7 @@ from skerry.errors import LimitReached, WireError
 from skerry.monitor.domain import ALIVE
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
+from skerry.policy.load import module_info
 from skerry.wire import control as wire
 
 _T = TypeVar("_T")
@@ -67,10 +68,7 @@ class Calls:
         return {
             "digest": stack.digest,
             "generation": decider.generation,
-            "modules": [
-                {"module": m.name, "digest": m.digest, "labels": list(m.labels())}
-                for m in stack.modules
-            ],
+            "modules": [module_info(module) for module in stack.modules],
         }
 
     async def _start(self, session: Session, name: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from skerry.errors import PolicyError, Problem
 from skerry.policy.acm_toml import read_acm_toml
@@ -56,6 +57,18 @@ def load_acm(untrusted_path: str | Path) -> AcmPolicy:
     """Read the model of an ACM policy from either of its forms. Raises `PolicyError`."""
     file = str(untrusted_path)
     return parse_acm(_read(Path(untrusted_path)), file)
+
+
+def module_info(module: SecurityModule) -> dict[str, Any]:
+    """Return one module as `policy show` prints it: its digest, its labels, the operator's."""
+    resources = module.policy.resources if isinstance(module, AcmModule) else ()
+    return {
+        "module": module.name,
+        "digest": module.digest,
+        "operator": module.operator_label(),
+        "labels": list(module.labels()),
+        "resources": [resource.name for resource in resources],
+    }
 
 
 def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:

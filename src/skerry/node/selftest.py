@@ -1,0 +1,1 @@
+"""The self-test before `up`: the escape probes in a throw-away jail."""
