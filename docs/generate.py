@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import sys
-import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,13 +20,6 @@ SOURCE = DOCS.parent / "src"
 PACKAGE = SOURCE / "skerry"
 
 _LIMIT = re.compile(r"(MAX_[A-Z_]+|[A-Z_]+_MAX)")
-_SILENT = (
-    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-    tokenize.ENCODING, tokenize.ENDMARKER,
-)  # fmt: skip
-
-CORE = ("label.py", "errors.py", "xsm/*.py", "monitor/*.py", "jail/*.py", "supervisor/*.py")
-DECISION = ("xsm/acm/*.py", "policy/*.py")
 
 
 def hooks() -> str:
@@ -70,31 +63,14 @@ def _docstring(statement: ast.stmt | None) -> str:
 
 
 def sizes() -> str:
-    """Return the sizes of the trusted parts, in lines that hold code."""
+    """Return the sizes of the trusted parts, counted as the test that bounds them counts."""
+    test = runpy.run_path(str(DOCS.parent / "tests/unit/test_trusted_size.py"))
     lines = ["| part | lines of code | what it holds |", "|---|---|---|"]
-    for name, patterns in (("core", CORE), ("decision", DECISION)):
+    for part, patterns in test["PARTS"].items():
         held = ", ".join(f"`{pattern}`" for pattern in patterns)
-        lines.append(f"| {name} | {size_of(patterns)} | {held} |")
+        size = sum(test["code_lines"](path) for path in test["files"](part))
+        lines.append(f"| {part} | {size} | {held} |")
     return "\n".join(lines)
-
-
-def size_of(patterns: tuple[str, ...]) -> int:
-    """Count the lines that hold code: no blank lines, comments or docstrings."""
-    return sum(_code_lines(path) for pattern in patterns for path in PACKAGE.glob(pattern))
-
-
-def _code_lines(path: Path) -> int:
-    texts: set[int] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        match node:
-            case ast.Expr(value=ast.Constant(value=str()), end_lineno=int(end)):
-                texts.update(range(node.lineno, end + 1))
-    held: set[int] = set()
-    with path.open("rb") as file:
-        for token in tokenize.tokenize(file.readline):
-            if token.type not in _SILENT:
-                held.update(range(token.start[0], token.end[0] + 1))
-    return len(held - texts)
 
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {

@@ -31,6 +31,8 @@ def names_in(path: Path) -> set[str]:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 found.add(f"::{node.name}")
+            case ast.Assign(targets=[ast.Name(id=name)]):  # hypothesis: TestX = X.TestCase
+                found.add(f"::{name}")
             case ast.ClassDef(body=body):
                 inner = (n for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
                 found |= {f"::{node.name}::{n.name}" for n in inner}
