@@ -16,8 +16,11 @@ import msgspec
 from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.image.minimal import CMDLINE, build_minimal
 from skerry.image.store import Image
+from skerry.jail.confinement import Confinement
+from skerry.jail.identity import open_pool, own
+from skerry.jail.root import INITRD, KERNEL, qemu_root
 from skerry.machine.qemu.command import QemuSpec
-from skerry.machine.qemu.launch import Launcher
+from skerry.machine.qemu.launch import JailedLauncher, Launcher
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.supervisor.client import Process, SupervisorClient
@@ -58,6 +61,7 @@ class Host:
         self.client = self.run(self._supervisor.__aenter__())
         self.image: Image = build_minimal(cache())
         self.bridges = StreamBridges()
+        self._identities = open_pool()
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run to the end, on the loop that all machines live on."""
@@ -66,6 +70,8 @@ class Host:
     def close(self) -> None:
         """End everything that was started."""
         self.bridges.close()
+        if self._identities is not None:
+            self._identities.close()
         self.run(self._supervisor.__aexit__(None, None, None))
         self._runner.close()
 
@@ -82,19 +88,31 @@ class Host:
         )
         return msgspec.structs.replace(spec, **changes)
 
-    def launcher(self) -> Launcher:
-        """Start machines as the product does."""
-        return BareLauncher(self.client)
+    def confinement(self, spec: QemuSpec) -> Confinement:
+        """Confine a machine as the product does, accepting only what this host cannot give."""
+        return Confinement(
+            root=str(qemu_root(cache() / "roots", spec.machine)),
+            identity=self._identities.take(spec.name) if self._identities else own(),
+            binds=((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
+            accepted=frozenset({"cgroup"} if self._identities else {"cgroup", "uid"}),
+        )
 
-    async def make(self, name: str, **changes: object) -> QemuMachine:
+    def launcher(self, spec: QemuSpec, jailed: bool = True) -> Launcher:
+        """Start a machine as the product does, or without its jail."""
+        if not jailed:
+            return BareLauncher(self.client)
+        return JailedLauncher(self.client, self.confinement(spec))
+
+    async def make(self, name: str, *, jailed: bool = True, **changes: object) -> QemuMachine:
         """Prepare a machine: QEMU runs, its guest does not yet."""
-        machine = QemuMachine(self.spec(name, **changes), self.launcher())
+        spec = self.spec(name, **changes)
+        machine = QemuMachine(spec, self.launcher(spec, jailed))
         await machine.prepare()
         return machine
 
-    async def boot(self, name: str, **changes: object) -> QemuMachine:
+    async def boot(self, name: str, *, jailed: bool = True, **changes: object) -> QemuMachine:
         """Start a machine and wait for its agent."""
-        machine = await self.make(name, **changes)
+        machine = await self.make(name, jailed=jailed, **changes)
         await machine.resume()
         await machine.agent.ready(BOOT_S)
         return machine

@@ -33,6 +33,8 @@ def reason(
         return _CAUSES.get(cause, "QEMU ended by itself")
     if killed:
         return "killed"
+    if 128 < status < 128 + signal.NSIG:  # as bwrap reports the signal that ended its program
+        status = 128 - status
     if status == STATUS_UNKNOWN:
         words = "QEMU ended, and nobody can say how"
     elif status < 0:

@@ -1,0 +1,110 @@
+"""Which accelerator a host's domains get: KVM only where a Linux guest was seen to run under it.
+
+An openable `/dev/kvm` is not enough: on some hosts a Linux guest then hangs. So the probe boots
+the real kernel without an initrd: under a working KVM it comes as far as its panic over the
+missing root in about a second, resets, and QEMU ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import socket
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from skerry.errors import MachineError, SkerryError
+from skerry.machine.console import Tail
+from skerry.machine.qemu.command import BINARY, Accel
+from skerry.machine.qemu.launch import Launcher
+
+PROBE_S = 10.0
+"""How long the probe's guest may take; a slower KVM counts as none."""
+
+KVM = Path("/dev/kvm")
+
+_SEEN = (b"Linux version", b"Kernel panic - not syncing")
+_CMDLINE = "console=ttyS0 panic=-1 reboot=t 8250.nr_uarts=1"
+
+
+async def choose_accel(
+    wanted: Literal["auto", "tcg", "kvm"], launcher: Launcher, kernel: Path, cache: Path
+) -> Accel:
+    """Choose the accelerator; `cache` is a file that remembers the probe until the next boot.
+
+    Raises `MachineError` if KVM is asked for and no guest runs under it here.
+    """
+    if wanted == "tcg" or (wanted == "auto" and not os.access(KVM, os.R_OK | os.W_OK)):
+        return "tcg"
+    key = _key(kernel)
+    known = _read(cache)
+    if key not in known:
+        known = {key: await guest_runs("kvm", launcher, kernel)}
+        _write(cache, known)
+    if known[key]:
+        return "kvm"
+    if wanted == "kvm":
+        raise MachineError("no Linux guest runs under this host's KVM", fix='use accel = "auto"')
+    return "tcg"
+
+
+async def guest_runs(
+    accel: Accel, launcher: Launcher, kernel: Path, deadline_s: float = PROBE_S
+) -> bool:
+    """Boot the kernel under an accelerator and say whether it came to its end in time."""
+    ours, theirs = socket.socketpair()
+    console = Tail(ours)
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        with theirs:
+            process = await launcher.launch(
+                "probe",
+                _command(accel, launcher.path(kernel)),
+                {0: null, 1: null, 2: null, 3: theirs.fileno()},
+            )
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    await asyncio.shield(process.exited)
+                    await asyncio.shield(console.closed)
+        finally:
+            process.kill()
+        return all(words in console.untrusted_text for words in _SEEN)
+    except SkerryError:
+        return False
+    finally:
+        console.close()
+        os.close(null)
+
+
+def _command(accel: Accel, kernel: str) -> list[str]:
+    argv = [BINARY, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
+    argv += ["-machine", "pc", "-accel", accel, "-m", "192M", "-kernel", kernel]
+    argv += ["-append", _CMDLINE, "-chardev", "socket,id=console,fd=3", "-serial"]
+    return [*argv, "chardev:console"]
+
+
+def _key(kernel: Path) -> str:
+    """What the answer depends on: this boot of this host's kernel, QEMU, and the guest's kernel."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    qemu = Path(BINARY).stat()
+    return f"{boot} {platform.release()} {qemu.st_size}.{qemu.st_mtime_ns} {kernel}"
+
+
+def _read(cache: Path) -> dict[str, bool]:
+    try:
+        return msgspec.json.decode(cache.read_bytes(), type=dict[str, bool])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _write(cache: Path, known: dict[str, bool]) -> None:
+    """Remember the answer; a cache that can't be written only costs the next probe's time."""
+    with contextlib.suppress(OSError):
+        fresh = cache.with_name(f"{cache.name}.{os.getpid()}")
+        fresh.write_bytes(msgspec.json.encode(known))
+        fresh.replace(cache)

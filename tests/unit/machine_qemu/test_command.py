@@ -1,0 +1,80 @@
+"""The command line of a QEMU is a pure function, and gives nothing that was not asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from skerry.machine.qemu.command import Board, QemuSpec, command
+
+SPEC = QemuSpec(
+    name="alpha",
+    label="acm=a,flask=u:r:t:s0:c1,c2",
+    kernel=Path("/i/vmlinux"),
+    bzimage=Path("/i/bzImage"),
+    initrd=Path("/i/initrd"),
+    cmdline="console=ttyS0",
+)
+
+
+def _argv(**changes: object) -> list[str]:
+    return command(msgspec.structs.replace(SPEC, **changes), str)
+
+
+def _option(argv: list[str], name: str) -> list[str]:
+    return [argv[i + 1] for i, word in enumerate(argv) if word == name]
+
+
+@pytest.mark.parametrize(
+    ("board", "machine", "bus"),
+    [
+        ("auto", "microvm", "virtio-serial-device"),
+        ("microvm", "microvm", "virtio-serial-device"),
+        ("q35", "q35", "virtio-serial-pci"),
+        ("pc", "pc", "virtio-serial-pci"),
+    ],
+)
+def test_board(board: Board, machine: str, bus: str) -> None:
+    """Each board has its kind of serial bus; microvm is what nobody asked against."""
+    argv = _argv(board=board)
+    assert _option(argv, "-machine") == [machine]
+    assert _option(argv, "-device")[0].startswith(bus + ",")
+
+
+def test_nothing_by_default_and_stopped() -> None:
+    """No default devices, no configuration files, the sandbox on, the processors stopped."""
+    argv = _argv()
+    assert {"-nodefaults", "-no-user-config", "-no-reboot", "-S"} <= set(argv)
+    assert _option(argv, "-sandbox")[0].startswith("on,")
+    assert not [word for word in argv if "path=" in word or "unix:" in word]
+
+
+def test_commas_are_doubled() -> None:
+    """A comma in a label or a name does not become another option of QEMU."""
+    argv = _argv(name="a,b")
+    assert _option(argv, "-name") == ["a,,b"]
+    assert _option(argv, "-fw_cfg") == [
+        "name=opt/skerry/label,string=acm=a,,flask=u:r:t:s0:c1,,c2",
+        "name=opt/skerry/name,string=a,,b",
+    ]
+
+
+def test_the_counter_rate_is_told_to_the_guest() -> None:
+    """The guest's command line ends with the rate where one is given, and is as given else."""
+    assert _option(_argv(tsc_khz=2500), "-append") == ["console=ttyS0 tsc_early_khz=2500"]
+    assert _option(_argv(), "-append") == ["console=ttyS0"]
+
+
+def test_files_have_the_names_of_the_jail() -> None:
+    """Files are named as the machine sees them, never as the host does."""
+    argv = command(SPEC, lambda file: f"/k/{file.name}")
+    assert _option(argv, "-kernel") == ["/k/vmlinux"]
+    assert _option(argv, "-initrd") == ["/k/initrd"]
+    assert not [word for word in argv if "/i/" in word]
+
+
+def test_memory_is_in_bytes() -> None:
+    """Memory reaches QEMU to the byte."""
+    assert "size=268435456B" in _argv(memory=256 << 20)
