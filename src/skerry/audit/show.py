@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from skerry.audit.record import Record
 
@@ -48,15 +48,15 @@ def summary(record: Record) -> str:
     return f"{record.n:>6} {escape(record.time)} {escape(record.event)} {fields}".rstrip()
 
 
-def details(record: Record) -> list[str]:
+def details(record: Record, without: Collection[str] = ()) -> list[str]:
     """Return a record in full, one field a line, nested ones indented."""
-    lines = [
+    fields = {key: value for key, value in record.fields.items() if key not in without}
+    return [
         f"record {record.n}: {escape(record.event)}",
         f"  time: {escape(record.time)}",
-        *_nested(record.fields, "  "),
+        *_nested(fields, "  "),
         f"  hash: {escape(record.hash)}",
     ]
-    return lines
 
 
 def _nested(value: Mapping[str, object], indent: str) -> list[str]:

@@ -40,13 +40,14 @@ JAIL_LAYERS = (
     "filesystem",
     "network",
     "pid",
+    "ipc",
     "seccomp",
     "keyring",
     "landlock",
     "cgroup",
     "core-dumps",
     "no-new-privs",
-    "no-rights",
+    "descriptors",
 )
 """The layers whose absence a system file may accept by name."""
 

@@ -1,0 +1,173 @@
+"""`audit` and `why`: read, prove and explain the trail.
+
+The trail is a file; none of this needs a running node. What stands in it may come from guests,
+so it is escaped wherever people see it; as JSON it is ASCII anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skerry.audit.chain import BrokenLinkError, open_line, verify
+from skerry.audit.read import MAX_TAIL, find_line, follow_lines, read_lines, read_tail
+from skerry.audit.record import Record, RecordError, parse_record, record_json
+from skerry.audit.show import details, escape, summary
+from skerry.cli.common import json_option
+from skerry.errors import NotFound, SkerryError
+from skerry.node.paths import audit_file
+from skerry.xsm.explain import Explanation
+from skerry.xsm.request import Answer, Rule
+
+file_option = click.option(
+    "--file",
+    "file",
+    type=click.Path(path_type=Path),
+    help="A trail other than this node's.",
+)
+
+
+@click.group()
+def audit() -> None:
+    """Read and verify the audit trail."""
+
+
+@audit.command()
+@click.option("-n", "count", default=20, show_default=True, type=click.IntRange(0, MAX_TAIL))
+@click.option("--follow", is_flag=True, help="Go on with what is written from now on.")
+@json_option
+@file_option
+def tail(count: int, follow: bool, as_json: bool, file: Path | None) -> None:
+    """Show the last records."""
+    path = file or audit_file()
+    lines, offset = read_tail(path, count)
+    for line in lines:
+        click.echo(_line(line, as_json))
+    if follow:
+        try:
+            for line in follow_lines(path, offset, time.sleep):
+                click.echo(_line(line, as_json))
+        except KeyboardInterrupt:
+            return
+
+
+def _line(untrusted_line: bytes, as_json: bool) -> str:
+    try:
+        record = parse_record(untrusted_line)
+    except RecordError:
+        text = escape(untrusted_line.decode("utf-8", "backslashreplace").rstrip("\n"))
+        return json.dumps({"broken": text}) if as_json else f"broken record: {text}"
+    return record_json(record) if as_json else summary(record)
+
+
+@audit.command("verify")
+@click.option("--head", metavar="HASH", help="A record's hash, known from elsewhere.")
+@json_option
+@file_option
+def verify_(head: str | None, as_json: bool, file: Path | None) -> None:
+    """Prove the trail, or name the first broken record (exit 1).
+
+    A missing end shows only against a HEAD that was noted before.
+    """
+    path = file or audit_file()
+    if head is not None:
+        head = head.lower()
+        if len(head) != 64 or set(head) - set("0123456789abcdef"):
+            raise click.BadParameter("a hash is 64 hexadecimal digits", param_hint="--head")
+    try:
+        proof = verify(read_lines(path), head)
+    except NotFound:
+        if head is None:
+            raise
+        raise SkerryError(f"there is no audit trail {path}, but it had the head {head}") from None
+    found = {"count": proof.count, "head": proof.head, "after": proof.after}
+    if proof.broken:
+        if as_json:
+            click.echo(json.dumps(found | {"broken": proof.broken, "reason": proof.reason}))
+        raise SkerryError(
+            f"{path}: record {proof.broken} {escape(proof.reason)}",
+            fix=f"the {proof.count} records before it are proven; keep the file as evidence",
+        )
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{proof.count} records proven, head {proof.head}")
+    if proof.after:
+        click.echo(f"{proof.after} of them are behind the head that was asked for")
+
+
+@click.command()
+@click.argument("number", metavar="ID", type=int)
+@json_option
+@file_option
+def why(number: int, as_json: bool, file: Path | None) -> None:
+    """Explain the decision that record ID of the audit trail holds."""
+    path = file or audit_file()
+    try:
+        record = open_line(find_line(path, number))
+    except BrokenLinkError as error:
+        raise SkerryError(
+            f"{path}: record {number} {escape(str(error))}", fix="run 'skerry audit verify'"
+        ) from None
+    if as_json:
+        click.echo(record_json(record))
+        return
+    explanation = _explanation(record)
+    if explanation is not None:
+        click.echo(explanation.text())
+    for line in details(record, without=("why",) if explanation else ()):
+        click.echo(line)
+
+
+def _explanation(record: Record) -> Explanation | None:
+    """Return the explanation that a denial's record holds, its texts escaped."""
+    raw = record.fields.get("why")
+    if not isinstance(raw, dict):
+        return None
+
+    def text(table: Mapping[str, Any], key: str) -> str:
+        value = table.get(key, "")
+        return escape(value) if isinstance(value, str) else ""
+
+    def number(key: str) -> int:
+        value = raw.get(key, 0)
+        return value if isinstance(value, int) else 0
+
+    def texts(key: str) -> tuple[str, ...]:
+        value = raw.get(key)
+        return tuple(escape(str(v)) for v in value) if isinstance(value, list) else ()
+
+    answers = raw.get("answers")
+    return Explanation(
+        allowed=raw.get("allowed") is True,
+        code=text(raw, "code"),
+        module=text(raw, "module"),
+        sentence=text(raw, "sentence"),
+        rule=text(raw, "rule"),
+        file=text(raw, "file"),
+        line=number("line"),
+        subject=text(raw, "subject"),
+        target=text(raw, "target"),
+        tclass=text(raw, "class"),
+        permissions=texts("permissions"),
+        granted=texts("granted"),
+        hook=text(raw, "hook") or text(record.fields, "hook"),
+        generation=number("generation"),
+        record=record.n,
+        answers=tuple(
+            Answer(
+                text(answer, "module"),
+                answer.get("allowed") is True,
+                text(answer, "code"),
+                text(answer, "reason"),
+                Rule(text(answer, "rule")),
+            )
+            for answer in (answers if isinstance(answers, list) else ())
+            if isinstance(answer, dict)
+        ),
+    )
