@@ -1,0 +1,207 @@
+"""The simulated guest: ports with real descriptors, a console, and a few commands.
+
+The rule: what crosses a port crosses a real kernel socket, so whatever holds here about cut
+channels and drained queues holds by the same means as for a real guest. A guest that is paused
+or frozen touches nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Literal, TypeVar
+
+from skerry.errors import MachineError
+from skerry.monitor.protocols import Exit
+
+PIECE = 64 * 1024
+"""Most bytes of one read, and of the console's unread input."""
+
+POLL_S = 0.002
+"""How often a command looks at its port while it waits, so that a frozen guest takes nothing."""
+
+Output = Callable[[Literal["out", "err"], bytes], Awaitable[None] | None]
+
+
+_T = TypeVar("_T")
+
+
+class SimulatedGuest:
+    """What runs inside: tests write and read its ports and its console directly."""
+
+    def __init__(self, console: socket.socket) -> None:
+        console.setblocking(False)
+        self._console = console
+        self._sockets: dict[str, socket.socket] = {}
+        self._running = self._frozen = False
+        self.awake = asyncio.Event()
+
+    def ports(self) -> list[str]:
+        """Return the names of its ports, in the order in which they came."""
+        return list(self._sockets)
+
+    def write(self, port: str, data: bytes) -> int:
+        """Send without waiting; return how many bytes the channel took.
+
+        None are taken while the guest is paused or frozen, or the channel full.
+        Raises `EOFError` when the channel is over, `MachineError` if there is no such port.
+        """
+        sock = self.socket(port)
+        if not self.awake.is_set():
+            return 0
+        try:
+            return sock.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            raise EOFError(f"the channel of port {port} is over") from None
+
+    def read(self, port: str) -> bytes:
+        """Return what has come, up to `PIECE` bytes, without waiting; empty if nothing has.
+
+        Raises `EOFError` when the channel is over, `MachineError` if there is no such port.
+        """
+        sock = self.socket(port)
+        if not self.awake.is_set():
+            return b""
+        try:
+            data = sock.recv(PIECE)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError(f"the channel of port {port} is over")
+        return data
+
+    def print(self, text: str) -> None:
+        """Print on the console; what does not fit into its socket is lost."""
+        with contextlib.suppress(OSError):
+            self._console.send(text.encode())
+
+    def typed(self) -> bytes:
+        """Return what was typed into the console and not read yet."""
+        try:
+            return self._console.recv(PIECE)
+        except OSError:
+            return b""
+
+    def freeze(self) -> None:
+        """Stop reading and writing without a word, as a hung guest does."""
+        self._frozen = True
+        self._set_awake()
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        self._frozen = False
+        self._set_awake()
+
+    def run(self, running: bool) -> None:
+        """Let the processors run or stop them (the machine's side)."""
+        self._running = running
+        self._set_awake()
+
+    def plug(self, port: str, sock: socket.socket) -> None:
+        """Add a port (the machine's side)."""
+        sock.setblocking(False)
+        self._sockets[port] = sock
+
+    def unplug(self, port: str) -> None:
+        """Take a port away and close its descriptor (the machine's side)."""
+        self._sockets.pop(port).close()
+
+    def end(self) -> None:
+        """Close everything (the machine's side)."""
+        self.run(False)
+        for port in self.ports():
+            self.unplug(port)
+        self._console.close()
+
+    def socket(self, port: str) -> socket.socket:
+        """Return a port's descriptor. Raises `MachineError` if there is no such port."""
+        try:
+            return self._sockets[port]
+        except KeyError:
+            raise MachineError(f"the guest has no port {port}") from None
+
+    def _set_awake(self) -> None:
+        if self._running and not self._frozen:
+            self.awake.set()
+        else:
+            self.awake.clear()
+
+
+class SimulatedAgent:
+    """Runs `echo`, `send`, `recv`, `ports`, `true`, `false`, in the shape of `machine.agent`."""
+
+    def __init__(self, guest: SimulatedGuest, exited: asyncio.Future[Exit]) -> None:
+        self._guest = guest
+        self._exited = exited
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until the guest runs. Raises `MachineError` when the time is over."""
+        await self._unless_over(self._guest.awake.wait(), timeout_s)
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        output: Output,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Run a command and return its exit code; `recv PORT` waits until something comes.
+
+        Raises `MachineError` when the time is over or the machine gone.
+        """
+        words = [word.encode("utf-8", "surrogateescape") for word in argv]
+
+        async def work() -> int:
+            await self._guest.awake.wait()
+            code, stream, data = await self._command(words)
+            if data and (waiting := output(stream, data)) is not None:
+                await waiting
+            return code
+
+        return await self._unless_over(work(), timeout_s)
+
+    async def _command(self, words: list[bytes]) -> tuple[int, Literal["out", "err"], bytes]:
+        try:
+            match words:
+                case [b"true"]:
+                    return 0, "out", b""
+                case [b"false"]:
+                    return 1, "out", b""
+                case [b"echo", *rest]:
+                    return 0, "out", b" ".join(rest) + b"\n"
+                case [b"ports"]:
+                    return 0, "out", "".join(f"{p}\n" for p in self._guest.ports()).encode()
+                case [b"send", port, text]:
+                    while text := text[self._guest.write(port.decode(), text) :]:
+                        await asyncio.sleep(POLL_S)
+                    return 0, "out", b""
+                case [b"recv", port]:
+                    while not (data := self._guest.read(port.decode())):
+                        await asyncio.sleep(POLL_S)
+                    return 0, "out", data
+        except (MachineError, EOFError, UnicodeError) as error:
+            return 1, "err", f"{error}\n".encode()
+        known = b"echo TEXT, send PORT TEXT, recv PORT, ports, true, false"
+        return 127, "err", b"not a command here; the simulator knows: " + known + b"\n"
+
+    async def _unless_over(self, work: Coroutine[Any, Any, _T], timeout_s: float | None) -> _T:
+        task = asyncio.ensure_future(work)
+        try:
+            waiting: set[asyncio.Future[Any]] = {task, self._exited}
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return await task
+            if self._exited.done():
+                raise MachineError(f"the machine has ended: {self._exited.result().reason}")
+            raise MachineError(f"the guest did not answer in {timeout_s:g} s")
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
