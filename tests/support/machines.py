@@ -62,18 +62,25 @@ class Host:
         self.image: Image = build_minimal(cache())
         self.bridges = StreamBridges()
         self._identities = open_pool()
+        self._machines: list[QemuMachine] = []
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run to the end, on the loop that all machines live on."""
         return self._runner.run(work)
 
     def close(self) -> None:
-        """End everything that was started."""
+        """End everything that was started, and wait until it is gone."""
+        for machine in self._machines:
+            machine.kill()
+        self.run(self._ended())
         self.bridges.close()
         if self._identities is not None:
             self._identities.close()
         self.run(self._supervisor.__aexit__(None, None, None))
         self._runner.close()
+
+    async def _ended(self) -> None:
+        await asyncio.gather(*(machine.exited for machine in self._machines))
 
     def spec(self, name: str, **changes: object) -> QemuSpec:
         """Describe a machine of the minimal image."""
@@ -107,6 +114,7 @@ class Host:
         """Prepare a machine: QEMU runs, its guest does not yet."""
         spec = self.spec(name, **changes)
         machine = QemuMachine(spec, self.launcher(spec, jailed))
+        self._machines.append(machine)
         await machine.prepare()
         return machine
 
@@ -136,3 +144,12 @@ async def sh(machine: QemuMachine, script: str, timeout_s: float = 30.0) -> tupl
         ["sh", "-c", script], output=lambda _stream, data: output.extend(data), timeout_s=timeout_s
     )
     return code, output.decode()
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all below it, parents first: a jail and the QEMU in it."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found

@@ -45,6 +45,7 @@ class _Port:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.plugged = False
         self.deleted = asyncio.Event()
 
 
@@ -107,13 +108,13 @@ class QemuMachine:
                 raise
         try:
             await self._qmp.connect(ours[QMP_FD])
-        except BaseException as error:
+        except MachineError as error:
+            await asyncio.wait({self._exited}, timeout=LAST_WORDS_S)  # it may say why itself
             self.kill()
-            if isinstance(error, MachineError):
-                end = await self._exited
-                raise MachineError(
-                    f"{self._spec.name}: QEMU did not start: {end.reason}"
-                ) from error
+            end = await asyncio.shield(self._exited)
+            raise MachineError(f"{self._spec.name}: QEMU did not start: {end.reason}") from error
+        except BaseException:
+            self.kill()
             raise
 
     async def resume(self) -> None:
@@ -191,18 +192,21 @@ class QemuMachine:
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._qmp.execute("chardev-add", {"id": made.name, "backend": backend})
         device = {"driver": "virtserialport", "bus": "ports.0", "name": port}
-        await self._qmp.execute(
-            "device_add", device | {"id": f"{made.name}-port", "chardev": made.name}
-        )
+        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
+        try:
+            await self._qmp.execute(
+                "device_add", device | {"id": f"{made.name}-port", "chardev": made.name}
+            )
+        except QemuRefused:
+            made.plugged = False
+            raise
 
     async def _remove(self, port: _Port) -> None:
         """Undo `_add`, from any point that it has reached."""
-        if not port.deleted.is_set():
-            try:
+        if port.plugged:
+            with contextlib.suppress(QemuRefused):  # asked before, and done late
                 await self._qmp.execute("device_del", {"id": f"{port.name}-port"})
-                await port.deleted.wait()
-            except QemuRefused:  # there is none
-                pass
+            await port.deleted.wait()
         try:
             await self._qmp.execute("chardev-remove", {"id": port.name})
         except QemuRefused:
