@@ -179,17 +179,23 @@ class SimulatedAgent:
                 case [b"ports"]:
                     return 0, "out", "".join(f"{p}\n" for p in self._guest.ports()).encode()
                 case [b"send", port, text]:
-                    while text := text[self._guest.write(port.decode(), text) :]:
-                        await asyncio.sleep(POLL_S)
+                    await self._send(port.decode(), text)
                     return 0, "out", b""
                 case [b"recv", port]:
-                    while not (data := self._guest.read(port.decode())):
-                        await asyncio.sleep(POLL_S)
-                    return 0, "out", data
+                    return 0, "out", await self._receive(port.decode())
         except (MachineError, EOFError, UnicodeError) as error:
             return 1, "err", f"{error}\n".encode()
         known = b"echo TEXT, send PORT TEXT, recv PORT, ports, true, false"
         return 127, "err", b"not a command here; the simulator knows: " + known + b"\n"
+
+    async def _send(self, port: str, data: bytes) -> None:
+        while data := data[self._guest.write(port, data) :]:  # noqa: ASYNC110  -- see POLL_S
+            await asyncio.sleep(POLL_S)
+
+    async def _receive(self, port: str) -> bytes:
+        while not (data := self._guest.read(port)):  # noqa: ASYNC110  -- see POLL_S
+            await asyncio.sleep(POLL_S)
+        return data
 
     async def _unless_over(self, work: Coroutine[Any, Any, _T], timeout_s: float | None) -> _T:
         task = asyncio.ensure_future(work)
