@@ -31,11 +31,11 @@ FILTERED = (
 )  # fmt: skip
 
 JUDGED = (
-    Layer("uid", "namespaces", ("same-uid", "setuid", "ptrace")),
+    Layer("uid", "namespaces", ("same-uid",)),
     Layer("user-namespace", "namespaces", ("user-namespace",)),
     Layer("filesystem", "namespaces", ("read-host-file", "write-root")),
     Layer("network", "namespaces", ("tcp", "abstract-socket")),
-    Layer("pid", "namespaces", ("signal", "take-descriptor")),
+    Layer("pid", "namespaces", ("signal", "host-process")),
     Layer("ipc", "namespaces", ("host-shm",)),
     Layer("seccomp", "full", FILTERED),
     Layer("keyring", "namespaces", ("same-keyring",)),
