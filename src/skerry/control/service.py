@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,11 +31,11 @@ from skerry.node import paths
 from skerry.node.digest import code_digest
 from skerry.node.machines import Machines
 from skerry.node.node import Node
-from skerry.node.selftest import self_test
 from skerry.node.setup import Setup, load_setup
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
 from skerry.supervisor.client import SupervisorClient
+from skerry.supervisor.spawn import PR_SET_DUMPABLE, prctl
 
 DOWN_S = 10.0
 """Seconds that the guests have to end when the service is told to stop by a signal."""
@@ -100,45 +101,53 @@ async def _run(
     report: Reporter,
     foreground: bool,
 ) -> int:
-    layers = await self_test(setup.system)
-    await trail.append(
-        "up",
-        {
-            "system": setup.system.name,
-            "code": code_digest(),
-            "policy": setup.stack.digest,
-            "modules": list(setup.stack.names),
-            "layers": layers,
-            "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
-        },
-    )
-    manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
-    limits = setup.system.limits
-    monitor = Monitor(
-        manager,
-        trail,
-        {"stream": StreamBridges()},
-        time.monotonic,
-        max_domains=limits.domains,
-        max_channels=limits.channels,
-    )
-    with Machines(setup.system, supervisor) as machines:
-        node = Node(setup, monitor, machines.make, time.monotonic)
-        calls = Calls(node)
-        server = ControlServer(
-            paths.make_shared(paths.run_dir()) / paths.control_socket().name,
-            Operators(setup.operators),
-            calls.handle,
+    streams = StreamBridges()
+    machines = Machines(setup.system, supervisor)
+    try:
+        layers = await machines.self_test(streams)
+        await trail.append("up", _first_record(setup, layers))
+        manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
+        limits = setup.system.limits
+        monitor = Monitor(
+            manager,
+            trail,
+            {"stream": streams},
+            time.monotonic,
+            max_domains=limits.domains,
+            max_channels=limits.channels,
         )
+        node = Node(setup, monitor, machines.make, time.monotonic)
         stop = _stop_signals(supervisor, foreground)
-        await server.listen(os.getuid())
-        try:
-            await _stand(node, report, stop, calls)
-        finally:
-            await node.down(DOWN_S)
-            await server.close()
-            trail.note("down", {"system": setup.system.name})
+        await _serve(node, report, stop)
+        trail.note("down", {"system": setup.system.name})
+    finally:
+        await machines.close()
+        streams.close()
     return 0
+
+
+def _first_record(setup: Setup, layers: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "system": setup.system.name,
+        "code": code_digest(),
+        "policy": setup.stack.digest,
+        "modules": list(setup.stack.names),
+        "layers": dict(layers),
+        "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
+    }
+
+
+async def _serve(node: Node, report: Reporter, stop: asyncio.Event) -> None:
+    """Listen, bring the system up, wait until it is to end, and end it."""
+    calls = Calls(node)
+    path = paths.make_shared(paths.run_dir()) / paths.control_socket().name
+    server = ControlServer(path, Operators(node.setup.operators), calls.handle)
+    await server.listen(os.getuid())
+    try:
+        await _stand(node, report, stop, calls)
+    finally:
+        await node.down(DOWN_S)
+        await server.close()
 
 
 async def _stand(node: Node, report: Reporter, stop: asyncio.Event, calls: Calls) -> None:
@@ -197,6 +206,11 @@ def main() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
     )
+    # The library calls every end of a machine a failure of its socket.
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+    # This process holds both ends of every channel: nobody may take them from it (law 1).
+    prctl(PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(asyncio.run(serve(Path(sys.argv[1]), "--foreground" in sys.argv[2:])))
 

@@ -1,1 +1,45 @@
-"""The self-test before `up`: the escape probes in a throw-away jail."""
+"""The self-test before `up`: the escape probes in a throw-away jail.
+
+The rule: a layer that is missing or does not hold is named, and nothing starts unless the system
+file accepts that layer's absence by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Collection
+from pathlib import Path
+
+from skerry.errors import LayerMissing
+from skerry.jail.errors import JailError
+from skerry.jail.identity import Identity
+from skerry.jail.probes import LayerResult, probe, require
+from skerry.monitor.protocols import Bridges
+
+
+async def self_test(
+    roots: Path, identity: Identity, streams: Bridges, accepted: Collection[str]
+) -> dict[str, str]:
+    """Probe the jail and return each layer's standing: `held`, or what got through.
+
+    The probes get a stream of the transport that channels use. Raises `LayerMissing`.
+    """
+    bridge = streams.mint(False)
+    try:
+        source, sink = (
+            socket.socket(fileno=os.dup(bridge.ends[side])) for side in ("source", "sink")
+        )
+        with source, sink:
+            results = await asyncio.to_thread(probe, roots, identity, (source, sink))
+        require(results, frozenset(accepted))
+    except JailError as error:
+        raise LayerMissing(error.message, fix=error.fix) from None
+    finally:
+        bridge.cut()
+    return {result.layer: _standing(result) for result in results}
+
+
+def _standing(result: LayerResult) -> str:
+    return "held" if result.held else f"missing: {result.detail}"

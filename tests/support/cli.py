@@ -1,0 +1,88 @@
+"""Runs the real command `skerry` against a node of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SKERRY = Path(sys.executable).with_name("skerry")
+TIMEOUT_S = 180.0
+
+
+class Cli:
+    """The command line with `SKERRY_HOME` in a directory that the domains' uids can traverse.
+
+    `share`, when given, is where jail roots and images already lie, so that they are made once.
+    """
+
+    def __init__(self, share: Path | None = None) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="skerry-cli-", dir="/var/tmp"))
+        self.home.chmod(0o755)
+        if share is not None:
+            (self.home / "share").symlink_to(share)
+        self.env = {**os.environ, "SKERRY_HOME": str(self.home)}
+
+    def run(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, whatever its exit code."""
+        done = subprocess.run(
+            [SKERRY, *words],
+            env=self.env,
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        text = (done.stdout.decode(), done.stderr.decode())
+        return subprocess.CompletedProcess(done.args, done.returncode, *text)
+
+    def ok(self, *words: str, stdin: bytes = b"") -> str:
+        """Run a command that must succeed, and return its output."""
+        done = self.run(*words, stdin=stdin)
+        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def denied(self, *words: str) -> str:
+        """Run a command that must be denied by policy, and return the explanation."""
+        done = self.run(*words)
+        assert done.returncode == 3, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stderr
+
+    def rows(self, *words: str) -> list[dict[str, Any]]:
+        """Run a command with `--json` and return its objects."""
+        return [json.loads(line) for line in self.ok(*words, "--json").splitlines()]
+
+    def popen(self, *words: str, **more: Any) -> subprocess.Popen[str]:
+        """Start a command and return it running."""
+        return subprocess.Popen(
+            [SKERRY, *words],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **more,
+        )
+
+    def down(self) -> None:
+        """End the node if it runs, and remove its directory."""
+        self.run("down", "--timeout", "1")
+        shutil.rmtree(self.home)
+
+    def processes(self) -> Mapping[int, str]:
+        """Return every process on the host that belongs to this node, by its command line."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if str(self.home).encode() in words:
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+        return found
