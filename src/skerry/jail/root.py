@@ -70,10 +70,8 @@ def build(
         try:
             _fill(temporary, contents, mount_points, links)
             temporary.rename(root)
-        except FileExistsError:
-            pass  # somebody else made the same root at the same moment
         except OSError as error:
-            if not root.exists():
+            if not root.exists():  # else somebody made the same root at the same moment
                 raise JailError(f"cannot make the jail's root {root}: {error}") from error
         finally:
             if temporary.exists():
