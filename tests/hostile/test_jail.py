@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from skerry.jail import attempts, identity, layers, probes
+from skerry.jail import attempts, confinement, identity, layers, probes
 from skerry.jail.confinement import LAYERS, Confinement, command
-from skerry.jail.errors import LayerOff
+from skerry.jail.errors import JailError, LayerOff
 from skerry.jail.filter import open_filter
 
 STOPPED_BY: dict[str, set[str]] = {
@@ -167,13 +167,33 @@ def test_probe_names_a_layer_that_does_not_hold(
         probes.require(list(results.values()), frozenset({"uid", "cgroup", "landlock"}))
 
 
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("/usr/bin/missing", "no jail can be made here: bwrap: execvp"),
+        # bwrap's own words where user namespaces are refused, as in a plain chroot.
+        ("bwrap", "a plain chroot forbids them even to root"),
+    ],
+)
 def test_a_probe_that_cannot_run_proves_nothing(
-    directory: Path, pool: identity.IdentityPool, monkeypatch: pytest.MonkeyPatch
+    tool: str,
+    words: str,
+    directory: Path,
+    pool: identity.IdentityPool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """When the jail does not start, no layer counts as held but those made outside of it."""
-    monkeypatch.setattr(probes, "PYTHON", "/usr/bin/missing")
-    results = probes.probe(directory, pool.take("none"))
-    assert {r.layer for r in results if r.held} <= {"cgroup"}
+    """When no jail starts there is no result, but an error that says what to do."""
+    if tool == "bwrap":
+        script = directory / "bwrap"
+        script.write_text(
+            "#!/bin/sh\necho bwrap: No permissions to create new namespace >&2; exit 1"
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(confinement, "BWRAP", str(script))
+    else:
+        monkeypatch.setattr(probes, "PYTHON", tool)
+    with pytest.raises(JailError, match=words):
+        probes.probe(directory, pool.take("none"))
 
 
 def test_a_layer_is_left_out_only_by_name(runner: Runner) -> None:

@@ -32,6 +32,8 @@ ALWAYS = {
     "epoll_create1": 291, "epoll_pwait": 281, "getdents64": 217, "rseq": 334,
     "gettimeofday": 96, "time": 201, "getrusage": 98, "timer_create": 222, "timer_settime": 223,
     "timer_gettime": 224, "timer_getoverrun": 225, "timer_delete": 226, "tee": 276, "splice": 275,
+    "rt_sigsuspend": 130, "fstatfs": 138, "restart_syscall": 219, "readlinkat": 267,
+    "getcpu": 309, "preadv2": 327, "pwritev2": 328, "faccessat2": 439,
     # The jail's root holds one program; what it executes it could as well load.
     "execve": 59,
 }  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from skerry.jail import cgroup, filter, root
 from skerry.jail.confinement import Confinement, Limits, command
-from skerry.jail.errors import LayerOff
+from skerry.jail.errors import JailError, LayerOff
 from skerry.jail.identity import Identity
 from skerry.jail.layers import JUDGED, RUNS
 
@@ -28,6 +28,11 @@ SECONDS = 10.0
 SO_PASSRIGHTS = 83
 _LINKS = (("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin"))
 _HOST_FILE = "/etc/passwd"
+
+_NO_NAMESPACES = (
+    "allow user namespaces (kernel.unprivileged_userns_clone, AppArmor); a plain chroot forbids "
+    "them even to root: enter its root by unshare -m and pivot_root instead"
+)
 
 _libc = ctypes.CDLL(None)
 
@@ -115,7 +120,8 @@ def probe(
     """Try to get out of a throw-away jail and say for each layer whether it held. Blocks.
 
     `directory` as for `root.build`; `identity` must be fresh; `pair` is a stream of the transport
-    that channels will use, by default `stream_pair`. Raises JailError when a tool is missing.
+    that channels will use, by default `stream_pair`. Raises JailError when a tool is
+    missing or no jail can be made at all.
     """
     results: list[LayerResult] = []
     cgroups: tuple[str, ...] = ()
@@ -142,6 +148,11 @@ def probe(
         if pair is None:
             for end in ends:
                 end.close()
+    if all(got is None for got, _ in worked.values()):
+        trouble = worked["full"][1]
+        if "namespace" in trouble:
+            raise JailError(f"no jail can be made here: {trouble}", fix=_NO_NAMESPACES)
+        raise JailError(f"no jail can be made here: {trouble}")
     for layer in JUDGED:
         got, trouble = worked[layer.run]
         through = sorted(got.intersection(layer.attempts)) if got is not None else []
