@@ -78,3 +78,11 @@ class Domain:
                 fix=f"that works while it is {wanted}",
             )
         return self.machine
+
+
+def end_of(exited: asyncio.Future[Exit]) -> Exit:
+    """Return how a machine ended, also if it broke its word and does not say."""
+    try:
+        return exited.result()
+    except (Exception, asyncio.CancelledError) as error:
+        return Exit(-1, f"its machine was lost: {error!r:.200}")

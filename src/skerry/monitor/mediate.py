@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from skerry.errors import AuditUnavailable, Denied, StaleGeneration
+from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.protocols import AuditLog, Decider
 from skerry.xsm.explain import Explanation, Refused, explain
@@ -56,11 +56,17 @@ class Mediator:
         """
         for _ in range(MAX_TRIES):
             asked, beside = parties(), running()
-            verdict = await self.judge(hook, asked, beside)
+            record = 0
+            try:
+                verdict = await self.judge(hook, asked, beside)
+                if verdict.allowed:
+                    record = await self.audit.append("allow", _fields(verdict, asked, about))
+                    await self._touch(hook, asked)
+            except Exception as error:
+                undone = {"allow": record} if record else {}
+                raise self._failure(hook, error, {**about, **undone}) from error
             if not verdict.allowed:
                 raise Refused(await self._refusal(verdict, asked, about))
-            record = await self.audit.append("allow", _fields(verdict, asked, about))
-            await self._touch(hook, asked)
             if (
                 self.decider.generation == verdict.generation
                 and parties() == asked
@@ -68,10 +74,19 @@ class Mediator:
             ):
                 return Grant(record, verdict.generation)
             self.audit.note("stale", {"record": record, "generation": verdict.generation})
-        raise StaleGeneration(
+        stale = StaleGeneration(
             f"the policy or a label changed {MAX_TRIES} times while {hook} was decided",
             fix="try again",
         )
+        raise self._failure(hook, stale, about)
+
+    def _failure(self, hook: str, error: Exception, about: Mapping[str, object]) -> Denied:
+        """Record what failed in deciding or recording, and return it: a denial by type."""
+        denied = error
+        if not isinstance(denied, Denied):
+            denied = DeciderUnavailable(f"asking {hook} failed: {error!r:.200}")
+        self.failed(hook, denied, **about)
+        return denied
 
     async def judge(self, hook: str, parties: Parties, running: tuple[Label, ...] = ()) -> Verdict:
         """Return the verdict of a hook with its Chinese Wall question; nothing is recorded."""
@@ -82,6 +97,8 @@ class Mediator:
         if admission == "start":
             label = parties.get("new", parties["domain"])
             wall = await self.decider.admit(label, running)
+            if wall.allowed and "new" in parties:  # the domain's memory crosses with it
+                wall = await self.decider.admit_bind(parties["domain"], label)
         else:
             wall = await self.decider.admit_bind(parties["source"], parties["sink"])
         return Verdict(
@@ -95,8 +112,8 @@ class Mediator:
     async def _touch(self, hook: str, parties: Parties) -> None:
         admission = HOOKS[hook].admission
         if admission == "start":
-            label = parties.get("new", parties["domain"])
-            await self.decider.touch(label, label)
+            old = parties["domain"]
+            await self.decider.touch(old, parties.get("new", old))
         elif admission == "bind":
             await self.decider.touch(parties["source"], parties["sink"])
 
@@ -109,7 +126,7 @@ class Mediator:
         fields["why"] = explanation.as_dict()
         try:
             record = await self.audit.append("deny", fields)
-        except AuditUnavailable:
+        except Exception:
             self.audit.note("deny", fields)
             return explanation
         return msgspec.structs.replace(explanation, record=record)
@@ -137,6 +154,8 @@ def _fields(verdict: Verdict, parties: Parties, about: Mapping[str, object]) -> 
 
 
 def _rules(verdict: Verdict) -> list[str]:
-    """The distinct reasons of a verdict, in their order: what `why` shows of an allow."""
-    answers = [a for d in verdict.decisions for a in d.answers] + list(verdict.admission)
+    """The distinct reasons of a verdict, in their order; what a label asks of itself says little."""
+    decisions = [d for d in verdict.decisions if d.request.subject != d.request.target]
+    answers = [a for d in decisions or verdict.decisions for a in d.answers]
+    answers += verdict.admission
     return list(dict.fromkeys(f"{a.module}: {a.code}: {a.reason}" for a in answers))

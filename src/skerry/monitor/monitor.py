@@ -13,9 +13,10 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from skerry.errors import Denied, LimitReached, NotFound, SkerryError, StaleGeneration, StateError
+from skerry.errors import Denied, LimitReached, NotFound, StaleGeneration, StateError
 from skerry.label import Label
-from skerry.monitor.domain import ALIVE, Domain, State
+from skerry.monitor.domain import ALIVE, Domain, State, end_of
+from skerry.monitor.ends import Detaching, lent
 from skerry.monitor.mediate import MAX_TRIES, Grant, Mediator
 from skerry.monitor.protocols import AuditLog, Bridges, Decider, Exit, Kind, Machine
 from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
@@ -33,7 +34,11 @@ class Relabelled(msgspec.Struct, frozen=True):
 
 
 class Monitor:
-    """All domains and channels of one node, and everything that may happen to them."""
+    """All domains and channels of one node, and everything that may happen to them.
+
+    `withdrawn` is called with a domain's name and the reason in the very step in which what was
+    granted over it ends (relabel, stop, kill, end), so that sessions end with the channels.
+    """
 
     def __init__(
         self,
@@ -48,12 +53,13 @@ class Monitor:
         self.mediator = Mediator(decider, audit)
         self.domains: dict[str, Domain] = {}
         self.channels = ChannelTable(max_channels)
+        self.withdrawn: Callable[[str, str], object] = lambda name, why: None
         self._audit = audit
         self._bridges = bridges
         self._clock = clock
         self._max_domains = max_domains
         self._admission = asyncio.Lock()
-        self._detaching: set[asyncio.Task[None]] = set()
+        self._detaching = Detaching(audit)
 
     def domain(self, name: str) -> Domain:
         """Return the last incarnation of a domain. Raises `NotFound` if it was never started."""
@@ -92,13 +98,11 @@ class Monitor:
         return domain
 
     async def _admit(self, operator: Label, domain: Domain) -> None:
-        running = sum(d.admitted for d in self.domains.values())
-        if running >= self._max_domains:
-            raise LimitReached(
-                f"the node has its {self._max_domains} domains", fix="stop one of them"
-            )
         # One start at a time is decided, so that two competitors can't pass the wall together.
         async with self._admission:
+            if sum(d.admitted for d in self.domains.values()) >= self._max_domains:
+                full = f"the node has its {self._max_domains} domains"
+                raise LimitReached(full, fix="stop one of them")
             await self.mediator.permit(
                 "domain_create",
                 lambda: {"operator": operator, "domain": domain.label},
@@ -111,7 +115,7 @@ class Monitor:
 
     async def _prepare(self, domain: Domain, machine: Machine) -> None:
         domain.machine = machine
-        machine.exited.add_done_callback(lambda future: self._exited(domain, future.result()))
+        machine.exited.add_done_callback(lambda future: self._exited(domain, end_of(future)))
         await machine.prepare()
         if domain.state is not State.STARTING:
             machine.kill()
@@ -119,7 +123,8 @@ class Monitor:
         domain.move(State.PAUSED, self._clock())
 
     def _never_ran(self, domain: Domain, old: Domain | None, error: BaseException) -> None:
-        if isinstance(error, LimitReached):
+        if isinstance(error, LimitReached) or (isinstance(error, Denied) and domain.admitted):
+            # What was asked of the modules is recorded already.
             self.mediator.failed("domain_create", error, domain=domain.name)
         if domain.machine is None:
             # Nothing was made: the earlier incarnation, if any, is again what `ps` shows.
@@ -138,6 +143,8 @@ class Monitor:
         """Take note of a machine that ended, whoever ended it: cut, release the wall, record."""
         asked = domain.state is State.STOPPING
         domain.end = end
+        if domain.machine is not None:
+            domain.machine.kill()  # in case it only lost sight of its process
         cut = self._cut_all(domain, "its domain ended")
         domain.admitted = False
         if domain.state is not State.ENDED:
@@ -192,6 +199,9 @@ class Monitor:
         self._cut_all(domain, "its domain is being stopped")
         try:
             await machine.shutdown(deadline_s)
+        except Exception as error:  # it is ended all the same, below
+            why = {"domain": name, "reason": f"{error!r:.200}"}
+            self._audit.note("shutdown-failed", why)
         finally:
             machine.kill()
         await domain.gone.wait()
@@ -232,12 +242,14 @@ class Monitor:
         first, second = self.domain(source), self.domain(sink)
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
+        if kind not in self._bridges:
+            raise StateError(f"this node makes no channels of the kind {kind}")
+        port = port or self.channels.next_port()
         for domain in (first, second):
             domain.require(ALIVE, "bind a channel to it")
-            if port and self.channels.port_taken(domain, port):
+            if self.channels.port_taken(domain, port):
                 raise StateError(f"domain {domain.name} already has a port {port}")
         channel = self.channels.add(kind, first, second, port, one_way)
-        channel.port = port or f"ch{channel.number}"
         try:
             await self._mint(channel)
             await self._attach(channel)
@@ -257,18 +269,17 @@ class Monitor:
             "source": channel.source.name,
             "sink": channel.sink.name,
         }
+        grant = await self.mediator.permit(
+            channel.hook,
+            lambda: {"source": channel.source.label, "sink": channel.sink.label},
+            about,
+        )
         try:
-            grant = await self.mediator.permit(
-                channel.hook,
-                lambda: {"source": channel.source.label, "sink": channel.sink.label},
-                about,
-            )
             self._still_wanted(channel)
-            bridge = self._bridges[channel.kind].mint(channel.one_way)
-        except (LimitReached, StaleGeneration) as error:
+            channel.bridge = self._bridges[channel.kind].mint(channel.one_way)
+        except Denied as error:
             self.mediator.failed(channel.hook, error, **about)
             raise
-        channel.bridge = bridge
         channel.phase = Phase.LIVE
         channel.generation = grant.generation
         channel.record = grant.record
@@ -288,14 +299,21 @@ class Monitor:
             raise StateError(f"channel {channel.number} has not been minted")
         source, sink = (domain.require(ALIVE, "attach a channel") for domain in channel.ends)
         what = channel.number, channel.kind, channel.port
-        results = await asyncio.gather(
-            source.attach(*what, bridge.ends["source"]),
-            sink.attach(*what, bridge.ends["sink"]),
-            return_exceptions=True,
-        )
-        failures = [r for r in results if isinstance(r, BaseException)]
-        if failures:
-            raise failures[0]
+        channel.attaching = True
+        try:
+            with lent(bridge) as (at_source, at_sink):
+                results = await asyncio.gather(
+                    source.attach(*what, at_source),
+                    sink.attach(*what, at_sink),
+                    return_exceptions=True,
+                )
+        finally:
+            channel.attaching = False
+            if channel.phase is Phase.CUT:  # meanwhile, so what was taken since must go too
+                self._detach(channel)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
         self._still_wanted(channel)
         bridge.handed_over()
 
@@ -318,6 +336,7 @@ class Monitor:
         return drained
 
     def _cut_all(self, domain: Domain, why: str) -> list[int]:
+        self.withdrawn(domain.name, why)
         channels = self.channels.of(domain)
         for channel in channels:
             self._cut(channel, why)
@@ -331,27 +350,18 @@ class Monitor:
         if bridge is None:
             return 0
         drained = bridge.cut()
-        for domain in channel.ends:
-            if domain.machine is not None and domain.state in ALIVE:
-                self._detach_later(domain.machine, channel.number)
+        if not channel.attaching:
+            self._detach(channel)
         return drained
 
-    def _detach_later(self, machine: Machine, number: int) -> None:
-        async def detach() -> None:
-            try:
-                await machine.detach(number)
-            except SkerryError as error:
-                # The bridge is severed already; a machine that keeps a dead end only wastes it.
-                self._audit.note("detach-failed", {"channel": number, "reason": str(error)})
-
-        task = asyncio.get_running_loop().create_task(detach())
-        self._detaching.add(task)
-        task.add_done_callback(self._detaching.discard)
+    def _detach(self, channel: Channel) -> None:
+        for domain in channel.ends:
+            if domain.machine is not None and domain.state in ALIVE:
+                self._detaching.later(domain.machine, channel.number)
 
     async def settle(self) -> None:
         """Wait until both machines of every cut channel have dropped their ends."""
-        while self._detaching:
-            await asyncio.gather(*self._detaching)
+        await self._detaching.settle()
 
     async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
         """Give a running domain another label; every channel is judged before it is visible.
@@ -376,8 +386,10 @@ class Monitor:
                     or self.mediator.decider.generation != grant.generation
                 ):
                     continue
+                why = f"its domain was relabelled to {new}"
+                self.withdrawn(name, why)
                 for channel in refused:
-                    self._cut(channel, f"its domain was relabelled to {new}")
+                    self._cut(channel, why)
                 domain.label = new
             await self.settle()
             cut = tuple(c.number for c in refused)
@@ -400,7 +412,7 @@ class Monitor:
                 allowed = verdict.allowed
                 if allowed:
                     await self.mediator.decider.touch(source, sink)
-            except Denied:
+            except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if not allowed:
                 refused.append(channel)

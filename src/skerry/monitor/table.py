@@ -33,7 +33,10 @@ class Phase(enum.Enum):
 
 
 class Channel:
-    """One channel. `generation` is that of the decision which made it live (0 before)."""
+    """One channel. `generation` is that of the decision which made it live (0 before).
+
+    `attaching` is true while its machines are taking their ends.
+    """
 
     def __init__(
         self, number: int, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool
@@ -49,6 +52,7 @@ class Channel:
         self.record = 0
         self.since = 0.0
         self.bridge: Bridge | None = None
+        self.attaching = False
 
     @property
     def ends(self) -> tuple[Domain, Domain]:
@@ -85,6 +89,10 @@ class ChannelTable:
         self._channels[self._next] = channel
         self._next += 1
         return channel
+
+    def next_port(self) -> str:
+        """Return the port name of the next channel if it is given none."""
+        return f"ch{self._next}"
 
     def get(self, number: int) -> Channel:
         """Return a channel. Raises `NotFound`."""

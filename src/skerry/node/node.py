@@ -64,6 +64,7 @@ class Node:
         self.setup = setup
         self.monitor = monitor
         self.sessions = Sessions()
+        monitor.withdrawn = self.sessions.cut
         self._make = make
         self._clock = clock
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
@@ -142,7 +143,6 @@ class Node:
     async def stop(self, name: str, deadline_s: float) -> str:
         """Stop a domain; returns how it ended."""
         self._spec(name)
-        self.sessions.cut(name, "its domain is being stopped")
         await self.monitor.stop(name, deadline_s)
         end = self.monitor.domain(name).end
         return end.reason if end else "ended"
@@ -150,7 +150,6 @@ class Node:
     async def kill(self, name: str) -> None:
         """End a domain at once and wait until its process is gone."""
         self._spec(name)
-        self.sessions.cut(name, "its domain was killed")
         domain = self.monitor.domain(name)
         self.monitor.kill(name)
         await domain.gone.wait()
@@ -160,7 +159,6 @@ class Node:
         self._spec(name)
         label = self.setup.stack.label(text, "domain")
         done = await self.monitor.relabel(operator, name, label)
-        self.sessions.cut(name, f"its domain was relabelled to {label}")
         return {
             "domain": name,
             "label": str(label),

@@ -1,0 +1,59 @@
+"""The ends of channels at their machines: lent while they are attached, dropped after a cut.
+
+The rules this module keeps: a machine that takes its end late takes that of its own channel,
+because the descriptor lent to it stays open until it has answered; and a machine drops an end
+only after the cut, which waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from skerry.errors import TransportError
+from skerry.monitor.protocols import AuditLog, Bridge, Machine
+
+
+@contextmanager
+def lent(bridge: Bridge) -> Iterator[tuple[int, int]]:
+    """Duplicate both ends, source first, for as long as the machines need to take them.
+
+    A cut closes the bridge's own; their numbers may then be those of another channel.
+    """
+    with ExitStack() as stack:
+        ends = []
+        for side in ("source", "sink"):
+            try:
+                ends.append(os.dup(bridge.ends[side]))
+            except OSError as error:
+                raise TransportError(f"no descriptor for an end: {error.strerror}") from error
+            stack.callback(os.close, ends[-1])
+        yield ends[0], ends[1]
+
+
+class Detaching:
+    """Machines that still have to drop the ends of channels that were cut."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def later(self, machine: Machine, number: int) -> None:
+        """Have a machine drop its end, without waiting for it."""
+        task = asyncio.get_running_loop().create_task(self._detach(machine, number))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _detach(self, machine: Machine, number: int) -> None:
+        try:
+            await machine.detach(number)
+        except Exception as error:
+            # The bridge is severed already; a machine that keeps a dead end only wastes it.
+            self._audit.note("detach-failed", {"channel": number, "reason": str(error)})
+
+    async def settle(self) -> None:
+        """Wait until all have dropped theirs. Who stops waiting stops nothing else."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
