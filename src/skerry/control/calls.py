@@ -93,8 +93,10 @@ class Calls:
         monitor = self._node.monitor
         domain = monitor.domain(call.domain)
         domain.require(ALIVE, "run a command in it")
-        await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
+        # All input first: nothing may come between the answer and the session that it opens.
         stdin = await _stdin(session) if call.stdin else b""
+        await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
+        domain.require(ALIVE, "run a command in it")
 
         async def work() -> int:
             guest = guest_of(domain)
@@ -117,6 +119,7 @@ class Calls:
             while True:
                 lost, untrusted = await reading.read()
                 if not untrusted:
+                    await domain.gone.wait()  # which cuts the session with its reason
                     return
                 if lost:
                     note = f"\r\n[{lost} bytes were not shown]\r\n"
@@ -135,19 +138,30 @@ class Calls:
     async def _session(
         self, name: str, work: Coroutine[Any, Any, _T], client: Coroutine[Any, Any, None]
     ) -> _T:
-        """Do the work until it is done, the session is cut, or `client` ends: it has gone."""
-        gone = asyncio.ensure_future(client)
-        doing = asyncio.ensure_future(self._node.sessions.run(name, work))
+        """Do the work until it is done, the session is cut, or `client` ends: it has gone.
+
+        Awaited without a step between it and the grant, it is open before a relabel can come.
+        """
         try:
-            await asyncio.wait({gone, doing}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                await gone
-                raise WireError("the client has gone")
-            return await doing
+            return await self._node.sessions.run(name, _while_here(work, client))
         finally:
-            for task in (gone, doing):
-                task.cancel()
-            await asyncio.gather(gone, doing, return_exceptions=True)
+            work.close()
+            client.close()
+
+
+async def _while_here(work: Coroutine[Any, Any, _T], client: Coroutine[Any, Any, None]) -> _T:
+    """Do the work unless the client goes first, which raises `WireError`."""
+    gone, doing = asyncio.ensure_future(client), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({gone, doing}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            await gone
+            raise WireError("the client has gone")
+        return await doing
+    finally:
+        for task in (gone, doing):
+            task.cancel()
+        await asyncio.gather(gone, doing, return_exceptions=True)
 
 
 async def _stdin(session: Session) -> bytes:

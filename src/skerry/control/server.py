@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from skerry.control.operators import Operators, peer_uid
 from skerry.errors import LimitReached, SkerryError, WireError
 from skerry.label import Label
 from skerry.wire.control import Call, Done, Output, Reply, decode_call, decode_input, encode
-from skerry.wire.frames import frame, read_frame
+from skerry.wire.frames import MAX_REPLY, frame, read_frame
 
 MAX_CLIENTS = 64
-"""Most connections at once; a further one is told so and closed."""
+"""Most connections of one operator at once; a further one is told so and closed.
+
+Each has a limit of its own, so that none keeps the others from taking authority away.
+"""
 
 FIRST_S = 10.0
 """Seconds a client has to begin its call."""
@@ -59,12 +63,21 @@ class Session:
 
     async def send(self, reply: Reply) -> None:
         """Send one message. Raises `WireError` if the client is gone or does not read."""
+        await self.write(framed(reply))
+
+    async def write(self, message: bytes) -> None:
+        """Send one message in its frame. Raises `WireError` as `send` does."""
         try:
-            self._writer.write(frame(encode(reply)))
+            self._writer.write(message)
             await asyncio.wait_for(self._writer.drain(), SLOW_S)
         except (OSError, TimeoutError) as error:
             self._writer.transport.abort()
             raise WireError(f"the client is gone or does not read: {error}") from None
+
+
+def framed(reply: Reply) -> bytes:
+    """Return a reply as it is sent. Raises `WireError` if it is too long."""
+    return frame(encode(reply), MAX_REPLY)
 
 
 Handler = Callable[[Call, Session], Awaitable[object]]
@@ -78,6 +91,7 @@ class ControlServer:
         self._operators = operators
         self._handle = handle
         self.connections: set[asyncio.Task[None]] = set()
+        self._calling: Counter[int] = Counter()
         self._server: asyncio.Server | None = None
 
     async def listen(self, owner: int) -> None:
@@ -114,19 +128,27 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = Session(Label(()), reader, writer)
+        uid = peer_uid(writer.get_extra_info("socket"))
+        self._calling[uid] += 1
         try:
-            if len(self.connections) > MAX_CLIENTS:
-                raise LimitReached(f"the service has its {MAX_CLIENTS} clients", fix="try again")
-            sock = writer.get_extra_info("socket")
-            session.operator = self._operators.label(peer_uid(sock))
+            await session.write(await self._answer(uid, session, reader))
+        finally:
+            self._calling[uid] -= 1
+            if not self._calling[uid]:
+                del self._calling[uid]
+
+    async def _answer(self, uid: int, session: Session, reader: asyncio.StreamReader) -> bytes:
+        try:
+            session.operator = self._operators.label(uid)
+            if self._calling[uid] > MAX_CLIENTS:
+                raise LimitReached(f"you have {MAX_CLIENTS} calls open", fix="try again")
             untrusted = await read_frame(reader, FIRST_S)
             if not untrusted:
-                return
-            reply: Reply = Done(await self._handle(decode_call(untrusted), session))
+                return b""
+            return framed(Done(await self._handle(decode_call(untrusted), session)))
         except SkerryError as error:
-            reply = failed(error)
+            return framed(failed(error))
         except Exception:
             # A defect of ours fails this call; it is never an allow, nor the service's end.
             log.exception("a call failed")
-            reply = failed(SkerryError("internal error", fix="see the service's log"))
-        await session.send(reply)
+            return framed(failed(SkerryError("internal error", fix="see the service's log")))

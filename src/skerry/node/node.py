@@ -6,7 +6,6 @@ The node gives the monitor what the system file says; it decides nothing itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -93,9 +92,14 @@ class Node:
         for refusal in started.refused:
             report({"event": "refused", "what": refusal.what, "text": refusal.text})
         for name in ready:
-            with contextlib.suppress(StateError):  # it died meanwhile, which `ps` shows
+            try:
                 await self.monitor.resume(operator, name)
                 report({"event": "running", "domain": name})
+            except StateError:
+                continue  # it died meanwhile, which `ps` shows
+            except SkerryError as error:
+                refused.append(_refusal(f"domain {name}", error))
+                report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
         return refused + list(started.refused)
 
     async def start(self, operator: Label, name: str) -> Started:

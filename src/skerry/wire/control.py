@@ -20,6 +20,9 @@ Text = Annotated[str, Meta(max_length=2048)]
 Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
+Port = Annotated[str, Meta(pattern=r"\A((?!skerry\.)[a-z0-9][a-z0-9.-]{0,30})?\Z")]
+"""A port's name as in the system file, or nothing."""
+
 MAX_ARGUMENTS = 256
 """Most words of a command given to `exec`."""
 
@@ -84,7 +87,7 @@ class Connect(_Message, frozen=True, tag="connect"):
     source: Name
     sink: Name
     kind: Literal["stream", "link", "memory"] = "stream"
-    port: Annotated[str, Meta(max_length=32)] = ""
+    port: Port = ""
     one_way: bool = False
 
 
@@ -161,8 +164,11 @@ _reply: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def encode(message: Call | Input | Reply) -> bytes:
-    """Return the bytes of one message, without its frame."""
-    return _encoder.encode(message)
+    """Return the bytes of one message, without its frame. Raises `WireError` if it has none."""
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:
+        raise WireError("a text is not valid UTF-8", fix="write it in UTF-8") from None
 
 
 def decode_call(untrusted: bytes) -> Call:

@@ -14,20 +14,23 @@ from skerry.errors import WireError
 MAX_FRAME = 256 * 1024
 """Longest message, in bytes; a longer one is refused and the connection closed."""
 
+MAX_REPLY = 8 * 1024 * 1024
+"""Longest answer of the service: the list of all channels that a node can have fits."""
+
 _LENGTH = struct.Struct(">I")
 
 
-def frame(message: bytes) -> bytes:
+def frame(message: bytes, limit: int = MAX_FRAME) -> bytes:
     """Return the message with its length in front. Raises `WireError` if it is too long."""
-    if len(message) > MAX_FRAME:
-        raise WireError(f"a message of {len(message)} bytes is over the limit of {MAX_FRAME}")
+    if len(message) > limit:
+        raise WireError(f"a message of {len(message)} bytes is over the limit of {limit}")
     return _LENGTH.pack(len(message)) + message
 
 
-def _checked(untrusted_head: bytes) -> int:
+def _checked(untrusted_head: bytes, limit: int) -> int:
     (untrusted_length,) = _LENGTH.unpack(untrusted_head)
-    if not 0 < untrusted_length <= MAX_FRAME:
-        raise WireError(f"a message claims {untrusted_length} bytes; 1 to {MAX_FRAME} are accepted")
+    if not 0 < untrusted_length <= limit:
+        raise WireError(f"a message claims {untrusted_length} bytes; 1 to {limit} are accepted")
     return int(untrusted_length)
 
 
@@ -43,7 +46,7 @@ async def read_frame(reader: asyncio.StreamReader, within_s: float | None) -> by
             return b""
         async with asyncio.timeout(BODY_S):
             head = first + await reader.readexactly(_LENGTH.size - 1)
-            return await reader.readexactly(_checked(head))
+            return await reader.readexactly(_checked(head, MAX_FRAME))
     except TimeoutError:
         raise WireError("a message was not complete in time") from None
     except asyncio.IncompleteReadError:
@@ -55,9 +58,9 @@ BODY_S = 10.0
 
 
 def receive(sock: socket.socket) -> bytes:
-    """Read one message from a blocking socket; `b""` if the peer closed between messages."""
+    """Read one answer from a blocking socket; `b""` if the peer closed between messages."""
     head = _exactly(sock, _LENGTH.size)
-    return _exactly(sock, _checked(head)) if head else b""
+    return _exactly(sock, _checked(head, MAX_REPLY)) if head else b""
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

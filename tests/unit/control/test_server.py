@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from skerry.control import server as module
+from skerry.control.client import Remote
+from skerry.control.client import call as call_service
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer, Session
 from skerry.errors import Denied, StateError
@@ -198,5 +200,45 @@ def test_the_socket_is_the_owners_alone_unless_others_are_operators() -> None:
 
     async def scene(service: Service) -> None:
         assert service.path.stat().st_mode & 0o777 == 0o600
+
+    play(scene)
+
+
+def test_one_operator_at_the_limit_keeps_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is each operator's own, so that the owner can always take authority away."""
+    monkeypatch.setattr(module, "MAX_CLIENTS", 1)
+    peers = [os.getuid(), os.getuid() + 1]
+    monkeypatch.setattr(module, "peer_uid", lambda _: peers.pop() if peers else os.getuid() + 1)
+
+    async def scene(service: Service) -> None:
+        both = dict.fromkeys((os.getuid(), os.getuid() + 1), OPERATOR)
+        service.server._operators = Operators(both)
+        _, held = await asyncio.open_unix_connection(service.path)
+        await asyncio.sleep(0.01)
+        assert await service.alive()
+        reply = await service.raw(frame(encode(Ps())))
+        assert isinstance(reply, Failed)
+        assert reply.code == "LIMIT-REACHED"
+        held.close()
+
+    play(scene)
+
+
+def test_a_long_answer_arrives_whole_and_one_too_long_is_an_error_in_words() -> None:
+    """The list of all channels of a full node fits; beyond the bound the client is told so."""
+    row = {"id": 1, "source": "a" * 31, "sink": "b" * 31, "port": "c" * 31, "kind": "stream"}
+    many: list[object] = [row] * 10_000
+
+    async def scene(service: Service) -> None:
+        async def answer(call: Call, session: Session) -> object:
+            return many * (1 if isinstance(call, Ps) else 20)
+
+        service.server._handle = answer
+        path = service.path
+        rows = await asyncio.to_thread(call_service, path, Ps())
+        assert rows == many
+        with pytest.raises(Remote, match="limit"):
+            await asyncio.to_thread(call_service, path, Stop("a"))
+        assert isinstance(await asyncio.to_thread(call_service, path, Ps()), list)
 
     play(scene)

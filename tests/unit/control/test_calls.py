@@ -1,0 +1,231 @@
+"""Calls on a node of simulated machines: what others do between the steps of a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from skerry.channel.stream import StreamBridges
+from skerry.control.calls import Calls
+from skerry.control.server import Session
+from skerry.errors import Denied, MachineError, WireError
+from skerry.label import Label
+from skerry.machine.simulator.machine import SimulatedMachine
+from skerry.monitor.domain import State
+from skerry.monitor.monitor import Monitor
+from skerry.monitor.protocols import Machine
+from skerry.node.node import Node
+from skerry.node.setup import load_setup
+from skerry.policy.history import MemoryHistory
+from skerry.policy.manager import PolicyManager
+from skerry.system.model import DomainSpec
+from skerry.wire import control as wire
+from tests.support.monitor import ToyAudit
+
+POLICY = """
+[policy]
+name = "calls"
+version = "1.0"
+bootstrap = "op"
+[simple-type-enforcement]
+types = ["red", "blue", "all"]
+[labels.op]
+ste = ["red", "blue", "all"]
+[labels.red]
+ste = ["red", "all"]
+[labels.blue]
+ste = ["blue", "all"]
+[labels.helper]
+ste = ["red"]
+"""
+
+SYSTEM = """
+name = "calls"
+policy = "policy.toml"
+[domains.a]
+label = "red"
+machine = "simulator"
+[domains.b]
+label = "red"
+machine = "simulator"
+[[channels]]
+kind = "stream"
+from = "a"
+to = "b"
+name = "orders"
+"""
+
+
+class Client:
+    """A session without a socket: `type` gives its input, `shown` is what it got."""
+
+    def __init__(self, operator: str) -> None:
+        self.operator = Label((("acm", operator),))
+        self.shown = b""
+        self._typed: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def type(self, data: bytes | None) -> None:
+        """Send input; None closes the connection."""
+        self._typed.put_nowait(data)
+
+    async def inputs(self) -> AsyncIterator[bytes]:
+        """Yield what was typed."""
+        while (data := await self._typed.get()) is not None:
+            yield data
+
+    async def gone(self) -> None:
+        """Return when it has closed."""
+        async for _ in self.inputs():
+            pass
+
+    async def output(self, stream: str, data: bytes) -> None:
+        """Keep what was shown."""
+        self.shown += data
+
+
+class Host:
+    """A node with two simulated domains that share, and an operator who may see red only."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "policy.toml").write_text(POLICY)
+        (folder / "system.toml").write_text(SYSTEM)
+        setup = load_setup(folder / "system.toml")
+        self.audit = ToyAudit()
+        self.machines: dict[str, SimulatedMachine] = {}
+        manager = PolicyManager(setup.stack, MemoryHistory())
+        self.monitor = Monitor(manager, self.audit, {"stream": StreamBridges()}, lambda: 0.0)
+        self.node = Node(setup, self.monitor, self._make, lambda: 0.0)
+        self.calls = Calls(self.node)
+        self.events: list[dict[str, object]] = []
+
+    def _make(self, domain: DomainSpec, label: Label) -> Machine:
+        self.machines[domain.name] = SimulatedMachine(domain.name)
+        return self.machines[domain.name]
+
+    async def up(self) -> None:
+        """Bring both domains up."""
+        await self.node.up(lambda event: self.events.append(dict(event)))
+
+    async def handle(self, call: wire.Call, client: Client) -> object:
+        """Carry out one call."""
+        return await self.calls.handle(call, cast(Session, client))
+
+
+def play(folder: Path, scene: Callable[[Host], Awaitable[None]]) -> None:
+    """Run one scene on a fresh node and bring it down."""
+
+    async def run() -> None:
+        host = Host(folder)
+        try:
+            await scene(host)
+        finally:
+            await host.node.down(0.1)
+            await host.monitor.settle()
+
+    asyncio.run(run())
+
+
+async def ticks(count: int = 30) -> None:
+    """Let the other tasks run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_a_command_whose_input_comes_after_a_relabel_is_asked_anew(tmp_path: Path) -> None:
+    """The decision that counts is made when the command can run; the control: no relabel."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        for new, code in (("", 0), ("blue", 3)):
+            client = Client("helper")
+            call = host.handle(wire.Exec("a", ("echo", "hello"), stdin=True), client)
+            running = asyncio.create_task(call)
+            await ticks()
+            if new:
+                await host.handle(wire.Relabel("a", new), Client("op"))
+            client.type(b"")
+            if code:
+                with pytest.raises(Denied):
+                    await running
+                assert client.shown == b""
+            else:
+                assert await running == {"exit_code": 0}
+                assert b"hello" in client.shown
+
+    play(tmp_path, scene)
+
+
+def test_no_session_survives_the_relabel_of_its_domain(tmp_path: Path) -> None:
+    """At whatever step the relabel comes: the console ends, or was asked under the new label."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        for steps in range(25):
+            client = Client("helper")
+            console = asyncio.create_task(host.handle(wire.Console("a"), client))
+            await ticks(steps)
+            relabel = asyncio.create_task(host.handle(wire.Relabel("a", "blue"), Client("op")))
+            with pytest.raises(Denied):
+                await asyncio.wait_for(console, 2)
+            await relabel
+            await host.handle(wire.Relabel("a", "red"), Client("op"))
+            assert not any(host.node.sessions._open.values())
+
+    play(tmp_path, scene)
+
+
+def test_a_session_ends_with_its_reason_when_the_domain_dies(tmp_path: Path) -> None:
+    """Nobody asked for the end; the operator is told all the same."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        client = Client("op")
+        console = asyncio.create_task(host.handle(wire.Console("a"), client))
+        await ticks()
+        host.machines["a"].die(1, "it crashed")
+        with pytest.raises(Denied, match="its domain ended"):
+            await console
+
+    play(tmp_path, scene)
+
+
+def test_one_domain_that_cannot_run_does_not_end_the_system(tmp_path: Path) -> None:
+    """What the others are is up; what failed is said."""
+
+    async def scene(host: Host) -> None:
+        make = host.node._make
+
+        def broken(spec: DomainSpec, label: Label) -> Machine:
+            machine = cast(SimulatedMachine, make(spec, label))
+            if spec.name == "a":
+                machine.faults.fail.add("resume")
+            return machine
+
+        host.node._make = broken  # type: ignore[assignment] # a maker of machines all the same
+        await host.up()
+        assert host.monitor.domain("b").state is State.RUNNING
+        refused = [e for e in host.events if e["event"] == "refused"]
+        assert [e["what"] for e in refused] == ["domain a"]
+        with pytest.raises(MachineError):
+            await host.handle(wire.Resume("a"), Client("op"))
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("port", ["skerry.agent", "a/b", "../x", "a\n", "orders\n", "A", " "])
+def test_a_port_name_is_held_to_the_same_rule_as_in_the_system_file(port: str) -> None:
+    """What the file may not say, a call may not say either; a plain name passes."""
+    assert wire.decode_call(wire.encode(wire.Connect("a", "b", port="orders.2")))
+    assert wire.decode_call(wire.encode(wire.Connect("a", "b")))
+    with pytest.raises(WireError):
+        wire.decode_call(wire.encode(wire.Connect("a", "b", port=port)))
+
+
+def test_a_text_that_is_not_unicode_is_an_error_in_words() -> None:
+    """The shell gives such words; no traceback comes of them."""
+    with pytest.raises(WireError, match="UTF-8"):
+        wire.encode(wire.Start("\udcff"))
