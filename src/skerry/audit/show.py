@@ -1,51 +1,37 @@
-r"""A record for people, with nothing in it that could act on their terminal.
+"""A record for people, with nothing in it that could act on their terminal.
 
-The rule: whatever came from a guest is shown as plain text in its own order. Every character
-that is not printable, changes the direction of the text, joins onto its neighbour or looks like
-nothing is written as an escape (`\x1b`, `\u202e`), and a backslash as two, so that no text can
-pass for an escape.
+The rule: whatever came from a guest is escaped (`wire.escape`) wherever it is shown.
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Collection, Mapping
 
 from skerry.audit.record import Record
+from skerry.wire.escape import escape
 
 MAX_VALUE = 200
 """Longest value in a line of `audit tail`, in characters; the rest is cut, `why` shows it all."""
 
-_RIGHT_TO_LEFT = {"R", "AL", "AN"}
-_INVISIBLE = set("\u115f\u1160\u3164\uffa0\u2800\u17b4\u17b5")
 
-
-def escape(untrusted_text: str) -> str:
-    """Return the text with every character escaped that could do more than be read."""
-    if untrusted_text.isascii() and untrusted_text.isprintable() and "\\" not in untrusted_text:
-        return untrusted_text
-    return "".join(_escape(char) for char in untrusted_text)
-
-
-def _escape(char: str) -> str:
-    if char == "\\":
-        return "\\\\"
-    if char.isascii() and char.isprintable():
-        return char
-    harmless = (
-        char.isprintable()
-        and char not in _INVISIBLE
-        and not unicodedata.category(char).startswith("M")
-        and unicodedata.bidirectional(char) not in _RIGHT_TO_LEFT
-    )
-    return char if harmless else char.encode("unicode_escape").decode()
+_HIDDEN = frozenset({"hook", "why", "parties", "rules", "generation"})
+"""What a line leaves out: `why ID` shows it."""
 
 
 def summary(record: Record) -> str:
-    """Return a record as one line: number, time, event, fields."""
-    fields = " ".join(f"{escape(k)}={_short(v)}" for k, v in record.fields.items())
-    return f"{record.n:>6} {escape(record.time)} {escape(record.event)} {fields}".rstrip()
+    """Return a record as one line: number, time, event, hook, fields, and why of a denial."""
+    fields = record.fields
+    words = [f"{record.n:>6}", escape(record.time[:19]), f"{escape(record.event):7}"]
+    if isinstance(hook := fields.get("hook"), str):
+        words.append(escape(hook))
+    words += [f"{escape(k)}={_short(v)}" for k, v in fields.items() if k not in _HIDDEN]
+    why = fields.get("why")
+    if isinstance(why, dict):
+        words.append(f"[{_plain(why.get('code', ''))}] {_plain(why.get('sentence', ''))}")
+    elif why is not None:
+        words.append(f"why={_short(why)}")
+    return " ".join(words).rstrip()
 
 
 def details(record: Record, without: Collection[str] = ()) -> list[str]:

@@ -17,10 +17,11 @@ import click
 from skerry.audit.chain import BrokenLinkError, open_line, verify
 from skerry.audit.read import MAX_TAIL, find_line, follow_lines, read_lines, read_tail
 from skerry.audit.record import Record, RecordError, parse_record, record_json
-from skerry.audit.show import details, escape, summary
+from skerry.audit.show import details, summary
 from skerry.cli.common import json_option
 from skerry.errors import NotFound, SkerryError
 from skerry.node.paths import audit_file
+from skerry.wire.escape import escape
 from skerry.xsm.explain import Explanation
 from skerry.xsm.request import Answer, Rule
 

@@ -10,6 +10,7 @@ import click
 
 from skerry.node.paths import control_socket
 from skerry.wire.control import Call
+from skerry.wire.escape import escape
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -21,11 +22,6 @@ def ask(message: Call) -> Any:
     return call(control_socket(), message)
 
 
-def safe(untrusted: str) -> str:
-    """Escape everything that could act on a terminal: control, format and bidi characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in untrusted)
-
-
 def emit(rows: Iterable[Mapping[str, object]]) -> None:
     """Print one JSON object a line."""
     for row in rows:
@@ -34,7 +30,7 @@ def emit(rows: Iterable[Mapping[str, object]]) -> None:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns under their headings, escaped."""
-    cells = [list(headings), *([safe(str(cell)) for cell in row] for row in rows)]
+    cells = [list(headings), *([escape(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from skerry.audit.chain import verify
 from skerry.audit.read import find_line, follow_lines, read_lines, read_tail
 from skerry.audit.record import MAX_LINE, Record, parse_record
-from skerry.audit.show import details, escape, summary
+from skerry.audit.show import details, summary
 from skerry.audit.writer import AuditTrail
 from skerry.cli.audit import audit, why
 from skerry.errors import NotFound, SkerryError
+from skerry.wire.escape import escape
 
 HOSTILE = "\x1b]0;owned\x07\u202eevil\r\n\x9b2J \u0627\u0628 a\u0301 \u3164 \U000e0041 \ud800 \\x1b"
 
