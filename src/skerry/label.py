@@ -65,7 +65,13 @@ def make_label(untrusted_value: str | Mapping[str, str], modules: Sequence[str])
                 f"label needs a printable text of 1 to {MAX_LABEL} characters for module {name}",
                 fix=f"write label = {{ {name} = ... }}",
             )
-    return Label(tuple(sorted(value.items())))
+    label = Label(tuple(sorted(value.items())))
+    if _split(str(label), modules) != value:
+        raise UnknownLabel(
+            f"label {label} cannot be told from another in writing",
+            fix="give the policy's label a name without '=' after a module's name",
+        )
+    return label
 
 
 def _split(text: str, modules: Sequence[str]) -> dict[str, str]:
@@ -73,6 +79,8 @@ def _split(text: str, modules: Sequence[str]) -> dict[str, str]:
     for piece in text.split(","):
         name, equals, rest = piece.partition("=")
         if equals and name in modules:
+            if name in parts:
+                raise UnknownLabel(f"label names the module {name!r} twice", fix="name it once")
             parts[name] = rest
         elif parts:  # a comma inside a Flask level: u:r:t:s0:c1,c2
             last = next(reversed(parts))

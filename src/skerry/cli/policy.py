@@ -195,7 +195,11 @@ def _decide_one(
 
 
 def _decide_batch(stack: Stack, file: str) -> None:
-    with click.open_file(file, encoding="utf-8", errors="strict") as lines:
+    try:
+        source = click.open_file(file, encoding="utf-8", errors="strict")
+    except OSError as error:
+        raise _input_error(file, 0, f"cannot be read: {error.strerror}") from None
+    with source as lines:
         try:
             for answer in _batch(stack, file, iter(lambda: lines.readline(MAX_BATCH_LINE), "")):
                 click.echo(answer)

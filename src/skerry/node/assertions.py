@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from skerry.flow.assertion import find_path
+from skerry.label import Label
 from skerry.node.setup import Setup
 from skerry.xsm.hooks import HOOKS, expand
 from skerry.xsm.request import Request
@@ -28,18 +29,22 @@ class Violation(msgspec.Struct, frozen=True):
 def permitted_flows(setup: Setup) -> dict[str, set[str]]:
     """Return, for each domain, the domains that the policy would let it send to."""
     names = list(setup.system.domains)
+    answers: dict[tuple[Label, Label], bool] = {}
+
+    def flows(source: str, sink: str) -> bool:
+        pair = setup.labels[source], setup.labels[sink]
+        if pair not in answers:
+            answers[pair] = any(_allowed(setup, hook, *pair) for hook in _DIRECTED)
+        return answers[pair]
+
     return {
-        source: {
-            sink
-            for sink in names
-            if sink != source and any(_allowed(setup, hook, source, sink) for hook in _DIRECTED)
-        }
+        source: {sink for sink in names if sink != source and flows(source, sink)}
         for source in names
     }
 
 
-def _allowed(setup: Setup, hook: str, source: str, sink: str) -> bool:
-    parties = {"source": setup.labels[source], "sink": setup.labels[sink]}
+def _allowed(setup: Setup, hook: str, source: Label, sink: Label) -> bool:
+    parties = {"source": source, "sink": sink}
     requests: tuple[Request, ...] = expand(HOOKS[hook], parties, setup.stack.transition)
     return all(setup.stack.decide(request, 0).allowed for request in requests)
 

@@ -108,6 +108,10 @@ class PolicyManager:
 
         _guarded(remember)
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
+        # A save goes on when its waiter is cancelled, or an older one could land on a newer.
+        await asyncio.shield(self._keep())
+
+    async def _keep(self) -> None:
         async with self._saving:
             if self._saved is not self._history:
                 await self._save()

@@ -19,6 +19,7 @@ from skerry.system.toml_lines import Path, TomlDocument
 _SIZE = re.compile(r"([1-9][0-9]{0,8})([KMGT])")
 _SHIFT = {"K": 10, "M": 20, "G": 30, "T": 40}
 _MAX_ECHO = 60
+_MAX_GUESSES = 100
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -196,7 +197,7 @@ def dotted(path: Path) -> str:
 
 def echo(value: object) -> str:
     """Write a value for a message: short, on one line, without control characters."""
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict) or (isinstance(value, int) and value.bit_length() > 256):
         return kind_of(value)
     text = ascii(value) if not str(value).isprintable() else repr(value)
     return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "…"
@@ -216,9 +217,10 @@ def one_of(choices: Iterable[str]) -> str:
 
 def meant(value: object, choices: Iterable[str]) -> str:
     """Return `; did you mean …?` if one of the choices is near, else nothing."""
-    if not isinstance(value, str) or len(value) > _MAX_ECHO:
+    known = sorted(choices)
+    if not isinstance(value, str) or len(value) > _MAX_ECHO or len(known) > _MAX_GUESSES:
         return ""
-    near = difflib.get_close_matches(value, sorted(choices), 1)
+    near = difflib.get_close_matches(value, known, 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -57,6 +57,9 @@ def parse_toml(untrusted_text: str, file: str) -> TomlDocument:
         raise InputError([Problem(file, scanner.line_here(), message)]) from None
     except tomllib.TOMLDecodeError as error:
         raise InputError([_syntax_problem(text, file, error)]) from None
+    except ValueError:  # Python's own bound on the digits of a number
+        message = "holds a number of more than 4300 digits"
+        raise InputError([Problem(file, 0, message)]) from None
 
 
 def key_line(text: str, path: Path) -> int:

@@ -186,3 +186,38 @@ def test_a_damaged_history_is_a_policy_error(tmp_path: Path, damage: str) -> Non
         path.write_bytes(broken[damage])
     with pytest.raises(PolicyError):
         PolicyManager(BANKS, FileHistory(path))
+
+
+def test_who_stops_waiting_for_a_save_does_not_let_another_overtake_it() -> None:
+    """A cancelled touch goes on being written; the next waits for it, so none is lost."""
+
+    async def run() -> None:
+        store = GatedDisk()
+        manager = PolicyManager(BANKS, store)
+        first = asyncio.create_task(manager.touch(_label("broker"), _label("bank-a")))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        second = asyncio.create_task(manager.touch(_label("bank-b"), _label("bank-b")))
+        await asyncio.sleep(0.01)
+        assert store.writing == 1
+        store.gate.set()
+        await second
+        assert store.kept["acm"].keys() >= {"broker", "bank-b"}
+
+    asyncio.run(run())
+
+
+class GatedDisk(MemoryHistory):
+    """Writes in the background until the gate opens, as a thread does, cancelled or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.writing = 0
+
+    async def save(self, history: History) -> None:
+        """Wait for the gate, then keep."""
+        self.writing += 1
+        await self.gate.wait()
+        self.writing -= 1
+        await super().save(history)

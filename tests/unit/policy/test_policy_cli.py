@@ -138,3 +138,10 @@ def test_importing_the_commands_is_light() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert done.stdout == "\n"
+
+
+def test_a_batch_that_cannot_be_read_is_an_input_error(banks: str, tmp_path: Path) -> None:
+    """A missing file and a folder are told in words, as everywhere."""
+    for place in (tmp_path / "missing", tmp_path):
+        result = _run("decide", "--policy", banks, "--batch", str(place))
+        assert isinstance(result.exception, InputError)

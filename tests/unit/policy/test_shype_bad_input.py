@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from skerry.errors import Denied, PolicyError
 from skerry.policy.load import parse_acm
 from skerry.policy.shype import read_shype
 from skerry.policy.xmltree import MAX_DEPTH, MAX_ELEMENTS
+from skerry.xsm.acm.check import MAX_CONFLICTS, MAX_LABELS, MAX_PROBLEMS
 from tests.unit.policy.samples import CLASSICAL, DEFAULT
 
 _RER = '      <Conflict name="RER">\n'
@@ -184,3 +187,50 @@ def test_mutated_xml_is_a_policy_or_a_policy_error(edits: list[tuple[int, int, b
         parse_acm(content, "f")
     except PolicyError as error:
         assert error.problems
+
+
+def test_a_long_name_is_not_repeated_in_every_error() -> None:
+    """What is said of a hostile file stays in proportion to the file."""
+    name = "x" * 50_000
+    types = "<Type>a</Type>" * 500
+    label = f"<Name>{name}</Name><SimpleTypeEnforcementTypes>{types}</SimpleTypeEnforcementTypes>"
+    text = (
+        '<SecurityPolicyDefinition xmlns="http://www.ibm.com"><PolicyHeader><PolicyName>p'
+        "</PolicyName><Version>1.0</Version></PolicyHeader><SecurityLabelTemplate>"
+        f'<SubjectLabels bootstrap="{name}"><VirtualMachineLabel>{label}</VirtualMachineLabel>'
+        "</SubjectLabels></SecurityLabelTemplate></SecurityPolicyDefinition>"
+    )
+    tracemalloc.start()
+    with pytest.raises(PolicyError, match="longer than") as caught:
+        read_shype(text.encode(), "f")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 2_000
+    assert most < 10 * len(text)
+
+
+def test_the_number_of_labels_and_conflict_sets_is_bounded() -> None:
+    """They are compared with each other, so each has its limit; at the limit a policy is read."""
+
+    def policy(conflicts: int, labels: int) -> bytes:
+        head = '[policy]\nname = "p"\nversion = "1.0"\nbootstrap = "l0"\n'
+        wall = '[chinese-wall]\ntypes = ["t"]\n'
+        wall += '[[chinese-wall.conflicts]]\nname = "c"\ntypes = ["t"]\n' * conflicts
+        return (head + wall + "".join(f"[labels.l{i}]\n" for i in range(labels))).encode()
+
+    parse_acm(policy(MAX_CONFLICTS, 1), "f")
+    with pytest.raises(PolicyError, match=f"more than {MAX_CONFLICTS} conflict sets"):
+        parse_acm(policy(MAX_CONFLICTS + 1, 1), "f")
+    with pytest.raises(PolicyError, match=f"more than {MAX_LABELS} labels"):
+        parse_acm(policy(1, MAX_LABELS + 1), "f")
+
+
+def test_the_number_of_problems_listed_is_bounded() -> None:
+    """Every label breaks every conflict set, which would be more to say than memory holds."""
+    head = '[policy]\nname = "p"\nversion = "1.0"\nbootstrap = "l0"\n'
+    wall = '[chinese-wall]\ntypes = ["a", "b"]\n'
+    wall += '[[chinese-wall.conflicts]]\nname = "c"\ntypes = ["a", "b"]\n' * 300
+    labels = "".join(f'[labels.l{i}]\ncw = ["a", "b"]\n' for i in range(300))
+    with pytest.raises(PolicyError, match="not all are listed") as caught:
+        parse_acm((head + wall + labels).encode(), "f")
+    assert len(caught.value.problems) == MAX_PROBLEMS + 1

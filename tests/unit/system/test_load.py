@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import time
 import tomllib
 from pathlib import Path
 
@@ -272,3 +273,23 @@ def test_any_toml_is_a_system_or_a_list_of_problems(tree: dict[str, object]) -> 
 def test_the_layers_of_the_jail_are_those_that_can_be_accepted() -> None:
     """The system file knows exactly the layers that the jail has."""
     assert JAIL_LAYERS == LAYERS
+
+
+@pytest.mark.parametrize(
+    "line", ["cpus = 0x" + "f" * 5000, "memory = 0x" + "f" * 5000, "cpus = " + "9" * 5000]
+)
+def test_a_number_of_thousands_of_digits_is_a_mistake_in_words(line: str) -> None:
+    """Python refuses to write such a number; that is no reason to end with a traceback."""
+    with pytest.raises(InputError):
+        parse_system(f'name = "x"\npolicy = "p"\n[domains.a]\nlabel = "x"\n{line}\n', FILE)
+
+
+def test_guessing_what_was_meant_takes_no_time_where_there_is_much_to_guess() -> None:
+    """Thousands of wrong names among thousands are all reported, without a guess."""
+    domains = "".join(f'[domains.d{i}]\nlabel = "x"\n' for i in range(4000))
+    wrong = "".join(f'[[assert]]\nnever = "d{i}x -> d1"\n' for i in range(1000))
+    before = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        parse_system(f'name = "x"\npolicy = "p"\n{domains}{wrong}', FILE)
+    assert len(caught.value.problems) > 1000
+    assert time.monotonic() - before < 5

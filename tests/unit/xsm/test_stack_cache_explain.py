@@ -224,3 +224,16 @@ def test_a_raised_denial_is_explained() -> None:
     stale = explain_error(StaleGeneration("the policy changed"), hook="channel_two_way")
     assert (stale.allowed, stale.code) == (False, "GENERATION-STALE")
     assert "the policy changed" in stale.text()
+
+
+def test_a_label_that_reads_back_as_another_is_refused() -> None:
+    """Audit and tables show labels in one line, so two labels never have the same text."""
+    names = ("acm", "dummy")
+    sound = make_label({"acm": "a", "dummy": "u:r:t:s0:c1,c2"}, names)
+    assert make_label(str(sound), names) == sound
+    assert make_label("a,b", names) == make_label({"acm": "a,b", "dummy": "a,b"}, names)
+    for value in ({"acm": "a,dummy=x", "dummy": "y"}, "acm=a,dummy=b,acm=c"):
+        with pytest.raises(UnknownLabel):
+            make_label(value, names)
+    with pytest.raises(UnknownLabel):
+        make_label({"acm": "acm=a"}, ("acm",))
