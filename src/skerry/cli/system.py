@@ -35,10 +35,11 @@ def planned(setup: Setup) -> list[Step]:
     """Return what `up` would do with this system."""
     from skerry.node.paths import history_file
     from skerry.node.plan import make_plan
-    from skerry.policy.history import FileHistory
+    from skerry.policy.history import FileHistory, MemoryHistory
     from skerry.policy.manager import PolicyManager
 
-    manager = PolicyManager(setup.stack, FileHistory(history_file()))
+    kept = MemoryHistory(FileHistory(history_file()).load())
+    manager = PolicyManager(setup.stack, kept)
     return asyncio.run(make_plan(setup, manager))
 
 

@@ -29,7 +29,10 @@ class Step(msgspec.Struct, frozen=True):
 
 
 async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
-    """Return every step of `up` in its order. `later` marks what waits for a `start` by hand."""
+    """Return every step of `up` in its order. `later` marks what waits for a `start` by hand.
+
+    What a step would touch is remembered by the manager, whose history must not be the node's own.
+    """
     steps: list[Step] = []
     running: list[Label] = []
     started: set[str] = set()
@@ -40,6 +43,7 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
         wall = await manager.admit(label, tuple(running))
         steps.append(_step("start", name, (verdict, wall), parties, later=not domain.autostart))
         if steps[-1].allowed and domain.autostart:
+            await manager.touch(label, label)
             running.append(label)
             started.add(name)
     for channel in setup.system.channels:
@@ -50,6 +54,8 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
         what = f"{channel.source} {arrow} {channel.sink} ({channel.name})"
         waits = not {channel.source, channel.sink} <= started
         steps.append(_step("bind", what, (verdict, wall), parties, later=waits))
+        if steps[-1].allowed and not waits:
+            await manager.touch(parties["source"], parties["sink"])
     return steps
 
 

@@ -1,0 +1,70 @@
+"""A plan says what `up` would do, also where one step decides the next."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from skerry.node.plan import make_plan
+from skerry.node.setup import load_setup
+from skerry.policy.history import MemoryHistory
+from skerry.policy.manager import PolicyManager
+
+POLICY = """
+[policy]
+name = "plan"
+version = "1.0"
+bootstrap = "op"
+[simple-type-enforcement]
+types = ["all"]
+[chinese-wall]
+types = ["x", "y"]
+[[chinese-wall.conflicts]]
+name = "rivals"
+types = ["x", "y"]
+history = {history}
+[labels.op]
+ste = ["all"]
+[labels.x]
+ste = ["all"]
+cw = ["x"]
+[labels.broker]
+ste = ["all"]
+[labels.clerk]
+ste = ["all"]
+"""
+
+SYSTEM = """
+name = "plan"
+policy = "policy.toml"
+[domains.x]
+label = "x"
+machine = "simulator"
+[domains.broker]
+label = "broker"
+machine = "simulator"
+[domains.clerk]
+label = "clerk"
+machine = "simulator"
+[[channels]]
+kind = "stream"
+from = "x"
+to = "broker"
+name = "one"
+[[channels]]
+kind = "stream"
+from = "broker"
+to = "clerk"
+name = "two"
+"""
+
+
+def test_what_a_planned_exchange_touches_counts_for_the_next_step(tmp_path: Path) -> None:
+    """A clerk that once touched y is refused a broker of x; the control keeps no history."""
+    (tmp_path / "system.toml").write_text(SYSTEM)
+    for history, allowed in (("true", [True, False]), ("false", [True, True])):
+        (tmp_path / "policy.toml").write_text(POLICY.format(history=history))
+        setup = load_setup(tmp_path / "system.toml")
+        before = MemoryHistory({"acm": {"clerk": frozenset({"y"})}})
+        steps = asyncio.run(make_plan(setup, PolicyManager(setup.stack, before)))
+        assert [step.allowed for step in steps if step.action == "bind"] == allowed
