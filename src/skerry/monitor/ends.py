@@ -15,6 +15,9 @@ from contextlib import ExitStack, contextmanager
 from skerry.errors import TransportError
 from skerry.monitor.protocols import AuditLog, Bridge, Machine
 
+ENDING_S = 1.0
+"""How long a machine that did not drop an end may take to turn out to be ending, in seconds."""
+
 
 @contextmanager
 def lent(bridge: Bridge) -> Iterator[tuple[int, int]]:
@@ -50,8 +53,11 @@ class Detaching:
         try:
             await machine.detach(number)
         except Exception as error:
-            # The bridge is severed already; a machine that keeps a dead end only wastes it.
-            self._audit.note("detach-failed", {"channel": number, "reason": str(error)})
+            # A machine that is ending drops everything by itself, and says so in a moment.
+            await asyncio.wait({machine.exited}, timeout=ENDING_S)
+            if not machine.exited.done():
+                # The bridge is severed already; a machine that keeps a dead end only wastes it.
+                self._audit.note("detach-failed", {"channel": number, "reason": str(error)})
 
     async def settle(self) -> None:
         """Wait until all have dropped theirs. Who stops waiting stops nothing else."""

@@ -154,7 +154,7 @@ def _fields(verdict: Verdict, parties: Parties, about: Mapping[str, object]) -> 
 
 
 def _rules(verdict: Verdict) -> list[str]:
-    """The distinct reasons of a verdict, in their order; what a label asks of itself says little."""
+    """The distinct reasons of a verdict, in order; what a label asks of itself says little."""
     decisions = [d for d in verdict.decisions if d.request.subject != d.request.target]
     answers = [a for d in decisions or verdict.decisions for a in d.answers]
     answers += verdict.admission
