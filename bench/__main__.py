@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,22 +12,29 @@ import msgspec
 
 from bench.measure import Row
 from bench.rows import ROWS
+from skerry.errors import SkerryError
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def _span(interval: tuple[float | None, float | None] | None) -> str:
+    if interval is None or interval[0] is None:
+        return "-"
+    return " … ".join(map(_number, interval))
+
+
 def _show(rows: Iterable[Row]) -> None:
     click.echo(
-        f"{'row':24} {'ours':>10} {'other':>10} {'unit':6} {'ratio':>7} {'95 % interval':>17} "
-        f"{'goal':>10}  holds"
+        f"{'row':20} {'ours':>9} {'other':>9} {'unit':5} {'ratio':>7} {'95 % interval':>17} "
+        f"{'goal':>10}  {'holds':9}  A against A"
     )
     for row in rows:
-        span = "-" if row.low is None else f"{_number(row.low)} … {_number(row.high)}"
         click.echo(
-            f"{row.row:24} {_number(row.ours):>10} {_number(row.other):>10} {row.unit:6} "
-            f"{_number(row.ratio):>7} {span:>17} {row.goal:>10}  {row.holds}"
+            f"{row.row:20} {_number(row.ours):>9} {_number(row.other):>9} {row.unit:5} "
+            f"{_number(row.ratio):>7} {_span((row.low, row.high)):>17} {row.goal:>10}  "
+            f"{row.holds:9}  {_span(row.control)}"
         )
 
 
@@ -34,18 +42,29 @@ def _show(rows: Iterable[Row]) -> None:
 @click.argument("rows", nargs=-1)
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 def main(rows: tuple[str, ...], file: Path | None) -> None:
-    """Measure the named ROWs, or all of them."""
+    """Measure the named ROWs, or all of them.
+
+    A row that can't be measured here is said, left out of the table, and makes the exit code 1.
+    """
     unknown = [name for name in rows if name not in ROWS]
     if unknown:
         click.echo(f"error: no row {unknown[0]}; there are: {', '.join(ROWS)}", err=True)
         sys.exit(2)
+    # Asked to end, a row still cleans up after itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: list[Row] = []
+    failed = False
     for name in rows or ROWS:
         click.echo(f"measuring {name}", err=True)
-        found.append(ROWS[name]())
+        try:
+            found.append(ROWS[name]())
+        except (SkerryError, OSError) as error:
+            failed = True
+            click.echo(f"error: {name} was not measured: {error}", err=True)
     _show(found)
     if file:
-        file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in found))
+        file.write_bytes(b"".join(msgspec.json.encode(row.published()) + b"\n" for row in found))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

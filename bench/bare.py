@@ -1,0 +1,85 @@
+"""The other side of the comparisons: the same QEMU, started by hand and without a jail.
+
+Binary, board, kernel and arguments are those of `machine.qemu.command`, but for `-S`: by hand
+nobody stops the processors first. A bare machine never outlives the run, also when that is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from skerry.errors import SkerryError
+from skerry.machine.agent import Agent
+from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD, QemuSpec, command
+
+READY = b"skerry: ready"
+"""What a guest prints on its console when its init has started the agent."""
+
+BOOT_S = 60.0
+
+
+class BareQemu:
+    """One QEMU, running from its making on; `close` ends it."""
+
+    def __init__(self, spec: QemuSpec, ports: Mapping[str, socket.socket] = {}) -> None:
+        """Start it; `ports` are its streams by name, whose sockets are taken over."""
+        pairs = {fd: socket.socketpair() for fd in (QMP_FD, CONSOLE_FD, AGENT_FD)}
+        far = {fd: pair[1] for fd, pair in pairs.items()}
+        self._near = {fd: pair[0] for fd, pair in pairs.items()}
+        self._agent: Agent | None = None
+        argv = [word for word in command(spec, str) if word != "-S"]
+        argv = [re.sub(r"(?<=,fd=)\d+$", lambda m: str(far[int(m[0])].fileno()), w) for w in argv]
+        for name, sock in ports.items():
+            argv += ["-chardev", f"socket,id={name},fd={sock.fileno()}"]
+            argv += ["-device", f"virtserialport,bus=ports.0,chardev={name},name={name}"]
+        inherited = [*far.values(), *ports.values()]
+        # Ends the machine should this process be killed: its standard input then ends.
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", "read pid; read end; kill -KILL $pid"], stdin=subprocess.PIPE
+        )
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, pass_fds=[sock.fileno() for sock in inherited]
+        )
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(b"%d\n" % self._process.pid)
+        self._guard.stdin.flush()
+        for sock in inherited:
+            sock.close()
+
+    def wait_ready(self) -> None:
+        """Wait for the guest's first line. Raises `SkerryError` if it does not come."""
+        console = self._near[CONSOLE_FD]
+        console.settimeout(BOOT_S)
+        said = b""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while READY not in said:
+                piece = console.recv(4096)
+                if not piece:
+                    break
+                said += piece
+        if READY not in said:
+            raise SkerryError(f"the bare machine did not boot: {said[-200:]!r}")
+
+    async def agent(self) -> Agent:
+        """Return the agent in the guest, which answers."""
+        if self._agent is None:
+            await asyncio.to_thread(self.wait_ready)
+            self._agent = Agent(self._near[AGENT_FD])
+            await self._agent.ready(BOOT_S)
+        return self._agent
+
+    def close(self) -> None:
+        """End the machine and wait until it is gone."""
+        self._guard.kill()
+        self._process.kill()
+        for process in (self._guard, self._process):
+            process.wait()
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        for sock in self._near.values():
+            sock.close()

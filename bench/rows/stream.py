@@ -1,0 +1,142 @@
+"""A stream between two guests: its throughput, and what it costs the core."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+from bench.bare import BareQemu
+from bench.measure import Row, say, single, versus
+from bench.node import RunningNode, running
+from bench.place import run, system, up
+from bench.processes import core, cpu_ms, machines
+from skerry.errors import SkerryError
+from skerry.machine.agent import Agent
+from tests.support.cli import Cli
+
+PORT = "bulk"
+DEVICE = f"/dev/virtio-ports/{PORT}"
+BLOCK = "bs=32k"
+TRANSFER_MB = 64
+CORE_MB = 256
+WAIT_S = 120.0
+
+TWO = {PORT: ("one", "two")}
+
+
+def throughput() -> Row:
+    """A stream that the monitor bound, against a socket pair between two QEMUs by hand."""
+    text = system(["one", "two"], "autostart = false", TWO)
+    with running(text) as node, contextlib.ExitStack() as exits:
+        say("booting two domains and two bare machines")
+        ours = node.run(_domains(node))
+        bare = [exits.enter_context(machine) for machine in _wired(node)]
+        other = node.run(_agents(bare))
+        for pair in (ours, other):
+            node.run(_transfer(*pair))
+        say(f"the stream's transport is {node.streams.transport}; 20 transfers of each at least")
+        return versus(
+            "stream-vs-bare",
+            "MB/s",
+            lambda: node.run(_transfer(*ours)),
+            lambda: node.run(_transfer(*other)),
+            ">= 0.97",
+            runs=20,
+        )
+
+
+async def _domains(node: RunningNode) -> tuple[Agent, Agent]:
+    for name in ("one", "two"):
+        await node.start(name)
+    return await node.agent("one"), await node.agent("two")
+
+
+def _wired(node: RunningNode) -> Iterator[contextlib.closing[BareQemu]]:
+    for name, end in zip(("one", "two"), socket.socketpair(), strict=True):
+        yield contextlib.closing(BareQemu(node.spec(name), {PORT: end}))
+
+
+async def _agents(machines: list[BareQemu]) -> tuple[Agent, Agent]:
+    return await machines[0].agent(), await machines[1].agent()
+
+
+async def _transfer(source: Agent, sink: Agent) -> float:
+    """Move `TRANSFER_MB` and return MB/s."""
+    writing = asyncio.ensure_future(_sh(source, _writer(TRANSFER_MB)))
+    said = await _sh(sink, _reader(TRANSFER_MB))
+    await writing
+    return TRANSFER_MB * (1 << 20) / 1e6 / _seconds(said, TRANSFER_MB)
+
+
+def _writer(megabytes: int) -> str:
+    """Return the script that writes one block more than `megabytes`."""
+    return f"dd if=/dev/zero of={DEVICE} {BLOCK} count={megabytes * 32 + 1} 2>/dev/null"
+
+
+def _reader(megabytes: int) -> str:
+    """Return the script that reads it, and takes the time from the first block on.
+
+    A guest's busybox tells no fractions of a second; the kernel's list of timers does.
+    """
+    now = "now() { { read a; read a; read a; } </proc/timer_list; echo $a; }"
+    read = f"dd of=/dev/null {BLOCK} iflag=fullblock"
+    rest = f"{read} count=1 2>/dev/null; now; {read} count={megabytes * 32} 2>&1; now"
+    return f"{now}; {{ {rest}; }} <{DEVICE}"
+
+
+async def _sh(agent: Agent, script: str) -> str:
+    said = bytearray()
+    code = await agent.run(
+        ["sh", "-c", script], output=lambda _, data: said.extend(data), timeout_s=WAIT_S
+    )
+    if code:
+        raise SkerryError(f"a command in a guest failed ({code}): {bytes(said)!r}")
+    return said.decode()
+
+
+def _seconds(said: str, megabytes: int) -> float:
+    """Read what `_reader` said. Raises `SkerryError` if not all bytes came."""
+    times = [int(found) for found in re.findall(r"^now at (\d+) nsecs", said, re.MULTILINE)]
+    if f"{megabytes * 32}+0 records in" not in said or len(times) != 2:
+        raise SkerryError(f"the transfer did not come to its end: {said!r}")
+    return (times[1] - times[0]) / 1e9
+
+
+def core_cpu() -> Row:
+    """CPU time of supervisor and node while 256 MB cross a stream between two domains."""
+    with up(system(["one", "two"], channels=TWO)) as cli:
+        return single("stream-core-cpu-ms", "ms", [_spent(cli) for _ in range(5)], "< 10")
+
+
+def _spent(cli: Cli) -> float:
+    """Have the guests begin by themselves in a moment, so that nothing but the bytes moves."""
+    reading = f"({_reader(CORE_MB)}) >/tmp/got 2>&1 &"
+    writing = f"(sleep 3; {_writer(CORE_MB)}) >/dev/null 2>&1 &"
+    run(cli, "exec", "two", "--", "sh", "-c", reading)
+    run(cli, "exec", "one", "--", "sh", "-c", writing)
+    pids, guests = list(core(cli).values()), machines(cli)
+    time.sleep(1)  # until the node has done with the commands
+    before = cpu_ms(pids)
+    seconds = _until_idle(guests)
+    spent = cpu_ms(pids) - before
+    took = _seconds(run(cli, "exec", "two", "--", "cat", "/tmp/got"), CORE_MB)
+    say(f"{CORE_MB} MB in {took:.1f} s; the core spent {spent:.2f} ms in {seconds:.1f} s")
+    return spent
+
+
+def _until_idle(guests: list[int]) -> float:
+    """Wait until the machines have worked and rest again; return the seconds that it took."""
+    begin = time.monotonic()
+    worked = rested = False
+    while not (worked and rested):
+        if time.monotonic() - begin > WAIT_S:
+            raise SkerryError("the guests did not come to rest after the transfer")
+        before = cpu_ms(guests)
+        time.sleep(0.5)
+        share = (cpu_ms(guests) - before) / 500
+        worked, rested = worked or share > 0.8, share < 0.3
+    return time.monotonic() - begin
