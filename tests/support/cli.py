@@ -16,6 +16,13 @@ SKERRY = Path(sys.executable).with_name("skerry")
 TIMEOUT_S = 180.0
 
 
+_WATCHER = """
+import subprocess, sys
+sys.stdin.read()
+subprocess.run([sys.argv[1], "down", "--timeout", "1"])
+"""
+
+
 class Cli:
     """The command line with `SKERRY_HOME` in a directory that the domains' uids can traverse.
 
@@ -28,6 +35,15 @@ class Cli:
         if share is not None:
             (self.home / "share").symlink_to(share)
         self.env = {**os.environ, "SKERRY_HOME": str(self.home)}
+        # A detached node would outlive a test run that is killed: this ends it when we are gone.
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-c", _WATCHER, SKERRY],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def run(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         """Run a command to its end, whatever its exit code."""
@@ -72,13 +88,14 @@ class Cli:
     def down(self) -> None:
         """End the node if it runs, and remove its directory."""
         self.run("down", "--timeout", "1")
+        self._watcher.communicate()
         shutil.rmtree(self.home)
 
     def processes(self) -> Mapping[int, str]:
         """Return every process on the host that belongs to this node, by its command line."""
         found = {}
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
+            if entry.name.isdigit() and int(entry.name) not in (os.getpid(), self._watcher.pid):
                 try:
                     words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
                 except OSError:
