@@ -22,7 +22,9 @@ from skerry.errors import SkerryError
 from skerry.image import package
 
 VMLINUX_MAX = 512 << 20
+"""Largest kernel in bytes, unpacked from gzip or xz; a larger one is an error, no image is made."""
 MODULE_MAX = 64 << 20
+"""Largest kernel module in bytes, unpacked from xz; a larger one is an error, as above."""
 
 _SETUP_SECTS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
 _TOOLS = {b"\x02\x21\x4c\x18": ("lz4", "lz4"), b"\x28\xb5\x2f\xfd": ("zstd", "zstd")}
@@ -68,9 +70,11 @@ def vmlinux(bzimage: Path, target: Path) -> None:
     # The four bytes at the end are the length once unpacked; they are not part of the stream.
     payload = raw[start : start + _word(raw, _PAYLOAD_LENGTH) - 4]
     if payload[:2] == b"\x1f\x8b":
-        target.write_bytes(zlib.decompressobj(wbits=31).decompress(payload, VMLINUX_MAX))
+        unpacked = zlib.decompressobj(wbits=31).decompress(payload, VMLINUX_MAX)
+        target.write_bytes(_bounded(unpacked, VMLINUX_MAX, bzimage))
     elif payload[:6] == b"\xfd7zXZ\0":
-        target.write_bytes(lzma.LZMADecompressor().decompress(payload, VMLINUX_MAX))
+        unpacked = lzma.LZMADecompressor().decompress(payload, VMLINUX_MAX)
+        target.write_bytes(_bounded(unpacked, VMLINUX_MAX, bzimage))
     elif payload[:4] in _TOOLS:
         _unpack(_TOOLS[payload[:4]], payload, target)
     else:
@@ -117,7 +121,7 @@ def _visit(
 def _read(name: str, path: Path) -> Module:
     raw = path.read_bytes()
     if path.suffix == ".xz":
-        raw = lzma.LZMADecompressor().decompress(raw, MODULE_MAX)
+        raw = _bounded(lzma.LZMADecompressor().decompress(raw, MODULE_MAX), MODULE_MAX, path)
     elif path.suffix != ".ko":
         raise SkerryError(f"kernel module {path.name} is packed in an unknown way")
     match = re.search(rb"\0depends=([^\0]*)\0", raw)
@@ -125,6 +129,12 @@ def _read(name: str, path: Path) -> Module:
         raise SkerryError(f"{path.name} is not a kernel module")
     needs = tuple(_plain(n) for n in match[1].decode().split(",") if n)
     return Module(name, needs, raw)
+
+
+def _bounded(unpacked: bytes, most: int, path: Path) -> bytes:
+    if len(unpacked) >= most:
+        raise SkerryError(f"{path.name} holds more than {most >> 20} MiB")
+    return unpacked
 
 
 def _plain(name: str) -> str:

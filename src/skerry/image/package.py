@@ -20,6 +20,7 @@ from skerry.errors import SkerryError
 from skerry.image import store
 
 PACKAGE_MAX = 1 << 30
+"""Most bytes of one download; beyond it apt is ended and the build fails."""
 FETCH_TIMEOUT_S = 900.0
 COMMAND_TIMEOUT_S = 120.0
 

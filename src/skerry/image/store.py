@@ -28,6 +28,7 @@ from skerry.errors import NotFound, SkerryError
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MANIFEST_MAX = 1 << 20
+"""Longest `image.json` in bytes; with a longer one the image is damaged, and not used."""
 KERNEL, BZIMAGE, INITRD, MANIFEST = "vmlinux", "bzImage", "initrd", "image.json"
 
 
@@ -195,8 +196,9 @@ def _make(cache: Path) -> None:
     """Make a directory and its parents so that every uid can enter them, whatever the umask."""
     if not cache.is_dir():
         _make(cache.parent)
-        cache.mkdir()
-        cache.chmod(0o755)
+        with contextlib.suppress(FileExistsError):  # another builder was first
+            cache.mkdir()
+            cache.chmod(0o755)
 
 
 def _read(home: Path) -> Image:

@@ -16,6 +16,7 @@ ERRNO = 0x00050000
 AUDIT_ARCH_X86_64 = 0xC000003E
 X32_BIT = 0x40000000
 MAX_INSTRUCTIONS = 4096
+"""Longest filter: what the kernel takes. A longer one is an error where it is made."""
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_GREATER_EQUAL = 0x15, 0x35

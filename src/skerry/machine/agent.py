@@ -22,8 +22,11 @@ from skerry.errors import LimitReached, MachineError, SkerryError, StateError, W
 from skerry.wire import agent as wire
 
 READ_MAX = 16 << 10
+"""Bytes read from a guest at once; the rest waits in the guest until these are handed on."""
 COMMANDS_MAX = 16
+"""Commands that run in one domain at a time; one more is refused."""
 STRAY_MAX = 1 << 20
+"""Bytes of output that nobody runs a command for; beyond it the agent's port is given up."""
 
 Output = Callable[[wire.Stream, bytes], Awaitable[None] | None]
 

@@ -37,6 +37,7 @@ MAX_POLICIES = 8
 """Most policy files in one system."""
 
 MAX_UID = (1 << 32) - 2
+"""Highest uid that `[operators]` may name (the next one means none); a higher one is an error."""
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _NAME_WORDS = "1 to 31 of a-z, 0-9 and -, beginning with a letter"

@@ -42,10 +42,15 @@ from skerry.errors import SkerryError, WireError
 
 VERSION = 1
 LINE_MAX = 4096
+"""Longest line in bytes, its newline included; a guest that sends a longer one loses its port."""
 CHUNK_MAX = 3000
+"""Most bytes in one payload; the host splits, a guest that sends more loses its port."""
 ARGV_MAX = 64 << 10
+"""Longest command in bytes, quoted for a shell; a longer one is refused."""
 STDIN_MAX = 1 << 20
+"""Most bytes of a command's input; more is refused before the command starts."""
 STALE_MAX = 4 << 20
+"""Most bytes before the agent's first answer; beyond it the port is given up."""
 
 _HELLO = re.compile(rb"hello ([0-9]{1,4}) ([0-9]{16})")
 _EXIT = re.compile(rb"exit ([0-9]{8}) ([0-9]{1,3})")

@@ -261,3 +261,26 @@ def test_kernels_are_unpacked_whatever_packed_them(pack: object, tmp_path: Path)
     (tmp_path / "bz").write_bytes(bzimage(pack(ELF)))
     kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == ELF
+
+
+def test_a_kernel_beyond_the_limit_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What unpacks to more than the limit is named, not cut off; the control: at the default."""
+    (tmp_path / "bz").write_bytes(bzimage(lzma.compress(ELF)))
+    kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
+    monkeypatch.setattr(kernel, "VMLINUX_MAX", 1000)
+    with pytest.raises(SkerryError, match="bz holds more than"):
+        kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
+
+
+def test_two_builders_may_make_the_cache_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that another builder made between the look and the making is no error."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    looked = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: path != cache and looked(path))
+    with store.locked(cache):
+        assert (cache / "lock").exists()
