@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,28 +11,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.machines import cache
+
 SKERRY = Path(sys.executable).with_name("skerry")
 TIMEOUT_S = 180.0
 
 
 _WATCHER = """
-import subprocess, sys
+import os, shutil, subprocess, sys
 sys.stdin.read()
 subprocess.run([sys.argv[1], "down", "--timeout", "1"])
+shutil.rmtree(os.environ["SKERRY_HOME"], ignore_errors=True)
 """
 
 
 class Cli:
     """The command line with `SKERRY_HOME` in a directory that the domains' uids can traverse.
 
-    `share`, when given, is where jail roots and images already lie, so that they are made once.
+    Jail roots and images are shared by all of a user's test runs, so that they are made once.
     """
 
-    def __init__(self, share: Path | None = None) -> None:
+    def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="skerry-cli-", dir="/var/tmp"))
         self.home.chmod(0o755)
-        if share is not None:
-            (self.home / "share").symlink_to(share)
+        share = cache() / "share"
+        share.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (self.home / "share").symlink_to(share)
         self.env = {**os.environ, "SKERRY_HOME": str(self.home)}
         # A detached node would outlive a test run that is killed: this ends it when we are gone.
         self._watcher = subprocess.Popen(
@@ -89,7 +92,6 @@ class Cli:
         """End the node if it runs, and remove its directory."""
         self.run("down", "--timeout", "1")
         self._watcher.communicate()
-        shutil.rmtree(self.home)
 
     def processes(self) -> Mapping[int, str]:
         """Return every process on the host that belongs to this node, by its command line."""
