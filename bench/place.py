@@ -1,14 +1,14 @@
 """Where a row works: a node's home of its own, removed at the end, and a cache that stays.
 
 The rule: what a row makes is gone when it ends, also when it fails or is interrupted. What stays
-is the cache of the guest image and the jail roots in `share()`.
+is the cache of the guest image and the jail roots, which the tests use too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from skerry.image.minimal import build_minimal
 from skerry.image.store import Image
 from skerry.jail.identity import open_pool
 from tests.support.cli import Cli
+from tests.support.machines import cache
 
 IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -38,21 +39,12 @@ ste = ["work"]
 """
 
 
-def share() -> Path:
-    """Return the cache that rows share: `images` and `roots`, reachable by the domains' uids."""
-    path = Path(f"/var/tmp/skerry-bench-{os.getuid()}")
-    path.mkdir(mode=0o755, exist_ok=True)
-    if path.lstat().st_uid != os.getuid() or path.is_symlink():
-        raise SkerryError(f"{path} belongs to somebody else", fix="remove it")
-    return path
-
-
 def image() -> Image:
     """Return the minimal image, built at first use."""
-    cache = share() / "images"
-    if not (cache / "minimal").exists():
+    folder = cache() / "share/images"
+    if not (folder / "minimal").exists():
         say("building the guest image, once")
-    return build_minimal(cache)
+    return build_minimal(folder)
 
 
 def system(names: list[str], keys: str = "", channels: Mapping[str, tuple[str, str]] = {}) -> str:
@@ -78,7 +70,7 @@ def open_domain_uids() -> bool:
 @contextlib.contextmanager
 def home(text: str) -> Iterator[Cli]:
     """Give a node's home that holds `system.toml`; a system that runs in it is ended with it."""
-    cli = Cli(share())
+    cli = Cli()
     try:
         (cli.home / "system.toml").write_text(text)
         (cli.home / "policy.toml").write_text(POLICY)
@@ -107,14 +99,14 @@ def up(text: str) -> Iterator[Cli]:
 @contextlib.contextmanager
 def disk_folder() -> Iterator[Path]:
     """Give a folder on a real disk. Raises `SkerryError` where `/var/tmp` lies in memory."""
-    cli = Cli()
+    path = Path(tempfile.mkdtemp(prefix="skerry-bench-", dir="/var/tmp"))
     try:
-        kind = file_system(cli.home)
+        kind = file_system(path)
         if kind in IN_MEMORY:
-            raise SkerryError(f"{cli.home.parent} is a {kind}", fix="it must lie on a disk")
-        yield cli.home
+            raise SkerryError(f"{path.parent} is a {kind}", fix="it must lie on a disk")
+        yield path
     finally:
-        shutil.rmtree(cli.home)
+        shutil.rmtree(path)
 
 
 def file_system(path: Path) -> str:

@@ -37,8 +37,8 @@ from skerry.policy.manager import PolicyManager
 from skerry.supervisor.client import SupervisorClient
 from skerry.supervisor.spawn import PR_SET_DUMPABLE, prctl
 
-DOWN_S = 10.0
-"""Seconds that the guests have to end when the service is told to stop by a signal."""
+DOWN_S = 7.0
+"""Seconds that the guests have to end when a signal stops the service: under the supervisor's 10."""
 
 log = logging.getLogger("skerry")
 
