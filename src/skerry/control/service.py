@@ -38,34 +38,52 @@ from skerry.supervisor.client import SupervisorClient
 from skerry.supervisor.spawn import PR_SET_DUMPABLE, prctl
 
 DOWN_S = 7.0
-"""Seconds that the guests have to end when a signal stops the service: under the supervisor's 10."""
+"""Seconds that the guests have when a signal stops the service; the supervisor waits 10."""
 
 log = logging.getLogger("skerry")
 
 
+MAX_UNREAD = 1 << 20
+"""Bytes of events that wait for whoever ran `up`; beyond it only what decides its end is kept."""
+
+VITAL = frozenset({"ready", "failed", "refused"})
+"""The events without which `up` would not end, or end with another exit code."""
+
+
+MAX_UNREAD = 1 << 20
+"""Bytes of events that wait for whoever ran `up`; what comes beyond is dropped."""
+
+
 class Reporter:
-    """Writes events to whoever ran `up`, while it reads them."""
+    """Writes events to whoever ran `up`, while it reads them. Never blocks."""
 
     def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
         self._fd = fd
-        self._gone = False
+        self._unread = bytearray()
 
     def __call__(self, event: Mapping[str, object]) -> None:
         """Write one event; one that can't be written is dropped, the trail has it."""
-        if self._gone:
-            return
+        if len(self._unread) < MAX_UNREAD:
+            self._unread += json.dumps(event).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            os.write(self._fd, json.dumps(event).encode() + b"\n")
+            while self._unread:
+                del self._unread[: os.write(self._fd, self._unread)]
         except BlockingIOError:
+            loop.add_writer(self._fd, self._flush)
             return
-        except OSError:
-            self._gone = True
+        except OSError:  # the reader has gone
+            self._unread.clear()
+        loop.remove_writer(self._fd)
 
 
 async def serve(system: Path, foreground: bool) -> int:
     """Run the service until it is told to stop; return its exit code."""
     report = Reporter(1)
-    os.set_blocking(1, False)
     try:
         setup = load_setup(system)
         supervisor = SupervisorClient(_supervisor_socket())
