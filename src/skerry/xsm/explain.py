@@ -61,9 +61,10 @@ class Explanation(msgspec.Struct, frozen=True):
         asked = f"{self.tclass} {{ {' '.join(self.permissions)} }}" if self.tclass else ""
         sides = f"{self.subject} -> {self.target}" if self.target else self.subject
         partly = self.granted and not self.allowed
+        word, why = "allowed" if self.allowed else "denied", f"{self.sentence} [{self.code}]"
+        what = self._what()
         lines = [
-            f"{'allowed' if self.allowed else 'denied'}: {self._what()}",
-            f"  why:        {self.sentence} [{self.code}]",
+            *([f"{word}: {what}", f"  why:        {why}"] if what else [f"{word}: {why}"]),
             *([f"  rule:       {self._place()}"] if self.rule or self.file else []),
             *([f"  labels:     {sides}"] if sides else []),
             *([f"  asked:      {asked}"] if asked else []),
@@ -126,8 +127,7 @@ class Explanation(msgspec.Struct, frozen=True):
         hook = HOOKS.get(self.hook)
         if hook and hook.what:
             return hook.what
-        words = f"{self.tclass} {' '.join(self.permissions)}".strip()
-        return words or self.hook or "the operation"
+        return f"{self.tclass} {' '.join(self.permissions)}".strip() or self.hook
 
     def _place(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
