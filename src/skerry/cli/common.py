@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from skerry.node.paths import control_socket
-from skerry.wire.control import Call
+from skerry.wire.control import MAX_NAME, MAX_SECONDS, Call
 from skerry.wire.escape import escape
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """A span of time that a call may carry."""
+
+    def __init__(self) -> None:
+        super().__init__(0, MAX_SECONDS)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; `nan` is within no range."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a span of time.", param, ctx)
+        return seconds
+
+
+class DomainName(click.ParamType[str]):
+    """What could be a domain's name; whether there is one, the node says."""
+
+    name = "domain"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name if a call can carry it."""
+        text = str(value)
+        if not 0 < len(text) <= MAX_NAME or not text.isascii() or not text.isprintable():
+            self.fail(f"{escape(text)[:MAX_NAME]!r} is no domain's name.", param, ctx)
+        return text
+
+
+def domain_argument(name: str = "domain") -> Callable[[Decorated], Decorated]:
+    """Declare an argument that names a domain."""
+    return click.argument(name, type=DomainName())
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -26,6 +64,12 @@ def emit(rows: Iterable[Mapping[str, object]]) -> None:
     """Print one JSON object a line."""
     for row in rows:
         click.echo(json.dumps(row))
+
+
+def channel_line(channel: Mapping[str, object]) -> str:
+    """Write a channel that was just bound in one line."""
+    arrow = "→" if channel["one_way"] else "↔"
+    return "channel {id}: {source} {arrow} {sink} ({port})".format_map({**channel, "arrow": arrow})
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 
 import click
 
+from skerry.cli.common import Seconds, domain_argument
 from skerry.control.client import Client
 from skerry.errors import SkerryError, WireError
 from skerry.node.paths import control_socket
-from skerry.wire.control import Console, Exec, Input, Output
+from skerry.wire.control import MAX_ARGUMENTS, MAX_TEXT, Console, Exec, Input, Output
 
 _KEPT = frozenset(b"\n\r\t\b\a") | frozenset(range(0x20, 0x7F))
 _FILTER = bytes(byte if byte in _KEPT else ord("_") for byte in range(256))
@@ -38,22 +39,22 @@ def _write(fd: int, data: bytes, raw: bool) -> None:
         data = data[os.write(fd, data) :]
 
 
-@click.command(
-    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
-)
-@click.argument("domain")
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@domain_argument()
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, help="Give the command your standard input.")
-@click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for the agent.")
+@click.option(
+    "--wait", type=Seconds(), default=60.0, show_default=True, help="Seconds to wait for the agent."
+)
 @raw_option
 def exec_(domain: str, command: tuple[str, ...], stdin: bool, wait: float, raw: bool) -> None:
     """Run COMMAND in DOMAIN; its output and exit code become yours.
 
     Write `skerry exec DOMAIN -- COMMAND…`.
     """
-    words = command[1:] if command[0] == "--" else command
+    words = _words(command)
     client = Client(control_socket())
-    client.send(Exec(domain, tuple(words), stdin, wait))
+    client.send(Exec(domain, words, stdin, wait))
     if stdin:
         threading.Thread(target=_feed, args=(client,), daemon=True).start()
 
@@ -62,6 +63,19 @@ def exec_(domain: str, command: tuple[str, ...], stdin: bool, wait: float, raw: 
 
     result = client.result(show)
     sys.exit(int(result["exit_code"]) if isinstance(result, dict) else 1)
+
+
+def _words(command: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the command without the `--` before it, if a call can carry it."""
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise click.UsageError("there is no command after `--`")
+    if len(words) > MAX_ARGUMENTS or any(len(word) > MAX_TEXT for word in words):
+        raise click.UsageError(
+            f"a command has at most {MAX_ARGUMENTS} words of {MAX_TEXT} characters; "
+            "send more with --stdin"
+        )
+    return words
 
 
 def _feed(client: Client) -> None:
@@ -86,7 +100,7 @@ def _terminal() -> Iterator[None]:
 
 
 @click.command()
-@click.argument("domain")
+@domain_argument()
 @raw_option
 def console(domain: str, raw: bool) -> None:
     """Open DOMAIN's serial console; leave it with Ctrl-]."""

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Literal, cast
 
 import click
 
-from skerry.cli.common import ask, emit, json_option
+from skerry.cli.common import Seconds, ask, channel_line, domain_argument, emit, json_option
 from skerry.errors import InputError, Problem
-from skerry.wire.control import Connect, Cut, Kill, Pause, Relabel, Resume, Start, Stop
+from skerry.wire.control import PORT, Connect, Cut, Kill, Pause, Relabel, Resume, Start, Stop
 
 
 @click.command()
-@click.argument("domain")
+@domain_argument()
 @json_option
 def start(domain: str, as_json: bool) -> None:
-    """Start DOMAIN, with the channels that the system file declares for it."""
+    """Start DOMAIN, with the channels that the system file declares for it.
+
+    A channel that is refused is said and left out; then the exit code is 3.
+    """
     result = ask(Start(domain))
     if as_json:
         emit([result])
-        return
-    click.echo(f"{domain} is {result['state']}")
-    for channel in result["bound"]:
-        click.echo(f"channel {channel['id']}: {channel['source']} - {channel['sink']}")
+    else:
+        click.echo(f"{domain} is {result['state']}")
+        for channel in result["bound"]:
+            click.echo(channel_line(channel))
     for refused in result["refused"]:
-        click.echo(refused["text"], err=True)
+        click.echo(f"refused: {refused['what']}\n{refused['text']}", err=True)
+    if result["refused"]:
+        sys.exit(3)
 
 
 @click.command()
-@click.argument("domain")
-@click.option("--timeout", default=10.0, show_default=True, help="Seconds until it is ended.")
+@domain_argument()
+@click.option(
+    "--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds until it is ended."
+)
 @json_option
 def stop(domain: str, timeout: float, as_json: bool) -> None:
     """Stop DOMAIN: cut its channels, ask the guest to end, end it when time is up."""
@@ -40,15 +49,15 @@ def stop(domain: str, timeout: float, as_json: bool) -> None:
         click.echo(f"{domain} has ended: {result['reason']}")
 
 
-def _simple(as_json: bool, domain: str, done: str) -> None:
+def _simple(as_json: bool, domain: str, state: str) -> None:
     if as_json:
-        emit([{"domain": domain, "state": done}])
+        emit([{"domain": domain, "state": state}])
     else:
-        click.echo(f"{domain} is {done}")
+        click.echo(f"{domain} has ended" if state == "ended" else f"{domain} is {state}")
 
 
 @click.command()
-@click.argument("domain")
+@domain_argument()
 @json_option
 def kill(domain: str, as_json: bool) -> None:
     """End DOMAIN at once."""
@@ -57,7 +66,7 @@ def kill(domain: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("domain")
+@domain_argument()
 @json_option
 def pause(domain: str, as_json: bool) -> None:
     """Stop DOMAIN's processors; it keeps its memory and channels."""
@@ -66,7 +75,7 @@ def pause(domain: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("domain")
+@domain_argument()
 @json_option
 def resume(domain: str, as_json: bool) -> None:
     """Let a paused DOMAIN run on."""
@@ -75,7 +84,7 @@ def resume(domain: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("domain")
+@domain_argument()
 @click.argument("label")
 @json_option
 def relabel(domain: str, label: str, as_json: bool) -> None:
@@ -91,14 +100,27 @@ def relabel(domain: str, label: str, as_json: bool) -> None:
         click.echo("kept: channel " + ", ".join(map(str, result["kept"])))
 
 
+def _port(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.match(PORT, value):
+        raise click.BadParameter(
+            "a port's name has 1 to 31 of the characters a-z 0-9 . and -, begins with a letter "
+            "or digit, and not with 'skerry.'",
+            ctx,
+            param,
+        )
+    return value
+
+
 @click.command()
-@click.argument("source")
-@click.argument("sink")
+@domain_argument("source")
+@domain_argument("sink")
 @click.option(
     "--kind", type=click.Choice(["stream", "link", "memory"]), default="stream", show_default=True
 )
 @click.option("--one-way", is_flag=True, help="From SOURCE to SINK only.")
-@click.option("--name", default="", help="The port's name in both guests; default: ch<ID>.")
+@click.option(
+    "--name", default="", callback=_port, help="The port's name in both guests.  [default: ch<ID>]"
+)
 @json_option
 def connect(source: str, sink: str, kind: str, one_way: bool, name: str, as_json: bool) -> None:
     """Bind a channel between SOURCE and SINK; prints its id."""

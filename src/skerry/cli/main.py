@@ -5,10 +5,12 @@ Only the module of the command that was typed is imported; start-up time is paid
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -115,7 +117,25 @@ def _explained(error: SkerryError) -> tuple[str, dict[str, Any]]:
 def main() -> None:
     """Run the command line; the one place where an error becomes an exit code."""
     words = sys.argv[1:]
+    # What stands after `--`, or after a domain in `exec`, is the guest's and no option of ours.
     own = words[: words.index("--")] if "--" in words else words
+    as_json = "--json" in own and own[0] != "exec"
+    try:
+        _run(as_json)
+    except BrokenPipeError:  # whoever read our output has gone, while an error was shown
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            click.echo(f"error: {error.strerror}{_of(error)}", err=True)
+        sys.exit(1)
+
+
+def _of(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+def _run(as_json: bool) -> NoReturn:
     try:
         code = cli(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -127,12 +147,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
     except SkerryError as error:
         text, found = _explained(error)
-        if "--json" in own:
+        if as_json:
             click.echo(json.dumps(found))
         click.echo(text, err=True)
         sys.exit(error.exit_code)

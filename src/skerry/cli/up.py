@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from skerry.cli.common import ask, emit, json_option
+from skerry.cli.common import Seconds, ask, channel_line, emit, json_option
 from skerry.cli.system import checked, system_argument
 from skerry.errors import SkerryError, StateError
 from skerry.node import paths
@@ -85,7 +85,6 @@ _SHOWN = {
     "starting": "starting {domain}",
     "running": "{domain} is running",
     "booted": "{domain} answers",
-    "bound": "channel {id}: {source} - {sink} ({port})",
     "note": "{text}",
 }
 
@@ -95,6 +94,8 @@ def _show(event: dict[str, Any], as_json: bool) -> None:
         emit([event])
     elif event["event"] == "refused":
         click.echo(f"refused: {event['what']}\n{event['text']}", err=True)
+    elif event["event"] == "bound":
+        click.echo(channel_line(event))
     elif event["event"] in _SHOWN:
         click.echo(_SHOWN[event["event"]].format_map(event))
 
@@ -172,7 +173,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @click.command()
-@click.option("--timeout", default=10.0, show_default=True, help="Seconds the guests have to end.")
+@click.option(
+    "--timeout",
+    type=Seconds(),
+    default=10.0,
+    show_default=True,
+    help="Seconds the guests have to end.",
+)
 @json_option
 def down(timeout: float, as_json: bool) -> None:
     """Stop everything that `up` started; leave nothing behind."""

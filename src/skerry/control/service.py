@@ -50,10 +50,6 @@ VITAL = frozenset({"ready", "failed", "refused"})
 """The events without which `up` would not end, or end with another exit code."""
 
 
-MAX_UNREAD = 1 << 20
-"""Bytes of events that wait for whoever ran `up`; what comes beyond is dropped."""
-
-
 class Reporter:
     """Writes events to whoever ran `up`, while it reads them. Never blocks."""
 
@@ -63,8 +59,8 @@ class Reporter:
         self._unread = bytearray()
 
     def __call__(self, event: Mapping[str, object]) -> None:
-        """Write one event; one that can't be written is dropped, the trail has it."""
-        if len(self._unread) < MAX_UNREAD:
+        """Write one event, now or when there is room; see `MAX_UNREAD`. The trail has it anyway."""
+        if len(self._unread) < MAX_UNREAD or event["event"] in VITAL:
             self._unread += json.dumps(event).encode() + b"\n"
         self._flush()
 

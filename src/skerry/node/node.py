@@ -161,7 +161,11 @@ class Node:
     async def relabel(self, operator: Label, name: str, text: str) -> dict[str, object]:
         """Give a running domain another label; its channels are judged, its sessions end."""
         self._spec(name)
-        label = self.setup.stack.label(text, "domain")
+        try:
+            label = self.setup.stack.label(text, "domain")
+        except Denied as error:
+            self.monitor.mediator.failed("domain_relabel", error, domain=name)
+            raise
         done = await self.monitor.relabel(operator, name, label)
         return {
             "domain": name,

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from skerry.errors import SkerryError
 
+MAX_SOCKET = 107
+"""Longest path of a Unix socket, in bytes (the kernel's sun_path); a longer one is an error."""
+
 ROOT_HOME = Path("/var/lib/skerry")
 
 
@@ -69,8 +72,14 @@ def history_file() -> Path:
 
 
 def control_socket() -> Path:
-    """Return the control socket's path."""
-    return run_dir() / "control.sock"
+    """Return the control socket's path. Raises `SkerryError` if no socket can have it."""
+    path = run_dir() / "control.sock"
+    if len(os.fsencode(path)) > MAX_SOCKET:
+        raise SkerryError(
+            f"{path} is too long for a socket: {len(os.fsencode(path))} bytes",
+            fix=f"set SKERRY_HOME to a directory that leaves it under {MAX_SOCKET + 1}",
+        )
+    return path
 
 
 def make_private(path: Path) -> Path:

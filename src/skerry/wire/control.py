@@ -15,12 +15,22 @@ from msgspec import Meta
 
 from skerry.errors import WireError
 
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
-Text = Annotated[str, Meta(max_length=2048)]
-Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
-Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+MAX_NAME = 64
+"""Longest name of a domain in a call, in characters; a longer one is refused."""
 
-Port = Annotated[str, Meta(pattern=r"\A((?!skerry\.)[a-z0-9][a-z0-9.-]{0,30})?\Z")]
+MAX_TEXT = 2048
+"""Longest label in a call, and longest word of a command, in characters; longer is refused."""
+
+MAX_SECONDS = 86_400
+"""Longest time that a call may ask to wait, in seconds; a longer one is refused."""
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
+Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
+
+PORT = r"\A((?!skerry\.)[a-z0-9][a-z0-9.-]{0,30})?\Z"
+Port = Annotated[str, Meta(pattern=PORT)]
 """A port's name as in the system file, or nothing."""
 
 MAX_ARGUMENTS = 256
