@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from bench.measure import Row
-from bench.rows import ROWS
+from bench.rows import ROWS, find
 from skerry.errors import SkerryError
 
 
@@ -57,7 +57,7 @@ def main(rows: tuple[str, ...], file: Path | None) -> None:
     for name in rows or ROWS:
         click.echo(f"measuring {name}", err=True)
         try:
-            found.append(ROWS[name]())
+            found.append(find(name)())
         except (SkerryError, OSError) as error:
             failed = True
             click.echo(f"error: {name} was not measured: {error}", err=True)

@@ -1,4 +1,4 @@
-"""Every row of the benchmark by its name; importing a row's module costs nothing."""
+"""Every row of the benchmark by its name; importing this costs nothing."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Callable
 
 from bench.measure import Row
 
-
-def _row(module: str, function: str) -> Callable[[], Row]:
-    def measure() -> Row:
-        found: Callable[[], Row] = getattr(importlib.import_module(module), function)
-        return found()
-
-    return measure
-
-
-ROWS: dict[str, Callable[[], Row]] = {
-    "start-vs-bare": _row("bench.rows.start", "start"),
-    "stream-vs-bare": _row("bench.rows.stream", "throughput"),
-    "stream-core-cpu-ms": _row("bench.rows.stream", "core_cpu"),
-    "decide-cached-us": _row("bench.rows.decide", "cached"),
-    "decide-acm-us": _row("bench.rows.decide", "uncached"),
-    "ps-seconds": _row("bench.rows.running", "ps_seconds"),
-    "node-rss-mb": _row("bench.rows.running", "node_rss"),
-    "helpers-pss-mb": _row("bench.rows.running", "helpers_pss"),
-    "audit-per-s": _row("bench.rows.audit", "per_second"),
-    "audit-vs-fdatasync": _row("bench.rows.audit", "one"),
+ROWS = {
+    "start-vs-bare": ("start", "start"),
+    "stream-vs-bare": ("stream", "throughput"),
+    "stream-core-cpu-ms": ("stream", "core_cpu"),
+    "decide-cached-us": ("decide", "cached"),
+    "decide-acm-us": ("decide", "uncached"),
+    "ps-seconds": ("running", "ps_seconds"),
+    "node-rss-mb": ("running", "node_rss"),
+    "helpers-pss-mb": ("running", "helpers_pss"),
+    "audit-per-s": ("audit", "per_second"),
+    "audit-vs-fdatasync": ("audit", "one"),
 }
+"""Each row's module in this package and its function there."""
+
+
+def find(name: str) -> Callable[[], Row]:
+    """Return what measures a row."""
+    module, function = ROWS[name]
+    found: Callable[[], Row] = getattr(importlib.import_module(f"bench.rows.{module}"), function)
+    return found
