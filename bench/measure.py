@@ -8,6 +8,7 @@ where that is too coarse.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 import statistics
@@ -63,14 +64,15 @@ def say(text: str) -> None:
 def interleaved(
     *measures: Callable[[], float], runs: int, turn: int = 0
 ) -> tuple[list[float], ...]:
-    """Run every measure once a round, `runs` rounds; each is first in its share of the rounds.
+    """Run every measure once a round, `runs` rounds, in every order in turn.
 
-    `turn` is the number of rounds before these.
+    So none is always the first, or always behind the same one. `turn` is the number of rounds
+    before these.
     """
     series: tuple[list[float], ...] = tuple([] for _ in measures)
+    orders = list(itertools.permutations(range(len(measures))))
     for number in range(turn, turn + runs):
-        for step in range(len(measures)):
-            which = (number + step) % len(measures)
+        for which in orders[number % len(orders)]:
             series[which].append(measures[which]())
     return series
 

@@ -22,14 +22,14 @@ def start() -> Row:
         spec = node.spec(DOMAIN)
         node.run(node.kill(DOMAIN))
         _bare(spec)
-        say("20 starts of each and of the control at least: some two minutes")
+        say("18 starts of each and of the control at least: some two minutes")
         return versus(
             "start-vs-bare",
             "s",
             lambda: _ours(node),
             lambda: _bare(spec),
             "<= 1.05",
-            runs=20,
+            runs=18,
             seconds=420,
         )
 
