@@ -19,6 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 AF_UNIX, AF_INET, AF_VSOCK, STREAM = 1, 2, 40, 1
 SOL_SOCKET, SCM_RIGHTS, SO_PASSRIGHTS = 1, 1, 83
+SO_PASSPIDFD, SO_PEERPIDFD = 76, 77
 CLONE_NEWUSER = 0x10000000
 SHARED = sys.executable or "/usr/bin/python3"
 
@@ -109,7 +110,7 @@ def attempts(words: list[str]) -> dict[str, Callable[[], object]]:
     abstract = struct.pack("=H", AF_UNIX) + b"\0" + name.encode()
     room = ctypes.create_string_buffer(256)
     event = struct.pack("IIQQQQQ", 1, 112, 0, 0, 0, 0, 0x61).ljust(112, b"\0")
-    one = struct.pack("i", 1)
+    one, four = struct.pack("i", 1), ctypes.create_string_buffer(struct.pack("i", 4), 4)
     return {
         "read-host-file": lambda: os.open(host_file, os.O_RDONLY),
         "write-root": write_file,
@@ -138,6 +139,8 @@ def attempts(words: list[str]) -> dict[str, Callable[[], object]]:
         "userfaultfd": lambda: call(323, 1),
         "outlive-parent": lambda: call(157, 1, 0, 0, 0, 0),
         "passrights": lambda: call(54, a, SOL_SOCKET, SO_PASSRIGHTS, one, 4),
+        "peer-pidfd": lambda: call(55, a, SOL_SOCKET, SO_PEERPIDFD, room, four),
+        "pass-pidfd": lambda: call(54, a, SOL_SOCKET, SO_PASSPIDFD, one, 4),
         "pass-descriptor": lambda: pass_descriptor(a, b),
         "core-dump": lambda: check(resource.getrlimit(resource.RLIMIT_CORE)[1] != 0),
         "new-privileges": lambda: check(call(157, 39, 0, 0, 0, 0) == 0),

@@ -1,8 +1,8 @@
 """The system calls that a jailed program may make, as data: an allow-list for each profile.
 
 The rules: nothing that makes a socket, a process, a lock, a watch, a key, an IPC object or a
-descriptor for another process; no way to switch descriptor passing on; no way to outlive the
-parent. Measured with strace on QEMU 7.2 and 10.0, so what is not needed is not there.
+descriptor for another process; no way to switch descriptor passing on, nor to ask a socket for its
+peer's pidfd; no way to outlive the parent. Measured with strace on QEMU 7.2 and 10.0, so what is not needed is not there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALWAYS = {
     "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "sched_yield": 24,
     "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getpid": 39,
     "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "getsockname": 51,
-    "getpeername": 52, "getsockopt": 55, "exit": 60, "uname": 63, "fsync": 74, "fdatasync": 75,
+    "getpeername": 52, "exit": 60, "uname": 63, "fsync": 74, "fdatasync": 75,
     "ftruncate": 77, "getcwd": 79, "readlink": 89, "sysinfo": 99, "getuid": 102, "getgid": 104,
     "geteuid": 107, "getegid": 108, "getppid": 110, "rt_sigpending": 127, "rt_sigtimedwait": 128,
     "sigaltstack": 131, "arch_prctl": 158, "gettid": 186, "futex": 202,
@@ -42,7 +42,7 @@ ALWAYS = {
 _HOT = ("futex", "ppoll", "read", "write", "recvmsg", "sendmsg", "clock_gettime")
 
 CLONE, CLONE3, FCNTL, IOCTL, MMAP, PRCTL, PRLIMIT, SENDTO = 56, 435, 72, 16, 9, 157, 302, 44
-SECCOMP, SETSOCKOPT, TGKILL, MSYNC = 317, 54, 234, 26
+SECCOMP, SETSOCKOPT, GETSOCKOPT, TGKILL, MSYNC = 317, 54, 55, 234, 26
 
 _THREAD = 0x00010000 | 0x00000100 | 0x00000800  # CLONE_THREAD | CLONE_VM | CLONE_SIGHAND
 _CLONE_FORBIDDEN = 0x7E020000 | 0x00004000 | 0x00002000 | 0x00001000 | 0x80
@@ -51,6 +51,9 @@ _PRCTL = (15, 16, 23, 29, 38, 39)  # names, bounding set, timer slack, no_new_pr
 _SET_VMA_NAME = 0x53564D41
 _IOCTL = (0x5401, 0x5421, 0x541B, 0x5450, 0x5451)  # TCGETS FIONBIO FIONREAD FIONCLEX FIOCLEX
 _KVM_TYPE = 0xAE00
+# SO_TYPE, SO_ERROR, buffers, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN: what a socket is, nothing of
+# its peer. SO_PEERPIDFD (77) would be a descriptor of the node.
+_ASKED_OPTIONS = (3, 4, 7, 8, 30, 38, 39)
 _SOCKET_OPTIONS = (7, 8)  # SO_SNDBUF, SO_RCVBUF; never SO_PASSRIGHTS (83) or SO_PASSCRED
 
 _CHECKED = (
@@ -67,6 +70,7 @@ _CHECKED = (
     # A filter of its own (QEMU's -sandbox), without a listener that would be a new descriptor.
     Call(SECCOMP, ((Arg(0, 1), Arg(1, 0, 8)), (Arg(0, 2),), (Arg(0, 0), Arg(1, 1)))),
     Call(SETSOCKOPT, tuple((Arg(1, 1), Arg(2, option)) for option in _SOCKET_OPTIONS)),
+    Call(GETSOCKOPT, tuple((Arg(1, 1), Arg(2, option)) for option in _ASKED_OPTIONS)),
     # abort() and the wake-ups of its own threads: the program is process 1 of its namespace.
     Call(TGKILL, ((Arg(0, 1),),)),
 )

@@ -89,8 +89,14 @@ def test_arguments_are_checked() -> None:
     for command in (5, 6, 7, 8, 10, 36, 37, 38, 1024, 1026):  # locks, owners, leases, watches
         assert run(program, filter.FCNTL, 3, command) == EPERM
     assert run(program, filter.SETSOCKOPT, 3, 1, 7) == ALLOW
-    for option in (16, 34, 83):  # SO_PASSCRED, SO_PASSSEC, SO_PASSRIGHTS
+    # SO_PASSCRED, SO_PASSSEC, SO_PASSPIDFD, SO_PASSRIGHTS
+    for option in (16, 34, 76, 83):
         assert run(program, filter.SETSOCKOPT, 3, 1, option) == EPERM
+    for option in (3, 4, 7, 8, 30, 38, 39):
+        assert run(program, filter.GETSOCKOPT, 3, 1, option) == ALLOW
+    # SO_PEERCRED, SO_PEERSEC, SO_PEERGROUPS, SO_PEERPIDFD; and another level
+    for level, option in ((1, 17), (1, 31), (1, 59), (1, 77), (0, 3), (6, 3)):
+        assert run(program, filter.GETSOCKOPT, 3, level, option) == EPERM
     assert run(program, filter.PRCTL, 15) == ALLOW
     for option in (1, 4, 8, 35, 0x59616D61):  # pdeathsig, dumpable, keepcaps, mm, ptracer
         assert run(program, filter.PRCTL, option) == EPERM
