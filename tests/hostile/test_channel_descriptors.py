@@ -19,7 +19,7 @@ from skerry.channel.transport import unix_pair_holds
 from skerry.jail.confinement import Confinement
 from skerry.jail.identity import IdentityPool, open_pool, own
 from skerry.jail.root import build
-from skerry.machine.qemu.launch import JailedLauncher
+from skerry.machine.jailed import JailedLauncher
 from skerry.supervisor.client import SupervisorClient
 from tests.support.machines import cache
 from tests.support.supervisor import running_supervisor

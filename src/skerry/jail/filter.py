@@ -2,7 +2,8 @@
 
 The rules: nothing that makes a socket, a process, a lock, a watch, a key, an IPC object or a
 descriptor for another process; no way to switch descriptor passing on, nor to ask a socket for its
-peer's pidfd; no way to outlive the parent. Measured with strace on QEMU 7.2 and 10.0, so what is not needed is not there.
+peer's pidfd; no way to outlive the parent. Measured with strace on QEMU 7.2 and 10.0, so what is
+not needed is not there.
 """
 
 from __future__ import annotations

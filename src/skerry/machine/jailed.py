@@ -1,5 +1,7 @@
 """Starts a helper's process in its jail, through the supervisor.
 
+Generic: whatever runs in a jail (a domain's QEMU, a helper) is started by this and nothing else.
+
 The rule: what a jail lacks is a denial (`LayerMissing`), and a supervisor that is gone is an
 error; in both cases nothing was started.
 """
@@ -18,7 +20,7 @@ from skerry.supervisor.client import Process, SpawnFailed, SupervisorClient, Sup
 
 
 class JailedLauncher:
-    """Implements `machine.qemu.launch.Launcher` for one confinement."""
+    """Starts programs in one confinement. Implements `machine.qemu.launch.Launcher`."""
 
     def __init__(self, supervisor: SupervisorClient, confinement: Confinement) -> None:
         self._supervisor = supervisor
@@ -32,7 +34,10 @@ class JailedLauncher:
         raise SupervisorError(f"the jail does not show {file}")
 
     async def launch(self, name: str, argv: Sequence[str], fds: Mapping[int, int]) -> Process:
-        """Start a program in the jail with exactly these descriptors (its number to ours)."""
+        """Start a program in the jail with exactly these descriptors (its number to ours).
+
+        Raises `LayerMissing`, `SupervisorError`; then nothing was started.
+        """
         try:
             program = open_filter(self._confinement.profile)
         except NotImplementedError as error:

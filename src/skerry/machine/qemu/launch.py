@@ -7,17 +7,9 @@ protocol, so both run the same machine. Nothing else in this package starts a pr
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
-
-from skerry.errors import LayerMissing, MachineError, SupervisorError
-from skerry.jail.confinement import Confinement
-from skerry.jail.confinement import command as jail_command
-from skerry.jail.errors import JailError, LayerOff
-from skerry.jail.filter import open_filter
-from skerry.supervisor.client import SpawnFailed, SupervisorClient, SupervisorGone
 
 
 class Process(Protocol):
@@ -47,37 +39,3 @@ class Launcher(Protocol):
         `argv[0]` is an absolute path. Our descriptors stay open. Raises `SkerryError`; then
         nothing was started.
         """
-
-
-class JailedLauncher:
-    """The launcher of the product: one domain's jail, forked by the supervisor."""
-
-    def __init__(self, client: SupervisorClient, confinement: Confinement) -> None:
-        self._client = client
-        self._confinement = confinement
-
-    def path(self, file: Path) -> str:
-        """Return where a file is bound in the jail. Raises `MachineError` if it is not."""
-        for host, inside in self._confinement.binds:
-            if Path(host) == file:
-                return inside
-        raise MachineError(f"{file} is not in the jail")
-
-    async def launch(self, name: str, argv: Sequence[str], fds: Mapping[int, int]) -> Process:
-        """Start a program in the jail. Raises `LayerMissing`, `MachineError`, `SupervisorError`."""
-        number = max(fds) + 1
-        try:
-            program = open_filter(self._confinement.profile)
-            try:
-                jailed = jail_command(self._confinement, argv, number)
-                return await self._client.spawn(name, jailed, {**fds, number: program})
-            finally:
-                os.close(program)
-        except LayerOff as error:
-            raise LayerMissing(error.message, fix=error.fix) from error
-        except JailError as error:
-            raise MachineError(error.message, fix=error.fix) from error
-        except SpawnFailed as error:
-            raise MachineError(f"{name} could not be started: {error}") from error
-        except SupervisorGone as error:
-            raise SupervisorError(str(error)) from error
