@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import msgspec
 
 from skerry.cli.common import json_option
+from skerry.cli.progress import progress_bar
 from skerry.errors import NotFound
 from skerry.image import store
 from skerry.node import paths
@@ -46,7 +44,7 @@ def build_with_progress(name: str, cache: Path) -> store.Image:
 
     if name != minimal.NAME:
         raise NotFound(f"no image is called {name!r}", fix=f"there is: {minimal.NAME}")
-    with _progress() as progress:
+    with progress_bar("image") as progress:
         return minimal.build_minimal(cache, progress=progress)
 
 
@@ -91,18 +89,3 @@ def _show(one: store.Image, as_json: bool) -> None:
 
 def _object(one: store.Image) -> str:
     return msgspec.json.encode(one, enc_hook=str).decode()
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None] | None]:
-    """Give a progress callback: a bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    # Rich costs time that only a bar is worth.
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("image", total=1.0)
-        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from skerry.cli.common import Seconds, ask, channel_line, emit, json_option
+from skerry.cli.progress import progress_bar
 from skerry.cli.system import checked, system_argument
 from skerry.errors import SkerryError, StateError
 from skerry.node import paths
@@ -90,28 +92,33 @@ _SHOWN = {
 
 
 def _show(event: dict[str, Any], as_json: bool) -> None:
+    """Print an event. (`print`, because click would write past the progress bar.)"""
     if as_json:
-        emit([event])
+        print(json.dumps(event))
     elif event["event"] == "refused":
-        click.echo(f"refused: {event['what']}\n{event['text']}", err=True)
+        print(f"refused: {event['what']}\n{event['text']}", file=sys.stderr)
     elif event["event"] == "bound":
-        click.echo(channel_line(event))
+        print(channel_line(event))
     elif event["event"] in _SHOWN:
-        click.echo(_SHOWN[event["event"]].format_map(event))
+        print(_SHOWN[event["event"]].format_map(event))
+    sys.stdout.flush()
 
 
 def _until_ready(pipe: IO[bytes], as_json: bool) -> int:
     """Show events until the system stands; return how many things were refused."""
-    refused = 0
-    for event in _events(pipe):
-        if event["event"] == "failed":
-            error = StartFailed(event["message"], fix=event.get("fix", ""))
-            error.exit_code = event.get("exit_code", 1)
-            raise error
-        _show(event, as_json)
-        refused += int(event["event"] == "refused")
-        if event["event"] == "ready":
-            return refused
+    seen: Counter[str] = Counter()
+    with progress_bar("starting") as advance:
+        for event in _events(pipe):
+            if event["event"] == "failed":
+                error = StartFailed(event["message"], fix=event.get("fix", ""))
+                error.exit_code = event.get("exit_code", 1)
+                raise error
+            _show(event, as_json)
+            seen[event["event"]] += 1
+            if advance is not None and seen["running"]:
+                advance("booting", seen["booted"] / seen["running"])
+            if event["event"] == "ready":
+                return seen["refused"]
     log = paths.state_dir() / "node.log"
     last = log.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()[-1:]
     raise StartFailed(f"the node ended: {' '.join(last) or 'no message'}", fix=f"see {log}")
