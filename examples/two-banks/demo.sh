@@ -4,8 +4,9 @@
 # Started by ./run demo, which sets everything up first.
 set -eu
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
-PATH=$(CDPATH='' cd -- "$here/../.." && pwd -P)/.venv/bin:$PATH
+# The root of the checkout, so that each command can be typed as it is shown.
+CDPATH='' cd -- "$(dirname -- "$0")/../.."
+PATH=$(pwd -P)/.venv/bin:$PATH
 # A node of its own, so that the demo meets no system that already runs here. Not under a home:
 # the domains' uids must reach their jails.
 SKERRY_HOME=/var/tmp/skerry-demo-$(id -u)
@@ -57,7 +58,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 step "Bank A, its bookkeeping and the broker start as virtual machines, each in its jail"
-run skerry up "$here/system.toml" --detach
+run skerry up examples/two-banks/system.toml --detach
 run skerry ps
 run skerry channels
 
@@ -85,4 +86,8 @@ run skerry audit verify
 
 step "Everything is stopped again"
 run skerry down
-printf '\ndemo: done; everything above ran as it should. The audit trail is in %s\n' "$SKERRY_HOME"
+cat <<TEXT
+
+demo: done; everything above ran as it should, and nothing of it runs any more.
+demo: skerry is .venv/bin/skerry; the trail and the guest's image stay in $SKERRY_HOME
+TEXT
