@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -21,6 +22,11 @@ MAX_LINE = 1 << 16
 
 MAX_NUMBER = (1 << 53) - 1
 """Highest record number: what every JSON reader holds exactly."""
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), allow_nan=False, default=msgspec.to_builtins
+)
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,13 +52,7 @@ class RecordError(ValueError):
 def fields_json(fields: Mapping[str, object]) -> str:
     """Return the canonical JSON of a record's fields. Raises `RecordError` if that can't be."""
     try:
-        text = json.dumps(
-            dict(fields),
-            sort_keys=True,
-            separators=(",", ":"),
-            allow_nan=False,
-            default=msgspec.to_builtins,
-        )
+        text = _CANONICAL.encode(dict(fields))
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise RecordError(f"fields that are no JSON: {error}") from None
     if len(text) > MAX_FIELDS:
@@ -69,11 +69,19 @@ def shortened_fields(fields: Mapping[str, object]) -> str:
 def body_json(n: int, wall_ns: int, mono_ns: int, prev: str, event: str, fields: str) -> str:
     """Return the canonical JSON of a record without its hash; `fields` from `fields_json`."""
     seconds, rest = divmod(wall_ns, 1_000_000_000)
-    time = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return (
-        f'{{"n":{n},"time":"{time}.{rest // 1000:06d}Z","mono":{mono_ns},"prev":"{prev}",'
-        f'"event":{json.dumps(event)},"fields":{fields}}}'
+        f'{{"n":{n},"time":"{_second(seconds)}.{rest // 1000:06d}Z","mono":{mono_ns},'
+        f'"prev":"{prev}","event":{_quoted(event)},"fields":{fields}}}'
     )
+
+
+# The thread that writes has just slept, and what it does first is slow: so it does little.
+_quoted = lru_cache(64)(json.dumps)
+
+
+@lru_cache(2)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def parse_record(untrusted_line: bytes) -> Record:

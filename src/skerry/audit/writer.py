@@ -12,7 +12,6 @@ file is cut back to what was synced before anything else is written to it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from skerry.audit.bell import Bell, Ear, Result
 from skerry.audit.chain import Link, seal
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.ending import MAX_BATCH, DamagedTrailError, find_ending
@@ -39,13 +39,14 @@ Clock = Callable[[], int]
 
 
 class _Entry(NamedTuple):
-    """A record that is not written yet; `future` is None for a note."""
+    """A record that is not written yet; a note has nobody who waits for it."""
 
     event: str
     fields: str
     wall_ns: int
     mono_ns: int
     future: asyncio.Future[int] | None = None
+    ear: Ear | None = None
 
 
 class AuditTrail:
@@ -56,6 +57,7 @@ class AuditTrail:
         path: Path,
         disk: Disk,
         fd: int,
+        bell: Bell,
         size: int,
         link: Link,
         retry_s: float = RETRY_S,
@@ -70,14 +72,16 @@ class AuditTrail:
         self._retry_s = retry_s
         self._wall = wall
         self._mono = mono
-        self._wake = threading.Condition()
+        self._lock = threading.RLock()  # never held over anything slow
+        self._bell = bell  # rung when the queue is no longer empty, and at the end
+        self._ears: dict[asyncio.AbstractEventLoop, Ear] = {}
         self._queue: deque[_Entry] = deque()
         self._taken: list[_Entry] = []  # the batch being written
         self._notes = 0  # how many of the queue are notes
         self._lost = 0
         self._refused = 0
         self._failure = ""
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
 
     @classmethod
@@ -105,6 +109,7 @@ class AuditTrail:
                 disk.truncate(fd, ending.size)
             disk.sync(fd)
             disk.sync_folder(path)
+            bell = Bell()
         except OSError as error:
             disk.close(fd)
             raise _unavailable(f"the audit trail {path} cannot be read: {_words(error)}") from None
@@ -114,7 +119,7 @@ class AuditTrail:
                 f"the audit trail {path} is damaged: {error}",
                 fix="run 'skerry audit verify', keep the file as evidence, and move it away",
             ) from None
-        trail = cls(path, disk, fd, ending.size, ending.link, retry_s, wall, mono)
+        trail = cls(path, disk, fd, bell, ending.size, ending.link, retry_s, wall, mono)
         if ending.cut:
             trail.note("recovered", {"reason": "a crash while writing", "cut_bytes": ending.cut})
         trail._thread.start()
@@ -139,17 +144,32 @@ class AuditTrail:
             text = fields_json(fields)
         except RecordError as error:
             raise _unavailable(f"the record {event} cannot be written: {error}") from None
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        entry = _Entry(event, text, self._wall(), self._mono(), future)
-        with self._wake:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        ear = self._ears.get(loop) or self._listen(loop)
+        entry = _Entry(event, text, self._wall(), self._mono(), future, ear)
+        with self._lock:
             self._check()
+            first = not self._queue
             self._queue.append(entry)
-            self._wake.notify()
+        if first:
+            self._bell.ring()
         return await future
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> Ear:
+        with self._lock:
+            self._check()
+            try:
+                ear = Ear(loop)
+            except OSError as error:
+                raise _unavailable(f"nobody could be told of a record: {_words(error)}") from None
+            self._ears = {old: its for old, its in self._ears.items() if not old.is_closed()}
+            self._ears[loop] = ear
+        return ear
 
     def _check(self) -> None:
         why = self._failure
-        if not why and (self._closing or not self._thread.is_alive()):
+        if not why and (self._closing.is_set() or not self._thread.is_alive()):
             why = "its writer has ended"
         if not why and len(self._queue) - self._notes >= MAX_WAITING:
             why = f"{MAX_WAITING} records are waiting (MAX_WAITING)"
@@ -168,24 +188,28 @@ class AuditTrail:
         except RecordError:
             text = shortened_fields(fields)
         entry = _Entry(event, text, self._wall(), self._mono())
-        with self._wake:
+        with self._lock:
             if self._notes >= MAX_NOTES:
                 self._lost += 1
                 return
             self._notes += 1
+            first = not self._queue
             self._queue.append(entry)
-            self._wake.notify()
+        if first:
+            self._bell.ring()
 
     def close(self) -> None:
         """Write what is queued, if the disk takes it, and close the file. Idempotent.
 
         Waits for the disk: call it where waiting is allowed.
         """
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        with self._lock:  # who was let in before this is written
+            self._closing.set()
+        self._bell.ring()
         if self._thread.ident is not None:
             self._thread.join()
+        while self._ears:
+            self._ears.popitem()[1].leave()
         if self._fd >= 0:
             self._disk.close(self._fd)
             self._fd = -1
@@ -200,15 +224,14 @@ class AuditTrail:
 
     def _step(self) -> bool:
         """Do one round of the writer; false when it has nothing more to do."""
-        with self._wake:
-            if self._failure:
-                self._wake.wait_for(lambda: self._closing, self._retry_s)
-            else:
-                self._wake.wait_for(lambda: self._queue or self._closing)
-                if not self._queue:
-                    return False
-        if self._failure and not self._recover():
-            return not self._closing
+        if self._failure:
+            self._closing.wait(self._retry_s)
+            if not self._recover():
+                return not self._closing.is_set()
+        while not self._queue:
+            if self._closing.is_set():
+                return False
+            self._bell.wait()
         self._take()
         try:
             first = self._write(self._taken)
@@ -216,7 +239,7 @@ class AuditTrail:
             self._fail(_words(error))
             return True
         done, self._taken = self._taken, []
-        _settle([(e.future, first + i) for i, e in enumerate(done) if e.future is not None])
+        _settle(done, first)
         return True
 
     def _recover(self) -> bool:
@@ -229,7 +252,7 @@ class AuditTrail:
         except OSError as error:
             self._failure = _words(error)
             return False
-        with self._wake:
+        with self._lock:
             self._failure = ""
             self._refused -= refused
         return True
@@ -238,7 +261,7 @@ class AuditTrail:
         """Take from the queue what fits into one write, and the confession of what was lost."""
         batch = self._taken
         room = MAX_BATCH
-        with self._wake:
+        with self._lock:
             if self._lost:
                 fields = fields_json({"count": self._lost, "limit": MAX_NOTES})
                 batch.append(_Entry("lost", fields, self._wall(), self._mono()))
@@ -275,39 +298,27 @@ class AuditTrail:
 
     def _fail(self, why: str) -> None:
         """Refuse all appends from now on; keep the notes for later."""
-        with self._wake:
+        with self._lock:
             self._failure = why
             entries = [*self._taken, *self._queue]
             self._taken = []
-            refused = [entry.future for entry in entries if entry.future is not None]
             notes = [entry for entry in entries if entry.future is None]
             self._lost += max(0, len(notes) - MAX_NOTES)
             self._queue = deque(notes[:MAX_NOTES])
             self._notes = len(self._queue)
-            self._refused += len(refused)
-        error = f"the audit trail {self.path} cannot be written: {why}"
-        _settle([(future, _unavailable(error)) for future in refused])
+            self._refused += sum(entry.future is not None for entry in entries)
+        _settle(entries, 0, f"the audit trail {self.path} cannot be written: {why}")
 
 
-def _settle(results: list[tuple[asyncio.Future[int], int | AuditUnavailable]]) -> None:
-    """Give results to futures, with one wake-up for each event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | AuditUnavailable]]]
-    loops = {}
-    for result in results:
-        loops.setdefault(result[0].get_loop(), []).append(result)
-    for loop, mine in loops.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_deliver, mine)
-
-
-def _deliver(results: list[tuple[asyncio.Future[int], int | AuditUnavailable]]) -> None:
-    for future, result in results:
-        if future.done():  # its waiter was cancelled
-            continue
-        if isinstance(result, int):
-            future.set_result(result)
-        else:
-            future.set_exception(result)
+def _settle(entries: list[_Entry], first: int, error: str = "") -> None:
+    """Tell those who wait: the numbers from `first` on, or the error."""
+    heard: dict[Ear, list[Result]] = {}
+    for number, entry in enumerate(entries, first):
+        if entry.future is not None and entry.ear is not None:
+            result = _unavailable(error) if error else number
+            heard.setdefault(entry.ear, []).append((entry.future, result))
+    for ear, results in heard.items():
+        ear.tell(results)
 
 
 def _unavailable(message: str) -> AuditUnavailable:
