@@ -44,10 +44,15 @@ class Client:
             ) from None
 
     def send(self, message: Call | Input) -> None:
-        """Send one message. Raises `WireError` if the service is gone."""
+        """Send one message. Raises `WireError` if the service is gone.
+
+        A service that refused the call unread has said why; then `result` raises it.
+        """
         try:
             self.sock.sendall(frame(encode(message)))
         except OSError as error:
+            if not isinstance(message, Input):
+                return
             raise WireError(f"the service closed the connection: {error.strerror}") from None
 
     def leave(self) -> None:
