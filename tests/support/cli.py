@@ -36,8 +36,7 @@ class Cli:
         self.home.chmod(0o755)
         share = cache() / "share"
         share.mkdir(mode=0o755, parents=True, exist_ok=True)
-        (self.home / "share").symlink_to(share)
-        self.env = {**os.environ, "SKERRY_HOME": str(self.home)}
+        self.env = {**os.environ, "SKERRY_HOME": str(self.home), "SKERRY_SHARE": str(share)}
         # A detached node would outlive a test run that is killed: this ends it when we are gone.
         self._watcher = subprocess.Popen(
             [sys.executable, "-c", _WATCHER, SKERRY],

@@ -3,7 +3,7 @@
 Three places with three meanings: *state* (the trail, the history; the owner's alone), *share*
 (jail roots and guest images; readable by the domains' uids, so it can't lie under a home), *run*
 (the control socket; gone after `down`). `SKERRY_HOME` puts all three under one directory, which
-lets several nodes run on one host.
+lets several nodes run on one host; `SKERRY_SHARE` then names a share that they have in common.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def state_dir() -> Path:
 
 def share_dir() -> Path:
     """Return the directory of jail roots and images; others can traverse it (mode 0755)."""
+    if share := os.environ.get("SKERRY_SHARE", ""):
+        return Path(share).absolute()
     if home := _home():
         return home / "share"
     return ROOT_HOME if os.getuid() == 0 else Path(f"/var/tmp/skerry-{os.getuid()}")
@@ -59,6 +61,16 @@ def image_cache() -> Path:
 def roots_dir() -> Path:
     """Return the directory of jail roots."""
     return share_dir() / "roots"
+
+
+def devices_dir() -> Path:
+    """Return the directory of the device nodes that are made for jails."""
+    return share_dir() / "devices"
+
+
+def kvm_answers() -> Path:
+    """Return the file that remembers which guests run under KVM."""
+    return devices_dir() / "kvm.json"
 
 
 def audit_file() -> Path:
