@@ -120,3 +120,11 @@ def test_every_command_is_in_the_handbook() -> None:
     commands = importlib.import_module("skerry.cli.main").COMMANDS
     section = (DOCS / "handbook.md").read_text("utf-8").split("## Commands")[1].split("\n## ")[0]
     assert [name for name in commands if not re.search(rf"\b{name}\b", section)] == []
+
+
+def test_every_layer_of_the_jail_is_in_the_handbook() -> None:
+    """The handbook names exactly the layers that a system file may accept as missing."""
+    text = (DOCS / "handbook.md").read_text("utf-8")
+    (listed,) = re.findall(r"The layers of the jail: (.*?)\. `up`", text, re.S)
+    layers = importlib.import_module("skerry.system.model").JAIL_LAYERS
+    assert re.findall(r"`([\w-]+)`", listed) == list(layers)

@@ -37,7 +37,8 @@ class Guest:
         )
         # It dies with the test run, however that ends.
         words = f"""
-            setpriv --pdeathsig KILL qemu-system-x86_64 -accel tcg -nodefaults -no-user-config -display none -no-reboot
+            setpriv --pdeathsig KILL qemu-system-x86_64 -accel tcg -nodefaults
+            -no-user-config -display none -no-reboot
             -M {machine} -m 192M -kernel {kernel} -initrd {image.initrd}
             -fw_cfg name=opt/skerry/label,string=broker -fw_cfg name=opt/skerry/name,string=isle
             -chardev socket,id=serial,fd={serial.fileno()} -serial chardev:serial
