@@ -119,6 +119,7 @@ async def _run(
     machines = Machines(setup.system, supervisor)
     try:
         layers = await machines.self_test(streams)
+        await machines.choose_accel(report)
         await trail.append("up", _first_record(setup, layers))
         manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
         limits = setup.system.limits

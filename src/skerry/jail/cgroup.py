@@ -2,17 +2,20 @@
 
 The rules: a group is made below the caller's own (version 1) or beside it (version 2), so what
 limits the caller's parent holds as well; a host that gives none lacks the layer `cgroup`, by name;
-a jail joins before it runs, so all it uses is counted.
+a jail joins before it runs, so all it uses is counted; what a killed node left is removed by the
+next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
 from skerry.jail.confinement import Limits
 from skerry.jail.errors import LayerOff
+from skerry.jail.leftover import left_behind, own_name
 
 MOUNT = Path("/sys/fs/cgroup")
 _PERIOD = 100_000
@@ -70,11 +73,12 @@ def create(name: str, limits: Limits) -> tuple[str, ...]:
     Raises LayerOff, saying what the host does not give.
     """
     made: list[str] = []
+    unique = own_name(name)
     try:
         version, parents = _parents()
         settings = _settings(limits, version)
         for controller, parent in parents.items():
-            directory = parent / f"skerry.{os.getpid()}.{name}"
+            directory = parent / unique
             if str(directory) not in made:
                 directory.mkdir()
                 made.append(str(directory))
@@ -102,3 +106,15 @@ def remove(directories: tuple[str, ...]) -> None:
                 if time.monotonic() > end:
                     break
                 time.sleep(0.01)
+
+
+def sweep() -> None:
+    """Remove the empty groups that killed makers left; one that is in use stays."""
+    try:
+        _, parents = _parents()
+    except (OSError, LayerOff):
+        return
+    for parent in set(parents.values()):
+        for path in left_behind(parent):
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -52,6 +52,7 @@ class Limits:
 class Confinement:
     """One jail: `binds` are (host path, path inside), read-only, over mount points in `root`.
 
+    `devices` are the same for device nodes, which the program may use (`device.open_to`).
     `cgroups` are the directories to join (`cgroup.create`), `accepted` the layers that may be
     missing, `without` those left out: for the probes and tests, which show what each layer does.
     """
@@ -60,6 +61,7 @@ class Confinement:
     identity: Identity
     profile: str = "qemu"
     binds: tuple[tuple[str, str], ...] = ()
+    devices: tuple[tuple[str, str], ...] = ()
     cgroups: tuple[str, ...] = ()
     accepted: frozenset[str] = frozenset()
     without: frozenset[str] = field(default=frozenset())
@@ -112,4 +114,6 @@ def _bwrap(confinement: Confinement, off: set[str], filter_fd: int) -> list[str]
         words += ["--ro-bind", confinement.root, "/"]
         for host, inside in confinement.binds:
             words += ["--ro-bind", host, inside]
+        for host, inside in confinement.devices:
+            words += ["--dev-bind", host, inside]
     return [*words, "--chdir", "/"]

@@ -13,7 +13,7 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skerry.jail import cgroup, filter, root
@@ -138,9 +138,7 @@ def probe(
             running = {}
             for run, off in RUNS.items():
                 everything = off | {"cgroup", "uid"}
-                jail = Confinement(
-                    base.root, identity, profile, base.binds, cgroups, everything, off
-                )
+                jail = replace(base, profile=profile, accepted=everything, without=off)
                 running[run] = start(jail, held_out, fds)
             worked = {run: finish(process) for run, process in running.items()}
     finally:

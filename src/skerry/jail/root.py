@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from skerry.jail.device import KVM
 from skerry.jail.errors import JailError
 
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
@@ -139,15 +140,18 @@ KERNEL, INITRD = "/k/kernel", "/k/initrd"
 """Mount points in QEMU's root."""
 
 
-def qemu_root(directory: Path, machine: str) -> Path:
+def qemu_root(directory: Path, machine: str, kvm: bool = False) -> Path:
     """Return the root for QEMU with one machine type: `microvm`, `q35` or `pc`.
+
+    With `kvm` it has a mount point for the device.
 
     Raises JailError, naming the file, where the package qemu-system-x86 is not installed.
     """
     accelerator = _MODULES / "accel-tcg-x86_64.so"
     programs = [QEMU, *([accelerator] if accelerator.exists() else [])]
     blobs = [_firmware(name) for name in _BLOBS[machine]]
-    return build(directory, f"qemu-{machine}", programs, blobs, (KERNEL, INITRD))
+    points = (KERNEL, INITRD, *([str(KVM)] if kvm else []))
+    return build(directory, f"qemu-{machine}", programs, blobs, points)
 
 
 def _firmware(name: str) -> Path:

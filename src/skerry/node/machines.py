@@ -1,38 +1,31 @@
-"""Makes each domain's machine: its image, its identity, its limits, its jail, its accelerator.
+"""Makes each domain's machine: its image, its jail, its accelerator.
 
-The rule: an identity is taken anew for every start, so that no two incarnations share a uid.
+The rule: KVM is used only where a guest of the same image was seen to run under it; a domain that
+asks for KVM never gets less.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+from collections.abc import Callable, Mapping
 
-from skerry.errors import LayerMissing, LimitReached
+from skerry.errors import MachineError
 from skerry.image import store
 from skerry.image.minimal import CMDLINE
 from skerry.image.store import Image
-from skerry.jail import cgroup
-from skerry.jail.confinement import Confinement, Limits
-from skerry.jail.errors import IdentitiesUsed, JailError, LayerOff
-from skerry.jail.identity import Identity, IdentityPool, open_pool, own
-from skerry.jail.root import INITRD, KERNEL, qemu_root
 from skerry.label import Label
-from skerry.machine.jailed import JailedLauncher
-from skerry.machine.qemu.command import QemuSpec
+from skerry.machine.qemu.accel import PROBE_MEMORY, PROBE_S, guest_runs, kvm_runs
+from skerry.machine.qemu.command import Accel, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths
+from skerry.node.jails import KVM_FIX, NO_KVM, Inmate, MachineJails
 from skerry.node.selftest import self_test
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import DomainSpec, System
 
-MEMORY_OVERHEAD = 512 << 20
-"""Bytes that a machine may use beyond its guest's memory: QEMU's code, tables and buffers."""
-
-MAX_THREADS = 64
-"""Threads and processes of one machine's jail; one more can't be made."""
+Report = Callable[[Mapping[str, object]], None]
+"""Takes one event of a start (an object with `event`) and shows or drops it."""
 
 
 class Machines:
@@ -41,36 +34,76 @@ class Machines:
     def __init__(self, system: System, supervisor: SupervisorClient) -> None:
         """Load and verify the images. Raises `NotFound`, `LayerMissing`."""
         self._system = system
-        self._supervisor = supervisor
         self._images: dict[str, Image] = {}
+        self._kvm: dict[str, bool] = {}
         for domain in system.domains.values():
             if domain.machine == "qemu" and domain.image not in self._images:
                 image = store.load(paths.image_cache(), domain.image)
                 store.verify(image)
                 self._images[domain.image] = image
-        self._pool = self._open_pool() if self._images else None
-        self._starts = itertools.count(1)
-        self._leaving: set[asyncio.Future[None]] = set()
-
-    @staticmethod
-    def _open_pool() -> IdentityPool | None:
-        try:
-            return open_pool()
-        except JailError as error:
-            raise LayerMissing(error.message, fix=error.fix) from None
+        self._jails = MachineJails(supervisor, system.accept_missing) if self._images else None
 
     async def close(self) -> None:
-        """Wait until the ended domains' control groups are gone; give the uids back."""
-        await asyncio.gather(*self._leaving)
-        if self._pool is not None:
-            self._pool.close()
+        """Wait until what was made for the ended machines is gone; give the uids back."""
+        if self._jails is not None:
+            await self._jails.close()
 
     async def self_test(self, streams: Bridges) -> dict[str, str]:
         """Probe the jail if a domain needs one. Raises `LayerMissing`, before anything starts."""
-        if not self._images:
+        if self._jails is None:
             return {}
+        await self._jails.sweep()
         roots, accepted = paths.make_shared(paths.roots_dir()), self._system.accept_missing
-        return await self_test(roots, self._identity("probe"), streams, accepted)
+        return await self_test(roots, self._jails.identity("probe"), streams, accepted)
+
+    async def choose_accel(self, report: Report) -> None:
+        """Find out which images run under KVM, where a domain of theirs would use it.
+
+        Without this call everything runs under TCG. Raises `MachineError` if a domain asks for
+        KVM and can't have it, before anything starts.
+        """
+        asked = {(d.image, d.accel) for d in self._system.domains.values() if d.machine == "qemu"}
+        usable = any(accel != "tcg" for _, accel in asked) and self._has_kvm()
+        for name in self._images:
+            wanted = {accel for image, accel in asked if image == name}
+            if "kvm" in wanted and not usable:
+                raise MachineError(NO_KVM, fix=KVM_FIX)
+            works = usable and wanted != {"tcg"} and await self._runs_under_kvm(name, report)
+            if "kvm" in wanted and not works:
+                raise MachineError(
+                    f"no guest of the image {name} runs under this host's KVM",
+                    fix='use accel = "auto", which takes TCG here',
+                )
+            self._kvm[name] = works
+
+    def _has_kvm(self) -> bool:
+        return self._jails is not None and self._jails.has_kvm()
+
+    async def _runs_under_kvm(self, name: str, report: Report) -> bool:
+        jails, image = self._jails, self._images[name]
+        assert jails is not None  # there are images
+
+        async def probe() -> bool:
+            text = f"trying the image {name} under KVM: up to {PROBE_S:g} s, once per boot"
+            report({"event": "note", "text": text})
+            inmate = Inmate("probe", "pc", image.kernel, image.initrd, PROBE_MEMORY, kvm=True)
+            jail = jails.make(inmate)
+            try:
+                works = await guest_runs("kvm", jail.launcher, image.kernel)
+            finally:
+                jails.ended(jail)
+            if not works:
+                report({"event": "note", "text": f"no guest of {name} runs under KVM here: TCG"})
+            return works
+
+        return await kvm_runs(image.kernel, paths.kvm_answers(), probe)
+
+    def _accel(self, domain: DomainSpec) -> Accel:
+        if domain.accel != "tcg" and self._kvm.get(domain.image, False):
+            return "kvm"
+        if domain.accel == "kvm":
+            raise MachineError(f"KVM was not found to run the image {domain.image}")
+        return "tcg"
 
     def make(self, domain: DomainSpec, label: Label) -> Machine:
         """Return a machine for one start. Raises `Denied` where the host lacks what it needs."""
@@ -78,7 +111,8 @@ class Machines:
             from skerry.machine.simulator.machine import SimulatedMachine
 
             return SimulatedMachine(domain.name)
-        image = self._images[domain.image]
+        image, accel, jails = self._images[domain.image], self._accel(domain), self._jails
+        assert jails is not None  # there are images
         spec = QemuSpec(
             name=domain.name,
             label=str(label),
@@ -89,52 +123,13 @@ class Machines:
             memory=domain.memory,
             cpus=domain.cpus,
             board=domain.board,
-            accel="tcg",
-            tsc_khz=tsc_khz(),
+            accel=accel,
+            tsc_khz=tsc_khz() if accel == "tcg" else 0,  # under KVM the guest can ask for it
         )
-        groups = self._groups(domain)
-        try:
-            jail = self._jail(domain, spec, groups)
-        except BaseException:
-            cgroup.remove(groups)
-            raise
-        machine = QemuMachine(spec, JailedLauncher(self._supervisor, jail))
-        machine.exited.add_done_callback(lambda _: self._leave(groups))
+        inmate = Inmate(
+            spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory, accel == "kvm"
+        )
+        jail = jails.make(inmate)
+        machine = QemuMachine(spec, jail.launcher)
+        machine.exited.add_done_callback(lambda _: jails.ended(jail))
         return machine
-
-    def _jail(self, domain: DomainSpec, spec: QemuSpec, groups: tuple[str, ...]) -> Confinement:
-        try:
-            root = qemu_root(paths.make_shared(paths.roots_dir()), spec.machine)
-        except JailError as error:
-            raise LayerMissing(error.message, fix=error.fix) from None
-        return Confinement(
-            str(root),
-            self._identity(domain.name),
-            binds=((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
-            cgroups=groups,
-            accepted=frozenset(self._system.accept_missing),
-        )
-
-    def _identity(self, name: str) -> Identity:
-        if self._pool is None:
-            return own()
-        try:
-            return self._pool.take(name)
-        except IdentitiesUsed as error:
-            raise LimitReached(error.message, fix=error.fix) from None
-
-    def _groups(self, domain: DomainSpec) -> tuple[str, ...]:
-        """Make the domain's control groups; none where the host gives none and that is accepted."""
-        limits = Limits(memory=domain.memory + MEMORY_OVERHEAD, pids=MAX_THREADS)
-        try:
-            return cgroup.create(f"{domain.name}.{next(self._starts)}", limits)
-        except LayerOff as error:
-            if "cgroup" in self._system.accept_missing:
-                return ()
-            raise LayerMissing(error.message, fix=error.fix) from None
-
-    def _leave(self, groups: tuple[str, ...]) -> None:
-        """Remove the control groups of a machine that has ended, beside the event loop."""
-        task = asyncio.ensure_future(asyncio.to_thread(cgroup.remove, groups))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)

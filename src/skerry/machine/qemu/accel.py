@@ -12,50 +12,48 @@ import contextlib
 import os
 import platform
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from skerry.errors import MachineError, SkerryError
 from skerry.machine.console import Tail
-from skerry.machine.qemu.command import BINARY, Accel
+from skerry.machine.qemu.command import BINARY, SANDBOX, Accel
 from skerry.machine.qemu.launch import Launcher
 
 PROBE_S = 10.0
 """How long the probe's guest may take; a slower KVM counts as none."""
 
-KVM = Path("/dev/kvm")
+PROBE_MEMORY = 192 << 20
+"""Bytes that the probe's guest has."""
+
+LAST_WORDS_S = 1.0
+"""How long a killed probe may take to be gone."""
 
 _SEEN = (b"Linux version", b"Kernel panic - not syncing")
 _CMDLINE = "console=ttyS0 panic=-1 reboot=t 8250.nr_uarts=1"
 
 
-async def choose_accel(
-    wanted: Literal["auto", "tcg", "kvm"], launcher: Launcher, kernel: Path, cache: Path
-) -> Accel:
-    """Choose the accelerator; `cache` is a file that remembers the probe until the next boot.
+async def kvm_runs(kernel: Path, cache: Path, probe: Callable[[], Awaitable[bool]]) -> bool:
+    """Say whether KVM runs this kernel: `probe` is asked once for each boot of the host.
 
-    Raises `MachineError` if KVM is asked for and no guest runs under it here.
+    `cache` is the file that remembers its answers until then.
     """
-    if wanted == "tcg" or (wanted == "auto" and not os.access(KVM, os.R_OK | os.W_OK)):
-        return "tcg"
-    key = _key(kernel)
-    known = _read(cache)
+    boot, key = _boot(), _key(kernel)
+    known = {old: answer for old, answer in _read(cache).items() if old.startswith(boot)}
     if key not in known:
-        known = {key: await guest_runs("kvm", launcher, kernel)}
+        known[key] = await probe()
         _write(cache, known)
-    if known[key]:
-        return "kvm"
-    if wanted == "kvm":
-        raise MachineError("no Linux guest runs under this host's KVM", fix='use accel = "auto"')
-    return "tcg"
+    return known[key]
 
 
 async def guest_runs(
     accel: Accel, launcher: Launcher, kernel: Path, deadline_s: float = PROBE_S
 ) -> bool:
-    """Boot the kernel under an accelerator and say whether it came to its end in time."""
+    """Boot the kernel under an accelerator and say whether it came to its end in time.
+
+    Raises what the launcher raises: a jail that can't be made says nothing of KVM.
+    """
     ours, theirs = socket.socketpair()
     console = Tail(ours)
     null = os.open(os.devnull, os.O_RDWR)
@@ -73,9 +71,8 @@ async def guest_runs(
                     await asyncio.shield(console.closed)
         finally:
             process.kill()
+            await asyncio.wait({process.exited}, timeout=LAST_WORDS_S)
         return all(words in console.untrusted_text for words in _SEEN)
-    except SkerryError:
-        return False
     finally:
         console.close()
         os.close(null)
@@ -83,16 +80,22 @@ async def guest_runs(
 
 def _command(accel: Accel, kernel: str) -> list[str]:
     argv = [BINARY, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-    argv += ["-machine", "pc", "-accel", accel, "-m", "192M", "-kernel", kernel]
+    argv += ["-sandbox", SANDBOX, "-machine", "pc", "-accel", accel]
+    if accel == "kvm":
+        argv += ["-cpu", "host"]
+    argv += ["-m", f"size={PROBE_MEMORY}B", "-kernel", kernel]
     argv += ["-append", _CMDLINE, "-chardev", "socket,id=console,fd=3", "-serial"]
     return [*argv, "chardev:console"]
 
 
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def _key(kernel: Path) -> str:
     """What the answer depends on: this boot of this host's kernel, QEMU, and the guest's kernel."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     qemu = Path(BINARY).stat()
-    return f"{boot} {platform.release()} {qemu.st_size}.{qemu.st_mtime_ns} {kernel}"
+    return f"{_boot()} {platform.release()} {qemu.st_size}.{qemu.st_mtime_ns} {kernel}"
 
 
 def _read(cache: Path) -> dict[str, bool]:

@@ -28,7 +28,8 @@ MAX_PORTS = 29
 """Channels of one domain: a virtio-serial bus has 31 ports, of which 0 is reserved (for a
 console) and one is the agent's."""
 
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""QEMU's own filter of system calls, under the jail's."""
 
 
 class QemuSpec(msgspec.Struct, frozen=True):
@@ -56,7 +57,7 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     """Return the argv; `path` names a file as the machine will see it."""
     argv = [BINARY, *("-name", _comma(spec.name))]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
-    argv += ["-sandbox", _SANDBOX]
+    argv += ["-sandbox", SANDBOX]
     argv += ["-machine", spec.machine, "-accel", spec.accel]
     if spec.accel == "kvm":
         argv += ["-cpu", "host"]

@@ -1,0 +1,153 @@
+"""The jail of each QEMU machine: its identity, its limits, its root and its way to KVM.
+
+The rules: an identity is taken anew for every start, so that no two incarnations share a uid; what
+is made outside of a jail for it (control groups, a device node) goes when its machine has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from skerry.errors import LayerMissing, LimitReached, MachineError
+from skerry.jail import cgroup, device
+from skerry.jail.confinement import Confinement, Limits
+from skerry.jail.errors import IdentitiesUsed, JailError, LayerOff
+from skerry.jail.identity import Identity, IdentityPool, open_pool, own
+from skerry.jail.root import INITRD, KERNEL, qemu_root
+from skerry.machine.jailed import JailedLauncher
+from skerry.machine.qemu.command import Board
+from skerry.node import paths
+from skerry.supervisor.client import SupervisorClient
+
+MEMORY_OVERHEAD = 512 << 20
+"""Bytes that a machine may use beyond its guest's memory: QEMU's code, tables and buffers."""
+
+MAX_THREADS = 64
+"""Threads and processes of one machine's jail; one more can't be made."""
+
+
+NO_KVM = "this host has no /dev/kvm that a jail can use"
+KVM_FIX = 'load the KVM module and let the jails open /dev/kvm (mode 0666), or use accel = "auto"'
+"""What is said where a domain asks for KVM and the jail can't have it."""
+
+
+class Inmate(msgspec.Struct, frozen=True):
+    """What a machine's jail is made from; `memory` in bytes, `kvm`: it may use KVM."""
+
+    name: str
+    board: Board
+    kernel: Path
+    initrd: Path
+    memory: int
+    kvm: bool
+
+
+class MachineJail(msgspec.Struct, frozen=True):
+    """A jail to start one machine in; give it to `MachineJails.ended` when that has ended."""
+
+    launcher: JailedLauncher
+    groups: tuple[str, ...]
+    device: Path | None
+
+
+class MachineJails:
+    """The maker of a node's jails. Make it inside a running event loop, and close it."""
+
+    def __init__(self, supervisor: SupervisorClient, accepted: Collection[str]) -> None:
+        """Reserve this node's identities. Raises `LayerMissing`."""
+        self._supervisor = supervisor
+        self._accepted = frozenset(accepted)
+        self._starts = itertools.count(1)
+        self._leaving: set[asyncio.Future[None]] = set()
+        try:
+            self._pool: IdentityPool | None = open_pool()
+        except JailError as error:
+            raise LayerMissing(error.message, fix=error.fix) from None
+
+    async def close(self) -> None:
+        """Wait until what was made for the ended machines is gone; give the uids back."""
+        await asyncio.gather(*self._leaving)
+        if self._pool is not None:
+            self._pool.close()
+
+    async def sweep(self) -> None:
+        """Remove what killed nodes left behind."""
+        await asyncio.to_thread(cgroup.sweep)
+        await asyncio.to_thread(device.sweep, paths.devices_dir())
+
+    def identity(self, name: str) -> Identity:
+        """Return an identity that nobody had. Raises `LimitReached`."""
+        if self._pool is None:
+            return own()
+        try:
+            return self._pool.take(name)
+        except IdentitiesUsed as error:
+            raise LimitReached(error.message, fix=error.fix) from None
+
+    def has_kvm(self) -> bool:
+        """Say whether a jail of this node can open the host's KVM at all."""
+        identity = self.identity("kvm")
+        kvm = device.open_to(paths.make_shared(paths.devices_dir()), "try", identity)
+        device.remove(kvm)
+        return kvm is not None
+
+    def make(self, inmate: Inmate) -> MachineJail:
+        """Make the jail for one start. Raises `Denied` where the host lacks what it needs, and
+        `MachineError` where the jail can have no KVM."""
+        identity = self.identity(inmate.name)
+        groups = self._groups(inmate)
+        kvm: Path | None = None
+        try:
+            if inmate.kvm:
+                kvm = device.open_to(paths.make_shared(paths.devices_dir()), inmate.name, identity)
+                if kvm is None:
+                    raise MachineError(NO_KVM, fix=KVM_FIX)
+            jail = self._confine(inmate, identity, groups, kvm)
+        except BaseException:
+            _undo(groups, kvm)
+            raise
+        return MachineJail(JailedLauncher(self._supervisor, jail), groups, kvm)
+
+    def ended(self, jail: MachineJail) -> None:
+        """Remove what was made for a jail whose machine has ended, beside the event loop."""
+        task = asyncio.ensure_future(asyncio.to_thread(_undo, jail.groups, jail.device))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _confine(
+        self, inmate: Inmate, identity: Identity, groups: tuple[str, ...], kvm: Path | None
+    ) -> Confinement:
+        roots = paths.make_shared(paths.roots_dir())
+        try:
+            root = qemu_root(roots, inmate.board, inmate.kvm)
+        except JailError as error:
+            raise LayerMissing(error.message, fix=error.fix) from None
+        return Confinement(
+            str(root),
+            identity,
+            profile="qemu-kvm" if kvm else "qemu",
+            binds=((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
+            devices=((str(kvm), str(device.KVM)),) if kvm else (),
+            cgroups=groups,
+            accepted=self._accepted,
+        )
+
+    def _groups(self, inmate: Inmate) -> tuple[str, ...]:
+        """Make the control groups; none where the host gives none and that is accepted."""
+        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS)
+        try:
+            return cgroup.create(f"{inmate.name}.{next(self._starts)}", limits)
+        except LayerOff as error:
+            if "cgroup" in self._accepted:
+                return ()
+            raise LayerMissing(error.message, fix=error.fix) from None
+
+
+def _undo(groups: tuple[str, ...], kvm: Path | None) -> None:
+    device.remove(kvm)
+    cgroup.remove(groups)
