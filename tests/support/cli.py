@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -92,15 +93,31 @@ class Cli:
         self.run("down", "--timeout", "1")
         self._watcher.communicate()
 
-    def processes(self) -> Mapping[int, str]:
-        """Return every process on the host that belongs to this node, by its command line."""
-        found = {}
+    def processes(self) -> dict[int, str]:
+        """Return every process of this node, its jails included, by its command line."""
+        parents: dict[int, int] = {}
+        found: set[int] = set()
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) not in (os.getpid(), self._watcher.pid):
-                try:
-                    words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if str(self.home).encode() in words:
-                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-        return found
+            if not entry.name.isdigit() or int(entry.name) in (os.getpid(), self._watcher.pid):
+                continue
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(stat[1])
+                if stat[0] != "Z" and str(self.home).encode() in (entry / "environ").read_bytes():
+                    found.add(int(entry.name))
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return {pid: words for pid in found if (words := command_line(pid))}
+
+
+def command_line(pid: int) -> str:
+    """Return the words of a process, nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def left_of(before: Mapping[int, str]) -> dict[int, str]:
+    """Return those of some processes that still run the same command."""
+    return {pid: words for pid, words in before.items() if command_line(pid) == words}
