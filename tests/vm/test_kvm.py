@@ -25,6 +25,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cache() / "kvm"
     folder.mkdir(exist_ok=True, parents=True)
     monkeypatch.setenv("SKERRY_HOME", str(folder))
+    monkeypatch.delenv("SKERRY_SHARE", raising=False)
 
 
 def inmate(host: Host, kvm: bool) -> Inmate:
