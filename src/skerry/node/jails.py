@@ -64,6 +64,7 @@ class MachineJails:
         self._accepted = frozenset(accepted)
         self._starts = itertools.count(1)
         self._leaving: set[asyncio.Future[None]] = set()
+        self._roots: dict[tuple[Board, bool], Path] = {}
         try:
             self._pool: IdentityPool | None = open_pool()
         except JailError as error:
@@ -122,13 +123,8 @@ class MachineJails:
     def _confine(
         self, inmate: Inmate, identity: Identity, groups: tuple[str, ...], kvm: Path | None
     ) -> Confinement:
-        roots = paths.make_shared(paths.roots_dir())
-        try:
-            root = qemu_root(roots, inmate.board, inmate.kvm)
-        except JailError as error:
-            raise LayerMissing(error.message, fix=error.fix) from None
         return Confinement(
-            str(root),
+            str(self._root(inmate)),
             identity,
             profile="qemu-kvm" if kvm else "qemu",
             binds=((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
@@ -136,6 +132,19 @@ class MachineJails:
             cgroups=groups,
             accepted=self._accepted,
         )
+
+    def _root(self, inmate: Inmate) -> Path:
+        """Return QEMU's root, compared with the host's files once in the life of a node.
+
+        A root never changes, and to read all that goes into it costs as much as the whole jail.
+        """
+        kind = inmate.board, inmate.kvm
+        if kind not in self._roots or not self._roots[kind].is_dir():
+            try:
+                self._roots[kind] = qemu_root(paths.make_shared(paths.roots_dir()), *kind)
+            except JailError as error:
+                raise LayerMissing(error.message, fix=error.fix) from None
+        return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
         """Make the control groups; none where the host gives none and that is accepted."""
