@@ -34,7 +34,10 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 def load_setup(path: Path) -> Setup:
-    """Read a system file and its policy. Raises `InputError` with every problem of both."""
+    """Read a system file and its policy.
+
+    Raises `InputError` with every problem of the file or, if it has none, of its policy.
+    """
     system = load_system(path)
     try:
         stack = load_stack(system.policy)
