@@ -1,0 +1,1 @@
+"""The binary policy that checkpolicy and secilc write: from bytes to a frozen model."""

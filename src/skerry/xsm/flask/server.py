@@ -1,0 +1,270 @@
+"""The security server: access vectors, exactly as Linux, libsepol and Xen compute them.
+
+The order is theirs: type enforcement over all attributes of both types, conditional rules that
+are in force, constraints, role allow, type bounds. Sources: `context_struct_compute_av` of
+libsepol and Linux for the flavour `selinux`, of Xen's `xsm/flask/ss/services.c` for `xen`.
+
+The rule this module keeps: two flavours differ only in type bounds. Linux asks once, with both
+sides replaced by their bounds; Xen asks for the source's bound, the target's and both, and a
+check that masks nothing ends the matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from skerry.xsm.flask.constraint import Check, compile_constraint
+from skerry.xsm.flask.model import (
+    ALLOW,
+    AUDITALLOW,
+    AUDITDENY,
+    CHANGE,
+    FULL_VECTOR,
+    MEMBER,
+    TRANSITION,
+    TYPE_RULES,
+    Conditional,
+    Constraint,
+    Context,
+    FlaskPolicy,
+    Flavour,
+    TeRule,
+    values,
+)
+
+_SHIFT = {ALLOW: 0, AUDITALLOW: 32, AUDITDENY: 64}
+"""A cell holds three vectors in one number: allow, auditallow, dontaudit. Cells join by `|`."""
+
+_ROLE_CHANGES = frozenset({"transition", "dyntransition"})
+
+Row = tuple[int, dict[int, int]]
+"""For one class and source: the set of targets, and each target's cell."""
+
+
+class Vectors(msgspec.Struct, frozen=True):
+    """An answer: what is allowed, what of it is recorded, which refusals are not."""
+
+    allowed: int
+    auditallow: int
+    dontaudit: int
+
+
+class Steps(msgspec.Struct, frozen=True):
+    """What was still allowed after each step, for explanations."""
+
+    by_rules: int
+    by_constraints: int
+    by_roles: int
+    by_bounds: int
+
+
+class SecurityServer:
+    """A policy with its booleans set, ready to be asked. Immutable."""
+
+    def __init__(
+        self,
+        policy: FlaskPolicy,
+        booleans: Mapping[int, bool] | None = None,
+        flavour: Flavour | None = None,
+    ) -> None:
+        """Set booleans by value, the others as the file has them."""
+        self.policy = policy
+        self.flavour = flavour or policy.flavour
+        self.booleans = {value: item.state for value, item in policy.booleans.items()}
+        self.booleans.update(booleans or {})
+        enabled = [r for c in policy.conditionals for r in self._in_force(c)]
+        self._tables = (_table(policy.rules), _table(enabled))
+        self._type_rules = {r[:4]: r[4] for r in reversed(enabled) if r[3] & TYPE_RULES}
+        self._type_rules |= {r[:4]: r[4] for r in policy.rules if r[3] & TYPE_RULES}
+        self._attributes = {t: tuple(values(bits)) for t, bits in policy.attributes.items()}
+        self._constraints: dict[int, tuple[tuple[int, Check, Constraint], ...]] = {
+            value: tuple(
+                (c.permissions, compile_constraint(c, policy), c) for c in tclass.constraints
+            )
+            for value, tclass in policy.classes.items()
+        }
+        self._validate = {
+            value: tuple(compile_constraint(c, policy) for c in tclass.validatetrans)
+            for value, tclass in policy.classes.items()
+            if tclass.validatetrans
+        }
+        process = policy.class_named(policy.process_class)
+        self._process = process.value if process else 0
+        changes = {"transition"} if policy.flavour == "xen" else _ROLE_CHANGES
+        self._role_changes = process.vector(frozenset(changes)) if process else 0
+
+    @property
+    def process_class(self) -> int:
+        """The value of the class of what acts, 0 if the policy lacks it."""
+        return self._process
+
+    def vectors(self, source: Context, target: Context, tclass: int) -> Vectors:
+        """Return the three vectors for a class that the policy has."""
+        cell = self._cell(source.type, target.type, tclass)
+        allowed = cell & FULL_VECTOR
+        if allowed:
+            allowed = self._constrain(allowed, source, target, tclass)
+            allowed = self._roles(allowed, source, target, tclass)
+            allowed = self._bounds(allowed, source, target, tclass)
+        return Vectors(allowed, cell >> 32 & FULL_VECTOR, cell >> 64)
+
+    def steps(self, source: Context, target: Context, tclass: int) -> Steps:
+        """Return what each step left over, computed by the same code as the answer."""
+        rules = self._cell(source.type, target.type, tclass) & FULL_VECTOR
+        constraints = self._constrain(rules, source, target, tclass)
+        roles = self._roles(constraints, source, target, tclass)
+        return Steps(rules, constraints, roles, self._bounds(roles, source, target, tclass))
+
+    def violated(
+        self, source: Context, target: Context, tclass: int, permission: int
+    ) -> Constraint | None:
+        """Return the first constraint on a permission (a vector) that is false."""
+        for permissions, check, constraint in self._constraints[tclass]:
+            if permissions & permission and not check(source, target, None):
+                return constraint
+        return None
+
+    def valid_transition(self, old: Context, new: Context, task: Context, tclass: int) -> bool:
+        """Tell whether a thing may change its context from old to new (validatetrans)."""
+        return all(check(old, new, task) for check in self._validate.get(tclass, ()))
+
+    def permissive(self, kind: int) -> bool:
+        """Tell whether a source type is permissive: refusals are recorded, not enforced."""
+        return bool(self.policy.permissive >> kind & 1)
+
+    def new_type(self, source: int, target: int, tclass: int, kind: int) -> int:
+        """Return the type that a rule of that kind gives, 0 if there is none."""
+        return self._type_rules.get((source, target, tclass, kind), 0)
+
+    def granting(
+        self, source: int, target: int, tclass: int, vector: int
+    ) -> Iterable[tuple[int, int, int]]:
+        """Yield the allow rules in force that give some of a vector: source, target, vector."""
+        bits = self.policy.attributes[target]
+        for table in self._tables:
+            for one in self._attributes[source]:
+                found, cells = table.get(tclass, {}).get(one, (0, {}))
+                for two in values(found & bits):
+                    given = cells[two] & vector
+                    if given:
+                        yield one, two, given
+
+    def near(
+        self, source: int, target: int, tclass: int, vector: int
+    ) -> Iterable[tuple[int, int, int]]:
+        """Yield allow rules that would do but for one side: first those with the same source."""
+        bits, own = self.policy.attributes[target], set(self._attributes[source])
+        rows = [item for t in self._tables for item in t.get(tclass, {}).items()]
+        for same in (True, False):
+            for one, (found, cells) in rows:
+                if (one in own) is not same:
+                    continue
+                for two in values(found & (~bits if same else bits)):
+                    given = cells[two] & vector
+                    if given:
+                        yield one, two, given
+
+    def _in_force(self, conditional: Conditional) -> tuple[TeRule, ...]:
+        stack: list[bool] = []
+        for operator, value in conditional.expression:
+            if operator == "bool":
+                stack.append(self.booleans[value])
+            elif operator == "not":
+                stack.append(not stack.pop())
+            else:
+                right, left = stack.pop(), stack.pop()
+                stack.append(_join(operator, left, right))
+        return conditional.if_true if stack.pop() else conditional.if_false
+
+    def _cell(self, source: int, target: int, tclass: int) -> int:
+        cell = 0
+        bits = self.policy.attributes[target]
+        for table in self._tables:
+            rows = table.get(tclass)
+            if rows is None:
+                continue
+            for one in self._attributes[source]:
+                row = rows.get(one)
+                if row is None:
+                    continue
+                found, cells = row
+                found &= bits
+                while found:
+                    two = found.bit_length()
+                    cell |= cells[two]
+                    found ^= 1 << two - 1
+        return cell
+
+    def _constrain(self, allowed: int, source: Context, target: Context, tclass: int) -> int:
+        for permissions, check, _ in self._constraints[tclass]:
+            if permissions & allowed and not check(source, target, None):
+                allowed &= ~permissions
+        return allowed
+
+    def _roles(self, allowed: int, source: Context, target: Context, tclass: int) -> int:
+        if tclass != self._process or source.role == target.role:
+            return allowed
+        if (source.role, target.role) in self.policy.role_allows:
+            return allowed
+        return allowed & ~self._role_changes
+
+    def _bounds(self, allowed: int, source: Context, target: Context, tclass: int) -> int:
+        types = self.policy.types
+        upper, other = types[source.type].bounds, types[target.type].bounds
+        if not allowed or not (upper or other):
+            return allowed
+        low_source = msgspec.structs.replace(source, type=upper or source.type)
+        low_target = msgspec.structs.replace(target, type=other or target.type)
+        if self.flavour == "selinux":
+            if not upper:
+                return allowed
+            return allowed & self.vectors(low_source, low_target, tclass).allowed
+        pairs = [
+            *([(low_source, target)] if upper else []),
+            *([(source, low_target)] if other else []),
+            *([(low_source, low_target)] if upper and other else []),
+        ]
+        left = allowed
+        for one, two in pairs:
+            left = allowed & self.vectors(one, two, tclass).allowed
+            if left == allowed:
+                return allowed
+        return left
+
+
+def _join(operator: str, left: bool, right: bool) -> bool:
+    if operator == "or":
+        return left or right
+    if operator == "and":
+        return left and right
+    if operator == "==":
+        return left == right
+    return left != right  # "xor" and "!="
+
+
+def _table(rules: Iterable[TeRule]) -> dict[int, dict[int, Row]]:
+    found: dict[int, dict[int, dict[int, int]]] = {}
+    for source, target, tclass, kind, datum in rules:
+        shift = _SHIFT.get(kind)
+        if shift is None:
+            continue
+        vector = datum ^ FULL_VECTOR if kind == AUDITDENY else datum
+        cells = found.setdefault(tclass, {}).setdefault(source, {})
+        cells[target] = cells.get(target, 0) | vector << shift
+    return {
+        tclass: {source: (_set(cells), cells) for source, cells in rows.items()}
+        for tclass, rows in found.items()
+    }
+
+
+def _set(members: Iterable[int]) -> int:
+    bits = 0
+    for member in members:
+        bits |= 1 << member - 1
+    return bits
+
+
+TYPE_RULE_KINDS = {"transition": TRANSITION, "member": MEMBER, "change": CHANGE}
+"""The kinds of rules that give a new object its type."""

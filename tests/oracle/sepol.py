@@ -1,0 +1,152 @@
+"""Debian's libsepol, called through ctypes, as the oracle of decisions.
+
+libsepol keeps one policy in static memory, so there is one oracle a process. It searches contexts
+linearly: a run keeps to some thousand of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+LIBRARY = "libsepol.so.2"
+
+TE, CONSTRAINT, RBAC, BOUNDS = 1, 2, 4, 8
+
+
+class AvDecision(ctypes.Structure):
+    """`struct sepol_av_decision`."""
+
+    _fields_ = [  # the form that ctypes wants
+        ("allowed", ctypes.c_uint32),
+        ("decided", ctypes.c_uint32),
+        ("auditallow", ctypes.c_uint32),
+        ("auditdeny", ctypes.c_uint32),
+        ("seqno", ctypes.c_uint32),
+    ]
+
+
+class Sepol:
+    """The oracle with one policy loaded."""
+
+    def __init__(self, policy: Path) -> None:
+        self._lib = ctypes.CDLL(LIBRARY)
+        self._libc = ctypes.CDLL(None)
+        self._libc.fopen.restype = ctypes.c_void_p
+        self._libc.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+        self._libc.fclose.argtypes = [ctypes.c_void_p]
+        self._libc.free.argtypes = [ctypes.c_void_p]
+        self._lib.sepol_set_policydb_from_file.argtypes = [ctypes.c_void_p]
+        self._lib.sepol_debug(0)
+        self._sids: dict[str, int] = {}
+        self._classes: dict[str, int] = {}
+        self._load(policy)
+
+    def _load(self, policy: Path) -> None:
+        file = self._libc.fopen(str(policy).encode(), b"rb")
+        assert file, policy
+        try:
+            assert self._lib.sepol_set_policydb_from_file(file) == 0, policy
+        finally:
+            self._libc.fclose(file)
+
+    def sid(self, context: str) -> int | None:
+        """Return the SID of a context, None if the policy does not allow it."""
+        known = self._sids.get(context)
+        if known is not None:
+            return known
+        text = context.encode()
+        sid = ctypes.c_uint32()
+        # The length counts the final zero: that is how libsepol's own callers count it.
+        if self._lib.sepol_context_to_sid(text, ctypes.c_size_t(len(text) + 1), ctypes.byref(sid)):
+            return None
+        self._sids[context] = sid.value
+        return sid.value
+
+    def text(self, sid: int) -> str:
+        """Return the context of a SID."""
+        text, length = ctypes.c_char_p(), ctypes.c_size_t()
+        status = self._lib.sepol_sid_to_context(sid, ctypes.byref(text), ctypes.byref(length))
+        assert status == 0
+        value = text.value
+        assert value is not None
+        return value.decode()
+
+    def tclass(self, name: str) -> int:
+        """Return the number of a class."""
+        known = self._classes.get(name)
+        if known is None:
+            number = ctypes.c_uint16()
+            assert not self._lib.sepol_string_to_security_class(name.encode(), ctypes.byref(number))
+            known = self._classes[name] = number.value
+        return known
+
+    def decide(
+        self, source: str, target: str, tclass: str, requested: int = 0xFFFFFFFF
+    ) -> tuple[int, int, int, int]:
+        """Return allowed, auditallow, dontaudit and the reasons of a refusal."""
+        one, two = self.sid(source), self.sid(target)
+        assert one is not None and two is not None
+        decision, reason = AvDecision(), ctypes.c_uint()
+        status = self._lib.sepol_compute_av_reason(
+            one,
+            two,
+            ctypes.c_uint16(self.tclass(tclass)),
+            ctypes.c_uint32(requested),
+            ctypes.byref(decision),
+            ctypes.byref(reason),
+        )
+        assert status == 0, (source, target, tclass)
+        dontaudit = decision.auditdeny ^ 0xFFFFFFFF
+        return decision.allowed, decision.auditallow, dontaudit, reason.value
+
+    def new_context(self, kind: str, source: str, target: str, tclass: str) -> str | None:
+        """Return the context of a new object (`member` or `change`), None if there is none.
+
+        The library keeps `sepol_transition_sid` to itself.
+        """
+        one, two = self.sid(source), self.sid(target)
+        assert one is not None and two is not None
+        sid = ctypes.c_uint32()
+        call = getattr(self._lib, f"sepol_{kind}_sid")
+        if call(one, two, ctypes.c_uint16(self.tclass(tclass)), ctypes.byref(sid)):
+            return None
+        return self.text(sid.value)
+
+    def valid_transition(self, old: str, new: str, task: str, tclass: str) -> bool:
+        """Tell whether validatetrans lets a thing go from old to new."""
+        sids = [self.sid(context) for context in (old, new, task)]
+        buffer = ctypes.c_char_p()
+        status = self._lib.sepol_validate_transition_reason_buffer(
+            *sids, ctypes.c_uint16(self.tclass(tclass)), ctypes.byref(buffer), 0
+        )
+        return int(status) == 0
+
+
+def with_booleans(policy: Path, booleans: dict[str, bool], to: Path) -> Path:
+    """Write a copy of a policy in which these booleans are set, by libsepol itself."""
+    lib, libc = ctypes.CDLL(LIBRARY), ctypes.CDLL(None)
+    data = policy.read_bytes()
+    handle, db = ctypes.c_void_p(), ctypes.c_void_p()
+    lib.sepol_handle_create.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(lib.sepol_handle_create())
+    lib.sepol_msg_set_callback(handle, None, None)
+    assert lib.sepol_policydb_create(ctypes.byref(db)) == 0
+    assert lib.sepol_policydb_from_image(handle, data, ctypes.c_size_t(len(data)), db) == 0
+    for name, state in booleans.items():
+        key, value = ctypes.c_void_p(), ctypes.c_void_p()
+        assert lib.sepol_bool_key_create(handle, name.encode(), ctypes.byref(key)) == 0
+        assert lib.sepol_bool_create(handle, ctypes.byref(value)) == 0
+        assert lib.sepol_bool_set_name(handle, value, name.encode()) == 0
+        lib.sepol_bool_set_value(value, int(state))
+        assert lib.sepol_bool_set(handle, db, key, value) == 0
+        lib.sepol_bool_free(value)
+        lib.sepol_bool_key_free(key)
+    image, size = ctypes.c_void_p(), ctypes.c_size_t()
+    assert lib.sepol_policydb_to_image(handle, db, ctypes.byref(image), ctypes.byref(size)) == 0
+    to.write_bytes(ctypes.string_at(image, size.value))
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.free(image)
+    lib.sepol_policydb_free(db)
+    lib.sepol_handle_destroy(handle)
+    return to
