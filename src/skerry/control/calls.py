@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from skerry.control.server import Session
 from skerry.errors import LimitReached, WireError
-from skerry.monitor.domain import ALIVE
+from skerry.monitor.domain import State
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.policy.load import module_info
@@ -30,6 +30,9 @@ class Calls:
     async def handle(self, call: wire.Call, session: Session) -> object:
         """Do what the call says and return its result. Raises `SkerryError`."""
         node, monitor, operator = self._node, self._node.monitor, session.operator
+        for role in ("domain", "source", "sink"):
+            if hasattr(call, role):
+                node.known(getattr(call, role))
         match call:
             case wire.Ps():
                 return await node.ps(operator)
@@ -92,11 +95,11 @@ class Calls:
     async def _exec(self, call: wire.Exec, session: Session) -> dict[str, object]:
         monitor = self._node.monitor
         domain = monitor.domain(call.domain)
-        domain.require(ALIVE, "run a command in it")
+        domain.require({State.RUNNING}, "run a command in it")
         # All input first: nothing may come between the answer and the session that it opens.
         stdin = await _stdin(session) if call.stdin else b""
         await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
-        domain.require(ALIVE, "run a command in it")
+        domain.require({State.RUNNING}, "run a command in it")
 
         async def work() -> int:
             guest = guest_of(domain)

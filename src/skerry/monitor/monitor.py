@@ -243,7 +243,7 @@ class Monitor:
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
         if kind not in self._bridges:
-            raise StateError(f"this node makes no channels of the kind {kind}")
+            raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
         port = port or self.channels.next_port()
         for domain in (first, second):
             domain.require(ALIVE, "bind a channel to it")

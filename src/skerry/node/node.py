@@ -104,14 +104,14 @@ class Node:
 
     async def start(self, operator: Label, name: str) -> Started:
         """Start one domain of the file and bind the channels declared for it."""
-        self._spec(name)
+        self.known(name)
         await self._start_paused(operator, name)
         started = await self._bind_declared({name})
         await self.monitor.resume(operator, name)
         return started
 
     async def _start_paused(self, operator: Label, name: str) -> None:
-        spec, label = self._spec(name), self.setup.labels[name]
+        spec, label = self.known(name), self.setup.labels[name]
         await self.monitor.start(operator, name, label, lambda: self._make(spec, label))
 
     async def _bind_declared(self, names: set[str]) -> Started:
@@ -137,7 +137,8 @@ class Node:
             for name in (spec.source, spec.sink)
         )
 
-    def _spec(self, name: str) -> DomainSpec:
+    def known(self, name: str) -> DomainSpec:
+        """Return a domain of the file. Raises `NotFound`."""
         try:
             return self.setup.system.domains[name]
         except KeyError:
@@ -146,21 +147,21 @@ class Node:
 
     async def stop(self, name: str, deadline_s: float) -> str:
         """Stop a domain; returns how it ended."""
-        self._spec(name)
+        self.known(name)
         await self.monitor.stop(name, deadline_s)
         end = self.monitor.domain(name).end
         return end.reason if end else "ended"
 
     async def kill(self, name: str) -> None:
         """End a domain at once and wait until its process is gone."""
-        self._spec(name)
+        self.known(name)
         domain = self.monitor.domain(name)
         self.monitor.kill(name)
         await domain.gone.wait()
 
     async def relabel(self, operator: Label, name: str, text: str) -> dict[str, object]:
         """Give a running domain another label; its channels are judged, its sessions end."""
-        self._spec(name)
+        self.known(name)
         try:
             label = self.setup.stack.label(text, "domain")
         except Denied as error:

@@ -106,7 +106,11 @@ def make_shared(path: Path) -> Path:
 
 def _make(path: Path, mode: int) -> Path:
     try:
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        for parent in reversed(path.parents):
+            if not parent.exists():  # the umask must not close what lies on the way
+                parent.mkdir(exist_ok=True)
+                parent.chmod(0o755)
+        path.mkdir(mode=mode, exist_ok=True)
         found = path.lstat()
         if found.st_uid != os.getuid():
             raise SkerryError(
