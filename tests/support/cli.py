@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,9 @@ from typing import Any
 from tests.support.machines import cache
 
 SKERRY = Path(sys.executable).with_name("skerry")
+IN_SHELL = shlex.quote(str(SKERRY))
+"""`skerry` as a word of a shell's line: a checkout's path may hold a space."""
+
 TIMEOUT_S = 180.0
 
 
@@ -35,6 +41,7 @@ class Cli:
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="skerry-cli-", dir="/var/tmp"))
         self.home.chmod(0o755)
+        self._seen: dict[int, str] = {}
         share = cache() / "share"
         share.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.env = {**os.environ, "SKERRY_HOME": str(self.home), "SKERRY_SHARE": str(share)}
@@ -94,9 +101,14 @@ class Cli:
         self._watcher.communicate()
 
     def processes(self) -> dict[int, str]:
-        """Return every process of this node, its jails included, by its command line."""
+        """Return every process of this node, its jails included, by its command line.
+
+        The node's own can't be read by an ordinary user: it is who answers at the socket, and
+        what was found once is looked for again.
+        """
         parents: dict[int, int] = {}
-        found: set[int] = set()
+        service = peer(self.home / "run/control.sock")
+        found = {service, *left_of(self._seen)} - {0}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) in (os.getpid(), self._watcher.pid):
                 continue
@@ -105,9 +117,25 @@ class Cli:
                 parents[int(entry.name)] = int(stat[1])
                 if stat[0] != "Z" and str(self.home).encode() in (entry / "environ").read_bytes():
                     found.add(int(entry.name))
+        if supervisor := parents.get(service):
+            found.add(supervisor)
         while more := {pid for pid, parent in parents.items() if parent in found} - found:
             found |= more
-        return {pid: words for pid in found if (words := command_line(pid))}
+        self._seen = {pid: words for pid in found if (words := command_line(pid))}
+        return dict(self._seen)
+
+
+def peer(path: Path) -> int:
+    """Return the process that listens at a socket, 0 if none does."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return 0
+        pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[
+            0
+        ]
+        return pid
 
 
 def command_line(pid: int) -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.cli import SKERRY, Cli
+from tests.support.cli import IN_SHELL, SKERRY, Cli
 
 
 def states(node: Cli) -> dict[str, str]:
@@ -232,7 +232,7 @@ def test_output_to_a_closed_pipe_is_silent(node: Cli) -> None:
     """A reader that goes early is no reason for a traceback."""
     for words in ("audit tail -n 1000", "ps --json", "exec red echo x", "kill nope --json"):
         done = subprocess.run(
-            ["bash", "-c", f"{SKERRY} {words} | true"],
+            ["bash", "-c", f"{IN_SHELL} {words} | true"],
             env=node.env,
             capture_output=True,
             check=True,

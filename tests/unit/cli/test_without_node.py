@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import SKERRY, Cli
+from tests.support.cli import IN_SHELL, SKERRY, Cli
 from tests.support.simulated import POLICY, SYSTEM, write_system
 
 
@@ -252,7 +252,7 @@ def test_an_output_that_takes_nothing_is_no_traceback(
 ) -> None:
     """A full disk is said; a reader that has gone needs no words."""
     shell = {"/dev/full": "{} > /dev/full", "closed pipe": "{} | true; exit ${{PIPESTATUS[0]}}"}
-    line = shell[target].format(" ".join([str(SKERRY), *words, str(cli.home / "system.toml")]))
+    line = shell[target].format(" ".join([IN_SHELL, *words, str(cli.home / "system.toml")]))
     done = subprocess.run(["bash", "-c", line], env=cli.env, capture_output=True, check=False)
     assert done.returncode in (0, 1)  # 0 where the reader went only after the last write
     assert done.stdout == b""
