@@ -31,6 +31,9 @@ console) and one is the agent's."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """QEMU's own filter of system calls, under the jail's."""
 
+_RESIDUE = "mem-merge=off,dump-guest-core=off"
+"""Guest memory is never merged with another's nor written to a core file (law 6)."""
+
 
 class QemuSpec(msgspec.Struct, frozen=True):
     """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest."""
@@ -58,7 +61,7 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     argv = [BINARY, *("-name", _comma(spec.name))]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
     argv += ["-sandbox", SANDBOX]
-    argv += ["-machine", spec.machine, "-accel", spec.accel]
+    argv += ["-machine", f"{spec.machine},{_RESIDUE}", "-accel", spec.accel]
     if spec.accel == "kvm":
         argv += ["-cpu", "host"]
     argv += ["-smp", str(spec.cpus), "-m", f"size={spec.memory}B"]
