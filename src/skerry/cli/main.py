@@ -123,12 +123,21 @@ def main() -> None:
     try:
         _run(as_json)
     except BrokenPipeError:  # whoever read our output has gone, while an error was shown
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         sys.exit(1)
     except OSError as error:
         with contextlib.suppress(OSError):
             click.echo(f"error: {error.strerror}{_of(error)}", err=True)
+        _drop_output()
         sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Send what the output still holds nowhere, if it can't be written: Python tries it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _of(error: OSError) -> str:
