@@ -117,8 +117,9 @@ class Cli:
                 parents[int(entry.name)] = int(stat[1])
                 if stat[0] != "Z" and str(self.home).encode() in (entry / "environ").read_bytes():
                     found.add(int(entry.name))
-        if supervisor := parents.get(service):
-            found.add(supervisor)
+        above = parents.get(service, 0)  # an orphan's is the first process of the host
+        if "skerry.supervisor.main" in command_line(above):
+            found.add(above)
         while more := {pid for pid, parent in parents.items() if parent in found} - found:
             found |= more
         self._seen = {pid: words for pid in found if (words := command_line(pid))}
