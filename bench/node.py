@@ -28,6 +28,7 @@ from skerry.node.node import Node
 from skerry.node.setup import load_setup
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
+from tests.support.cli import Cli
 from tests.support.supervisor import running_supervisor
 
 BOOT_S = 60.0
@@ -90,7 +91,7 @@ class RunningNode:
 def running(text: str) -> Iterator[RunningNode]:
     """Run a node on the system file `text`; everything it started has ended afterwards."""
     image()
-    with home(text) as cli, asyncio.Runner() as runner, _environment(cli.home):
+    with home(text) as cli, asyncio.Runner() as runner, _environment(cli):
         exits = contextlib.AsyncExitStack()
         try:
             yield runner.run(_open(cli.home / "system.toml", exits, runner))
@@ -117,12 +118,15 @@ async def _open(
 
 
 @contextlib.contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    before = os.environ.get("SKERRY_HOME")
-    os.environ["SKERRY_HOME"] = str(folder)
+def _environment(cli: Cli) -> Iterator[None]:
+    """Let this process be the node of a home."""
+    names = ("SKERRY_HOME", "SKERRY_SHARE")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= {name: cli.env[name] for name in names}
     try:
         yield
     finally:
-        del os.environ["SKERRY_HOME"]
-        if before is not None:
-            os.environ["SKERRY_HOME"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
