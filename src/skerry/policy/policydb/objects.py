@@ -118,9 +118,8 @@ class ObjectReader:
         user, role, kind = cursor.u32s(3)
         span = read_range(cursor)
         known = user in symbols.users and role in symbols.roles and kind in symbols.types
-        if known and self._mls:
-            ranks = symbols.sensitivities
-            known = span.low.sensitivity in ranks and span.high.sensitivity in ranks
         if not known:
             raise cursor.fail("a context names what does not exist", start)
+        if self._mls:
+            symbols.check_level(span.low, span.high)
         return Context(user, role, kind, span if self._mls else NO_RANGE)

@@ -197,7 +197,6 @@ class RuleReader:
             span = read_range(cursor)
             if not {source, target} <= symbols.types.keys() or tclass not in symbols.classes:
                 raise cursor.fail("a range transition names what does not exist", start)
-            if span.low.sensitivity not in symbols.sensitivities:
-                raise cursor.fail("a range transition names a level that does not exist", start)
+            symbols.check_level(span.low, span.high)
             found.setdefault((source, target, tclass), span)
         return found

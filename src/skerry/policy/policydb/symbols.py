@@ -54,6 +54,7 @@ class Symbols:
         self._version = version
         self._names: set[str] = set()
         self._most = 0
+        self._known = 0
         for read in (
             self._common,
             self._class,
@@ -209,25 +210,24 @@ class Symbols:
         if not all(item.name for table in tables for item in table.values()):
             raise fail("an alias stands for a name that is missing")
         types, roles = set_of(self.types), set_of(self.roles)
-        categories = set_of(self.categories)
+        self._known = set_of(self.categories)
         for role in self.roles.values():
             if role.types & ~types or role.dominates & ~roles:
                 raise fail(f"role {role.name} has types or roles that do not exist")
         for user in self.users.values():
             if user.roles & ~roles:
                 raise fail(f"user {user.name} has roles that do not exist")
-            if not {user.range, Range(user.default_level, user.default_level)} <= {NO_RANGE}:
-                self._check_levels(
-                    (user.range.low, user.range.high, user.default_level), categories
-                )
+            if user.range != NO_RANGE or user.default_level != NO_RANGE.low:
+                self.check_level(user.range.low, user.range.high, user.default_level)
         for sensitivity in self.sensitivities.values():
-            self._check_levels((sensitivity.level,), categories)
+            self.check_level(sensitivity.level)
         for table in (self.roles, self.users, self.types):
             _check_bounds(self._cursor, table)
 
-    def _check_levels(self, levels: tuple[Level, ...], categories: int) -> None:
+    def check_level(self, *levels: Level) -> None:
+        """Raise `PolicyError` unless sensitivities and categories of all levels exist."""
         for level in levels:
-            if level.sensitivity not in self.sensitivities or level.categories & ~categories:
+            if level.sensitivity not in self.sensitivities or level.categories & ~self._known:
                 raise self._cursor.fail("a level names what does not exist")
 
 

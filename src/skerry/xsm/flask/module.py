@@ -1,0 +1,232 @@
+"""Flask as a security module: a compiled policy, unmodified, decides.
+
+The rules this module keeps: the answer is the security server's; a label that the policy does not
+allow, a class or a permission that it lacks is a denial, except that an SELinux policy may say
+`handle_unknown = allow` for classes and permissions (Xen denies those whatever the policy says);
+a permissive source is allowed, and the answer says what would have been refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+
+from skerry.errors import InputError, Problem, UnknownLabel
+from skerry.xsm.flask.context import Contexts
+from skerry.xsm.flask.labelling import Labelling
+from skerry.xsm.flask.model import OBJECT_ROLE, Context, FlaskPolicy, PolicyClass, Range, values
+from skerry.xsm.flask.reason import MODULE, Reasons
+from skerry.xsm.flask.server import SecurityServer, Vectors
+from skerry.xsm.module import Standing
+from skerry.xsm.request import Answer, Rule
+
+SECURITY = "security"
+"""As a target: the policy itself, with the context that the policy gives its initial SID."""
+
+_INITIAL = {"selinux": {"operator": 1, SECURITY: 2}, "xen": {"operator": 3, SECURITY: 7}}
+"""The numbers of initial SIDs: `kernel` or `dom0`, and `security`."""
+
+_DOMAINS = {"selinux": "domain", "xen": "domain_type"}
+"""The attribute that the reference policy and Xen's policy give to the types of domains."""
+
+_MAX_CONTEXTS = 65_536
+"""Most texts of contexts kept parsed; beyond it, they are forgotten and parsed anew."""
+
+_MAX_LABELS = 1_000
+"""Most labels listed."""
+
+
+class FlaskModule:
+    """A compiled policy as a `SecurityModule`. Only its memory of parsed labels ever changes."""
+
+    def __init__(self, policy: FlaskPolicy, booleans: Mapping[str, bool] | None = None) -> None:
+        """Take a policy, with booleans set by name. Raises `InputError` for an unknown boolean."""
+        self._policy = policy
+        values_of = {item.name: item.value for item in policy.booleans.values()}
+        unknown = sorted(set(booleans or {}) - values_of.keys())
+        if unknown:
+            known = ", ".join(sorted(values_of)) or "none"
+            message = f"the policy has no boolean {unknown[0]}; it has: {known}"
+            raise InputError([Problem(policy.file, 0, message)])
+        states = {values_of[name]: state for name, state in (booleans or {}).items()}
+        self._server = SecurityServer(policy, states)
+        self._contexts = Contexts(policy)
+        self._labelling = Labelling(self._server, self._contexts)
+        self._reasons = Reasons(self._server, self._contexts)
+        self._classes = {tclass.name: tclass for tclass in policy.classes.values()}
+        self._parsed: dict[str, Context] = {}
+        # Only what differs from the file counts, so that setting a boolean back gives the old one.
+        file_states = {item.value: item.state for item in policy.booleans.values()}
+        changed = sorted(
+            f"{policy.booleans[value].name}={int(state)}\n"
+            for value, state in self._server.booleans.items()
+            if state is not file_states[value]
+        )
+        whole = policy.digest + "\n" + "".join(changed)
+        self._digest = hashlib.sha256(whole.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Return `flask`."""
+        return MODULE
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the policy's file and of the booleans that differ from it."""
+        return self._digest
+
+    @property
+    def policy(self) -> FlaskPolicy:
+        """The model this module decides with."""
+        return self._policy
+
+    @property
+    def classes(self) -> Mapping[str, PolicyClass]:
+        """The policy's classes by name."""
+        return self._classes
+
+    def booleans(self) -> dict[str, bool]:
+        """Return the booleans by name, as they are set."""
+        items = self._policy.booleans
+        return {items[value].name: state for value, state in self._server.booleans.items()}
+
+    def with_booleans(self, booleans: Mapping[str, bool]) -> FlaskModule:
+        """Return this policy with some booleans set. Raises `InputError` for an unknown one."""
+        return FlaskModule(self._policy, {**self.booleans(), **booleans})
+
+    def check_label(self, text: str, tclass: str) -> None:
+        """Raise `UnknownLabel` unless the policy allows this context."""
+        self._context(text)
+
+    def labels(self) -> tuple[str, ...]:
+        """Return contexts for domains: each domain type with the roles and users it may have.
+
+        A range is the user's default level; at most 1,000 are listed.
+        """
+        found: list[str] = []
+        for kind in self._domain_types():
+            for role in self._policy.roles.values():
+                if role.value == OBJECT_ROLE or not role.types >> kind - 1 & 1:
+                    continue
+                for user in self._policy.users.values():
+                    span = Range(user.default_level, user.default_level)
+                    context = Context(user.value, role.value, kind, span)
+                    if not self._contexts.problem(context):
+                        found.append(self._contexts.text(context))
+                    if len(found) == _MAX_LABELS:
+                        return tuple(found)
+        return tuple(found)
+
+    def operator_label(self) -> str:
+        """Return the context of domain 0 (Xen) or of the kernel (SELinux)."""
+        return self._initial("operator")
+
+    def decide(
+        self, subject: str, target: str, tclass: str, permissions: Collection[str]
+    ) -> Answer:
+        """Decide one request; every unreadable part of it is a denial, never an exception."""
+        asked = tuple(sorted(permissions))
+        try:
+            source, other = self._context(subject), self._context(target)
+        except UnknownLabel as error:
+            return self._deny("LABEL-UNKNOWN", error.message)
+        known = self._classes.get(tclass)
+        if known is None or not asked or not set(asked) <= set(known.permissions) - {""}:
+            return self._unknown(known, source, other, tclass, asked)
+        allowed = self._server.vectors(source, other, known.value).allowed
+        granted = tuple(name for name in asked if known.vector(frozenset({name})) & allowed)
+        if granted == asked:
+            return self._reasons.allowed(source, other, known, asked)
+        answer = self._reasons.denied(source, other, known, asked, granted)
+        if not self._server.permissive(source.type):
+            return answer
+        name = self._policy.type_name(source.type)
+        reason = f"{name} is permissive; otherwise: {answer.reason}"
+        return Answer(MODULE, True, "TYPE-PERMISSIVE", reason, answer.rule, asked)
+
+    def vectors(self, subject: str, target: str, tclass: str) -> Vectors:
+        """Return the vectors of a class for two contexts.
+
+        Raises `UnknownLabel`, and `KeyError` for a class that the policy lacks.
+        """
+        value = self._classes[tclass].value
+        return self._server.vectors(self._context(subject), self._context(target), value)
+
+    def transition(self, subject: str, target: str, tclass: str) -> str:
+        """Return the context of a new object. Raises `Denied` if the policy allows none."""
+        source, other = self._context(subject), self._context(target)
+        known = self._classes.get(tclass)
+        if known is None:
+            raise UnknownLabel(f"the policy has no class {tclass}, so nothing of it has a label")
+        return self._contexts.text(self._labelling.new_context(source, other, known, "transition"))
+
+    def admit(self, label: str, standing: Standing) -> Answer:
+        """Admit every start: Flask keeps no counts; a Chinese Wall is ACM's, stacked with it."""
+        reason = "Flask has no Chinese Wall"
+        return Answer(MODULE, True, "CW-NOT-IN-POLICY", reason, Rule("", self._policy.file))
+
+    def admit_bind(self, one: str, other: str, standing: Standing) -> Answer:
+        """Admit every exchange, as far as the Chinese Wall goes."""
+        return self.admit(one, standing)
+
+    def touch(self, one: str, other: str, standing: Standing) -> Mapping[str, frozenset[str]]:
+        """Remember nothing."""
+        return {}
+
+    def _context(self, text: str) -> Context:
+        known = self._parsed.get(text)
+        if known is None:
+            known = self._contexts.parse(self._initial(text) if text == SECURITY else text)
+            if len(self._parsed) >= _MAX_CONTEXTS:
+                self._parsed.clear()
+            self._parsed[text] = known
+        return known
+
+    def _initial(self, name: str) -> str:
+        sid = _INITIAL[self._policy.flavour][name]
+        context = self._policy.initial_context(sid)
+        if context is None:
+            raise UnknownLabel(f"the policy gives its initial SID {sid} ({name}) no context")
+        return self._contexts.text(context)
+
+    def _domain_types(self) -> list[int]:
+        wanted = _DOMAINS[self._policy.flavour]
+        types = self._policy.types.values()
+        marks = {kind.value for kind in types if kind.attribute and kind.name == wanted}
+        return [
+            kind.value
+            for kind in types
+            if not kind.attribute
+            and marks.intersection(values(self._policy.attributes[kind.value]))
+        ]
+
+    def _unknown(
+        self,
+        known: PolicyClass | None,
+        source: Context,
+        target: Context,
+        tclass: str,
+        asked: tuple[str, ...],
+    ) -> Answer:
+        if not asked:
+            return self._deny("PERMISSION-UNKNOWN", f"class {tclass}: nothing asked")
+        names = set(known.permissions) - {""} if known else set()
+        lacking = [name for name in asked if name not in names]
+        what = f"permission {', '.join(lacking)} in class {tclass}" if known else f"class {tclass}"
+        reason = f"the policy has no {what}"
+        code = "PERMISSION-UNKNOWN" if known else "CLASS-UNKNOWN"
+        if self._policy.flavour == "xen" or self._policy.handle_unknown != "allow":
+            return self._deny(code, reason)
+        if known and len(lacking) < len(asked):
+            rest = tuple(name for name in asked if name in names)
+            allowed = self._server.vectors(source, target, known.value).allowed
+            granted = tuple(n for n in rest if known.vector(frozenset({n})) & allowed)
+            if granted != rest and not self._server.permissive(source.type):
+                return self._reasons.denied(source, target, known, rest, granted)
+        rule = Rule("handle_unknown = allow", self._policy.file)
+        return Answer(
+            MODULE, True, code, f"{reason}, and it allows what it does not know", rule, asked
+        )
+
+    def _deny(self, code: str, reason: str) -> Answer:
+        return Answer(MODULE, False, code, reason, Rule("", self._policy.file))
