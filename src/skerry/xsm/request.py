@@ -40,6 +40,12 @@ class Answer(msgspec.Struct, frozen=True):
     `code` names the reason (`STE-SHARED-TYPE`, `CW-CONFLICT`), `reason` words it in one sentence
     by the code that decided, `rule` is the place in the policy. `granted` lists the permissions
     that were granted of those asked, so a partial refusal can be shown.
+
+    The rest is for the trail, from modules that know access vectors; others leave it empty.
+    `auditallow` and `dontaudit` name what, of the permissions asked, the policy says to record
+    when granted, and not to record when refused. With `permissive` what is not granted was let
+    pass all the same. `contexts` are source and target as that policy writes them, and empty
+    where it lacks a side, the class or every permission: then there is nothing it could say.
     """
 
     module: str
@@ -48,6 +54,10 @@ class Answer(msgspec.Struct, frozen=True):
     reason: str
     rule: Rule = Rule("")
     granted: tuple[str, ...] = ()
+    auditallow: tuple[str, ...] = ()
+    dontaudit: tuple[str, ...] = ()
+    permissive: bool = False
+    contexts: tuple[str, ...] = ()
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 
+import msgspec
+
 from skerry.errors import InputError, Problem, UnknownLabel
 from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.labelling import Labelling
@@ -125,24 +127,44 @@ class FlaskModule:
         self, subject: str, target: str, tclass: str, permissions: Collection[str]
     ) -> Answer:
         """Decide one request; every unreadable part of it is a denial, never an exception."""
-        asked = tuple(sorted(permissions))
+        asked = tuple(sorted(set(permissions)))
         try:
             source, other = self._context(subject), self._context(target)
         except UnknownLabel as error:
             return self._deny("LABEL-UNKNOWN", error.message)
         known = self._classes.get(tclass)
-        if known is None or not asked or not set(asked) <= set(known.permissions) - {""}:
-            return self._unknown(known, source, other, tclass, asked)
-        allowed = self._server.vectors(source, other, known.value).allowed
-        granted = tuple(name for name in asked if known.vector(frozenset({name})) & allowed)
+        if known is None or not asked:
+            return self._unknown(known, tclass, asked, asked)
+        names = set(known.permissions) - {""}
+        lacking = tuple(name for name in asked if name not in names)
+        unknown = self._unknown(known, tclass, asked, lacking) if lacking else None
+        if unknown and (not unknown.allowed or lacking == asked):
+            return unknown
+        vectors = self._server.vectors(source, other, known.value)
+
+        def within(vector: int) -> tuple[str, ...]:
+            return tuple(n for n in asked if n in names and known.vector(frozenset({n})) & vector)
+
+        granted = tuple(sorted({*lacking, *within(vectors.allowed)}))
+        permissive = self._server.permissive(source.type)
         if granted == asked:
-            return self._reasons.allowed(source, other, known, asked)
-        answer = self._reasons.denied(source, other, known, asked, granted)
-        if not self._server.permissive(source.type):
-            return answer
+            answer = unknown or self._reasons.allowed(source, other, known, asked)
+        else:
+            answer = self._reasons.denied(source, other, known, asked, granted)
+            if permissive:
+                answer = self._let_pass(answer, source)
+        return msgspec.structs.replace(
+            answer,
+            auditallow=within(vectors.auditallow),
+            dontaudit=within(vectors.dontaudit),
+            permissive=permissive,
+            contexts=(self._contexts.text(source), self._contexts.text(other)),
+        )
+
+    def _let_pass(self, refusal: Answer, source: Context) -> Answer:
         name = self._policy.type_name(source.type)
-        reason = f"{name} is permissive; otherwise: {answer.reason}"
-        return Answer(MODULE, True, "TYPE-PERMISSIVE", reason, answer.rule, asked)
+        reason = f"{name} is permissive; otherwise: {refusal.reason}"
+        return msgspec.structs.replace(refusal, allowed=True, code="TYPE-PERMISSIVE", reason=reason)
 
     def vectors(self, subject: str, target: str, tclass: str) -> Vectors:
         """Return the vectors of a class for two contexts.
@@ -203,26 +225,17 @@ class FlaskModule:
     def _unknown(
         self,
         known: PolicyClass | None,
-        source: Context,
-        target: Context,
         tclass: str,
         asked: tuple[str, ...],
+        lacking: tuple[str, ...],
     ) -> Answer:
         if not asked:
             return self._deny("PERMISSION-UNKNOWN", f"class {tclass}: nothing asked")
-        names = set(known.permissions) - {""} if known else set()
-        lacking = [name for name in asked if name not in names]
         what = f"permission {', '.join(lacking)} in class {tclass}" if known else f"class {tclass}"
         reason = f"the policy has no {what}"
         code = "PERMISSION-UNKNOWN" if known else "CLASS-UNKNOWN"
         if self._policy.flavour == "xen" or self._policy.handle_unknown != "allow":
             return self._deny(code, reason)
-        if known and len(lacking) < len(asked):
-            rest = tuple(name for name in asked if name in names)
-            allowed = self._server.vectors(source, target, known.value).allowed
-            granted = tuple(n for n in rest if known.vector(frozenset({n})) & allowed)
-            if granted != rest and not self._server.permissive(source.type):
-                return self._reasons.denied(source, target, known, rest, granted)
         rule = Rule("handle_unknown = allow", self._policy.file)
         return Answer(
             MODULE, True, code, f"{reason}, and it allows what it does not know", rule, asked
