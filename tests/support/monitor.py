@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Collection, Mapping
 
 from skerry.channel.stream import StreamBridges
-from skerry.errors import AuditUnavailable, MachineError
+from skerry.errors import AuditUnavailable, MachineError, StaleGeneration, UnknownLabel
 from skerry.label import Label
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Exit, Kind
 from skerry.xsm.request import Answer, Decision, Request, Verdict
+from skerry.xsm.stack import Stack
 
 
 def label(text: str) -> Label:
@@ -30,9 +31,30 @@ class ToyDecider:
         self.generation = 1
         self.allowed: set[frozenset[str]] = set()
         self.conflicts: set[frozenset[str]] = set()
+        self.unknown: set[str] = set()
         self.gate: asyncio.Event | None = None
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.touched: list[tuple[str, str]] = []
+
+    def candidate(self, stack: Stack) -> ToyDecider:
+        """Return a decider of the next generation, to be given its rules."""
+        other = ToyDecider()
+        other.generation = self.generation + 1
+        return other
+
+    def install(self, candidate: ToyDecider) -> int:
+        """Take over a candidate's rules."""
+        if candidate.generation != self.generation + 1:
+            raise StaleGeneration("another came first")
+        self.allowed, self.conflicts = candidate.allowed, candidate.conflicts
+        self.unknown, self.generation = candidate.unknown, candidate.generation
+        return self.generation
+
+    def carry(self, label: Label) -> Label:
+        """Return the label, unless it is in `unknown`."""
+        if str(label) in self.unknown:
+            raise UnknownLabel(f"no label {label}")
+        return label
 
     def load(self, allowed: Collection[frozenset[str]]) -> None:
         """Bring other rules into force."""

@@ -11,7 +11,8 @@ from skerry.errors import LimitReached, WireError
 from skerry.monitor.domain import State
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
-from skerry.policy.load import module_info
+from skerry.policy.load import MAX_POLICY_BYTES, module_info
+from skerry.policy.update import with_booleans, with_policy
 from skerry.wire import control as wire
 
 _T = TypeVar("_T")
@@ -40,6 +41,13 @@ class Calls:
                 return await node.channels(operator)
             case wire.PolicyShow():
                 return self._policy()
+            case wire.PolicyLoad():
+                return await self._load(call, session)
+            case wire.SetBooleans(values, evict, dry_run):
+                change = with_booleans(node.setup.stack, values)
+                return await node.load(
+                    "policy_setbool", operator, change, evict=evict, dry_run=dry_run
+                )
             case wire.Start(domain):
                 return await self._start(session, domain)
             case wire.Stop(domain, deadline_s):
@@ -74,6 +82,14 @@ class Calls:
             "modules": [module_info(module) for module in stack.modules],
         }
 
+    async def _load(self, call: wire.PolicyLoad, session: Session) -> dict[str, object]:
+        untrusted = await _collect(session, MAX_POLICY_BYTES, "give it in a shorter form")
+        stack = self._node.setup.stack
+        change = await asyncio.to_thread(with_policy, stack, untrusted, call.file)
+        return await self._node.load(
+            "policy_load", session.operator, change, evict=call.evict, dry_run=call.dry_run
+        )
+
     async def _start(self, session: Session, name: str) -> dict[str, object]:
         started = await self._node.start(session.operator, name)
         refused = [
@@ -97,7 +113,9 @@ class Calls:
         domain = monitor.domain(call.domain)
         domain.require({State.RUNNING}, "run a command in it")
         # All input first: nothing may come between the answer and the session that it opens.
-        stdin = await _stdin(session) if call.stdin else b""
+        stdin = b""
+        if call.stdin:
+            stdin = await _collect(session, MAX_STDIN, "send larger data over a channel")
         await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
         domain.require({State.RUNNING}, "run a command in it")
 
@@ -106,7 +124,7 @@ class Calls:
             await self._node.answered(call.domain, call.wait_s)
             return await guest.agent.run(call.argv, stdin=stdin, output=session.output)
 
-        code = await self._session(call.domain, work(), session.gone())
+        code = await self._session(call.domain, "domain_exec", session, work(), session.gone())
         return {"exit_code": code}
 
     async def _console(self, call: wire.Console, session: Session) -> None:
@@ -134,19 +152,25 @@ class Calls:
                 console.write(keys)
 
         try:
-            await self._session(call.domain, show(), type_in())
+            await self._session(call.domain, "domain_console", session, show(), type_in())
         finally:
             reading.close()
 
     async def _session(
-        self, name: str, work: Coroutine[Any, Any, _T], client: Coroutine[Any, Any, None]
+        self,
+        name: str,
+        hook: str,
+        session: Session,
+        work: Coroutine[Any, Any, _T],
+        client: Coroutine[Any, Any, None],
     ) -> _T:
         """Do the work until it is done, the session is cut, or `client` ends: it has gone.
 
         Awaited without a step between it and the grant, it is open before a relabel can come.
         """
         try:
-            return await self._node.sessions.run(name, _while_here(work, client))
+            doing = _while_here(work, client)
+            return await self._node.sessions.run(name, hook, session.operator, doing)
         finally:
             work.close()
             client.close()
@@ -167,16 +191,13 @@ async def _while_here(work: Coroutine[Any, Any, _T], client: Coroutine[Any, Any,
         await asyncio.gather(gone, doing, return_exceptions=True)
 
 
-async def _stdin(session: Session) -> bytes:
-    """Collect a command's standard input up to its end. Raises `LimitReached`."""
-    stdin = bytearray()
-    async for untrusted in session.inputs():
-        if not untrusted:
+async def _collect(session: Session, most: int, fix: str) -> bytes:
+    """Collect what a client sends after its call, up to its end. Raises `LimitReached`."""
+    untrusted = bytearray()
+    async for piece in session.inputs():
+        if not piece:
             break
-        stdin += untrusted
-        if len(stdin) > MAX_STDIN:
-            raise LimitReached(
-                f"standard input is over the limit of {MAX_STDIN} bytes",
-                fix="send larger data over a channel",
-            )
-    return bytes(stdin)
+        untrusted += piece
+        if len(untrusted) > most:
+            raise LimitReached(f"the input is over the limit of {most} bytes", fix=fix)
+    return bytes(untrusted)

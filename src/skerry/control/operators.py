@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from skerry.errors import Denied
 from skerry.label import Label
@@ -24,20 +24,20 @@ def peer_uid(sock: socket.socket) -> int:
 
 
 class Operators:
-    """The map from uid to label, fixed when the node starts."""
+    """The map from uid to label, fixed when the node starts; a load may rename its labels."""
 
-    def __init__(self, labels: Mapping[int, Label]) -> None:
-        self._labels = dict(labels)
+    def __init__(self, labels: Callable[[], Mapping[int, Label]]) -> None:
+        self._labels = labels
 
     @property
     def uids(self) -> frozenset[int]:
         """The uids that may call at all."""
-        return frozenset(self._labels)
+        return frozenset(self._labels())
 
     def label(self, uid: int) -> Label:
         """Return the operator's label. Raises `Denied` for a uid that is not in the map."""
         try:
-            return self._labels[uid]
+            return self._labels()[uid]
         except KeyError:
             raise Denied(
                 f"uid {uid} is not an operator of this node",

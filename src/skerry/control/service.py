@@ -156,7 +156,7 @@ async def _serve(node: Node, report: Reporter, stop: asyncio.Event) -> None:
     """Listen, bring the system up, wait until it is to end, and end it."""
     calls = Calls(node)
     path = paths.make_shared(paths.run_dir()) / paths.control_socket().name
-    server = ControlServer(path, Operators(node.setup.operators), calls.handle)
+    server = ControlServer(path, Operators(lambda: node.setup.operators), calls.handle)
     await server.listen(os.getuid())
     try:
         await _stand(node, report, stop, calls)

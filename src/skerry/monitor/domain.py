@@ -42,13 +42,14 @@ class Domain:
 
     `admitted` is true from the Chinese Wall's yes until the machine has ended: only then does the
     label count as running. `gone` is set once the end was noted. `since` is the clock's time of
-    the last change of state, in seconds.
+    the last change of state, `started` that of the start that was asked for, in seconds.
     """
 
     def __init__(self, name: str, label: Label, now: float) -> None:
         self.name = name
         self.label = label
         self.since = now
+        self.started = now
         self.admitted = False
         self.machine: Machine | None = None
         self.end: Exit | None = None

@@ -13,7 +13,7 @@ import msgspec
 
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
-from skerry.monitor.protocols import AuditLog, Decider
+from skerry.monitor.protocols import AuditLog, Decider, Judge
 from skerry.xsm.explain import Explanation, Refused, explain
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
@@ -89,25 +89,8 @@ class Mediator:
         return denied
 
     async def judge(self, hook: str, parties: Parties, running: tuple[Label, ...] = ()) -> Verdict:
-        """Return the verdict of a hook with its Chinese Wall question; nothing is recorded."""
-        verdict = await self.decider.decide(hook, parties)
-        admission = HOOKS[hook].admission
-        if not verdict.allowed or not admission:
-            return verdict
-        if admission == "start":
-            label = parties.get("new", parties["domain"])
-            wall = await self.decider.admit(label, running)
-            if wall.allowed and "new" in parties:  # the domain's memory crosses with it
-                wall = await self.decider.admit_bind(parties["domain"], label)
-        else:
-            wall = await self.decider.admit_bind(parties["source"], parties["sink"])
-        return Verdict(
-            hook,
-            wall.allowed,
-            verdict.decisions,
-            wall.admission,
-            min(verdict.generation, wall.generation),
-        )
+        """Return the verdict of the policy in force; nothing is recorded."""
+        return await judge(self.decider, hook, parties, running)
 
     async def _touch(self, hook: str, parties: Parties) -> None:
         admission = HOOKS[hook].admission
@@ -135,6 +118,30 @@ class Mediator:
         """Record a denial that no module decided: a limit, a missing layer, a transport."""
         why = {"code": error.code, "sentence": error.message}
         self.audit.note("deny", {"hook": hook, **about, "why": why})
+
+
+async def judge(
+    policy: Judge, hook: str, parties: Parties, running: tuple[Label, ...] = ()
+) -> Verdict:
+    """Return a policy's verdict of a hook with its Chinese Wall question; nothing is recorded."""
+    verdict = await policy.decide(hook, parties)
+    admission = HOOKS[hook].admission
+    if not verdict.allowed or not admission:
+        return verdict
+    if admission == "start":
+        label = parties.get("new", parties["domain"])
+        wall = await policy.admit(label, running)
+        if wall.allowed and "new" in parties:  # the domain's memory crosses with it
+            wall = await policy.admit_bind(parties["domain"], label)
+    else:
+        wall = await policy.admit_bind(parties["source"], parties["sink"])
+    return Verdict(
+        hook,
+        wall.allowed,
+        verdict.decisions,
+        wall.admission,
+        min(verdict.generation, wall.generation),
+    )
 
 
 def explain_for(verdict: Verdict, parties: Parties) -> Explanation:

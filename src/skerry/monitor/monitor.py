@@ -1,4 +1,4 @@
-"""The reference monitor: domains, bind, cut, relabel.
+"""The reference monitor: domains, bind, cut, relabel, and changes of policy.
 
 Giving authority goes through `Mediator.permit`; taking it away (`cut`, `stop`, `kill`) never asks,
 takes effect first and is recorded after. All methods run on one event loop; what stands between
@@ -18,7 +18,16 @@ from skerry.label import Label
 from skerry.monitor.domain import ALIVE, Domain, State, end_of
 from skerry.monitor.ends import Detaching, lent
 from skerry.monitor.mediate import MAX_TRIES, Grant, Mediator
-from skerry.monitor.protocols import AuditLog, Bridges, Decider, Exit, Kind, Machine
+from skerry.monitor.protocols import (
+    AuditLog,
+    Bridges,
+    Candidate,
+    Decider,
+    Exit,
+    Kind,
+    Machine,
+)
+from skerry.monitor.revise import EvictionNeeded, Fall, Fallen, Loaded, Standing, find_fall
 from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
 
 MAX_DOMAINS = 1_000
@@ -397,6 +406,99 @@ class Monitor:
             return Relabelled(grant.record, kept, cut)
         raise StaleGeneration(f"domain {name} kept changing while it was relabelled", fix="retry")
 
+    async def load(
+        self,
+        hook: str,
+        operator: Label,
+        security: Label,
+        candidate: Candidate,
+        about: Mapping[str, object],
+        *,
+        evict: bool = False,
+        dry_run: bool = False,
+    ) -> Loaded:
+        """Bring a policy into force and end at once what it does not allow.
+
+        `hook` is asked of the policy in force, with the policy itself (`security`) as target. When
+        this returns, no byte crosses a channel that the new policy refuses. Domains whose label it
+        lacks, or that it lets not run beside each other, are ended with `evict` and otherwise
+        raise `EvictionNeeded`. A dry run only says what would happen.
+        """
+        parties = {"operator": operator, "security": security}
+        async with self._admission:
+            for _ in range(MAX_TRIES):
+                grant = await self.mediator.permit(hook, lambda: parties, about)
+                standing = self._standing()
+                fall = await find_fall(candidate, standing)
+                if (
+                    self._standing() == standing
+                    and self.mediator.decider.generation == grant.generation
+                ):
+                    break
+            else:
+                raise StaleGeneration("domains and channels kept changing", fix="try again")
+            loaded = _loaded(grant.record, candidate.generation, fall)
+            if dry_run:
+                return loaded
+            if loaded.evicted and not evict:
+                error = EvictionNeeded(loaded.evicted)
+                self._audit.note("not-loaded", {"record": grant.record, "reason": str(error)})
+                raise error
+            try:
+                self._install(candidate, fall)
+            except Denied as error:
+                self.mediator.failed(hook, error, undone=grant.record)
+                raise
+        await self._remember(fall)
+        await self.settle()
+        for domain in fall.domains:
+            await domain.gone.wait()
+        return loaded
+
+    def _standing(self) -> Standing:
+        domains = sorted(self.domains.values(), key=lambda domain: domain.started)
+        return Standing(
+            tuple(channel for channel in self.channels if channel.phase is Phase.LIVE),
+            tuple((domain, domain.label) for domain in domains if domain.admitted),
+        )
+
+    def _install(self, candidate: Candidate, fall: Fall) -> None:
+        """Raise the generation and take everything away that falls, in one step."""
+        generation = self.mediator.decider.install(candidate)
+        for channel, why in fall.channels.items():
+            self._cut(channel, f"the policy of generation {generation} refuses it: {why}")
+        for domain, label in fall.labels.items():
+            domain.label = label
+        for domain, why in fall.domains.items():
+            if domain.state is not State.ENDED:
+                self.kill(domain.name)
+            self._audit.note("evicted", {"domain": domain.name, "why": why})
+        self._audit.note(
+            "loaded",
+            {
+                "generation": generation,
+                "cut": len(fall.channels),
+                "kept": len(fall.kept),
+                "evicted": [domain.name for domain in fall.domains],
+            },
+        )
+
+    async def _remember(self, fall: Fall) -> None:
+        """Let what goes on count in the new policy's walls; what can't be remembered is cut."""
+        pairs = {(label, label) for label in fall.labels.values()}
+        pairs |= {(c.source.label, c.sink.label) for c in fall.kept}
+        for pair in sorted(pairs):
+            try:
+                await self.mediator.decider.touch(*pair)
+            except Exception as error:
+                why = f"what it exchanged can't be remembered: {error}"
+                for channel in self.channels:
+                    if channel.phase is Phase.LIVE and {
+                        channel.source.label,
+                        channel.sink.label,
+                    } & set(pair):
+                        self._cut(channel, why)
+
     async def _refused_under(
         self, channels: Collection[Channel], domain: Domain, new: Label
     ) -> list[Channel]:
@@ -417,3 +519,13 @@ class Monitor:
             if not allowed:
                 refused.append(channel)
         return refused
+
+
+def _loaded(record: int, generation: int, fall: Fall) -> Loaded:
+    return Loaded(
+        record,
+        generation,
+        tuple(Fallen(channel.number, why) for channel, why in fall.channels.items()),
+        tuple(Fallen(domain.name, why) for domain, why in fall.domains.items()),
+        tuple(channel.number for channel in fall.kept),
+    )

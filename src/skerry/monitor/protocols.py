@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from skerry.label import Label
 from skerry.xsm.request import Verdict
+from skerry.xsm.stack import Stack
 
 Kind = Literal["stream", "link", "memory"]
 Side = Literal["source", "sink"]
@@ -89,12 +90,12 @@ class Bridges(Protocol):
         """Make a bridge. Raises `TransportError` or `LimitReached`; then nothing was made."""
 
 
-class Decider(Protocol):
-    """The policy manager as the monitor sees it. Any failure raises a `Denied`."""
+class Judge(Protocol):
+    """Answers for one policy. Any failure raises a `Denied`."""
 
     @property
     def generation(self) -> int:
-        """The number of the policy in force; rises by one with each change."""
+        """The number of the policy; rises by one with each change."""
 
     async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
         """Decide a hook for these parties (role → label), without the Chinese Wall."""
@@ -104,6 +105,26 @@ class Decider(Protocol):
 
     async def admit_bind(self, one: Label, other: Label) -> Verdict:
         """Decide the history question for an exchange between two labels."""
+
+
+class Candidate(Judge, Protocol):
+    """A policy that could come into force next."""
+
+    def carry(self, label: Label) -> Label:
+        """Return what a label in force is called under this policy. Raises `UnknownLabel`."""
+
+
+class Decider(Judge, Protocol):
+    """The policy manager as the monitor sees it: it answers for the policy in force."""
+
+    def candidate(self, stack: Stack) -> Candidate:
+        """Return a policy that could come into force next: it answers, but decides nothing."""
+
+    def install(self, candidate: Any) -> int:
+        """Bring a candidate of this manager's into force; returns its generation, never waits.
+
+        Raises `StaleGeneration` if it does not follow the one in force.
+        """
 
     async def touch(self, one: Label, other: Label) -> None:
         """Remember, durably, that the two exchanged information. The same label twice: a start."""

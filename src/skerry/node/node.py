@@ -23,6 +23,7 @@ from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec, DomainSpec
 from skerry.xsm.explain import explain_error
+from skerry.xsm.stack import Stack
 
 Report = Callable[[Mapping[str, object]], None]
 """Takes one event of a start (an object with `event`) and shows or drops it."""
@@ -176,6 +177,92 @@ class Node:
             "cut": done.cut,
         }
 
+    async def load(
+        self,
+        hook: str,
+        operator: Label,
+        stack: Stack,
+        *,
+        evict: bool = False,
+        dry_run: bool = False,
+    ) -> dict[str, object]:
+        """Bring another stack into force, or say what that would do (see `Monitor.load`)."""
+        began = self._clock()
+        monitor, old = self.monitor, self.setup.stack
+        candidate = monitor.mediator.decider.candidate(stack)
+        lost = self._operators_without(stack)
+        if operator in lost.values():
+            raise StateError(
+                f"your own label {operator} is none of this policy's, so you could not go back",
+                fix="give the policy that label, or let another operator load it",
+            )
+        if lost and not evict and not dry_run:
+            shown = ", ".join(f"uid {uid} ({label})" for uid, label in lost.items())
+            raise StateError(
+                f"under this policy operators have no label: {shown}",
+                fix="--evict shuts them out",
+            )
+        security = Label(tuple((name, "security") for name in sorted(old.names)))
+        about = {"policy": stack.digest, "evict": evict, "dry_run": dry_run}
+        done = await monitor.load(
+            hook, operator, security, candidate, about, evict=evict, dry_run=dry_run
+        )
+        cut = 0
+        if not dry_run:
+            self.setup = self._carried(stack)
+            cut = await self._judge_sessions()
+        return {
+            "dry_run": dry_run,
+            "generation": done.generation,
+            "record": done.record,
+            "policy": stack.digest,
+            "cut": [{"channel": fallen.what, "why": fallen.why} for fallen in done.cut],
+            "evicted": [{"domain": fallen.what, "why": fallen.why} for fallen in done.evicted],
+            "operators": {str(uid): str(label) for uid, label in lost.items()},
+            "kept": len(done.kept),
+            "sessions_cut": cut,
+            "seconds": self._clock() - began,
+        }
+
+    def _operators_without(self, stack: Stack) -> dict[int, Label]:
+        """Return the operators whose label a policy lacks."""
+        return {
+            uid: label
+            for uid, label in self.setup.operators.items()
+            if _carry(stack, label) is None
+        }
+
+    def _carried(self, stack: Stack) -> Setup:
+        """Return the setup under a policy; a label that it lacks stays, and is refused."""
+
+        def carried(label: Label) -> Label:
+            return _carry(stack, label) or label
+
+        setup = self.setup
+        return msgspec.structs.replace(
+            setup,
+            stack=stack,
+            labels={name: carried(label) for name, label in setup.labels.items()},
+            operators={uid: carried(label) for uid, label in setup.operators.items()},
+            owner=carried(setup.owner),
+        )
+
+    async def _judge_sessions(self) -> int:
+        """End the open sessions that the policy in force refuses; return how many."""
+        cut = 0
+        for session in self.sessions:
+            try:
+                domain = self.monitor.domain(session.domain)
+                parties = {"operator": session.operator, "domain": domain.label}
+                verdict = await self.monitor.mediator.judge(session.hook, parties)
+                allowed = verdict.allowed
+            except SkerryError:
+                allowed = False
+            if not allowed:
+                session.end("the policy changed")
+                cut += 1
+        return cut
+
     async def down(self, deadline_s: float) -> list[str]:
         """Stop every domain at once, cleanly where the guest does it in time; name them."""
 
@@ -266,6 +353,14 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "record": channel.record,
         "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
     }
+
+
+def _carry(stack: Stack, label: Label) -> Label | None:
+    """Return what a label is called under a policy, None if that has no such label."""
+    try:
+        return stack.carry(label)
+    except Denied:
+        return None
 
 
 def _refusal(what: str, error: SkerryError) -> Refusal:

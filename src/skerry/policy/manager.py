@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from skerry.errors import DeciderUnavailable, Denied
+from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
 from skerry.policy.history import HistoryStore
 from skerry.xsm.cache import Avc
@@ -24,49 +24,33 @@ from skerry.xsm.stack import History, Stack
 _T = TypeVar("_T")
 
 
-class PolicyManager:
-    """The security server in process: stack, cache, generation and standing history."""
+class Candidate:
+    """One stack of modules at one generation, with a cache of its own."""
 
-    def __init__(self, stack: Stack, store: HistoryStore, generation: int = 1) -> None:
-        """Begin with this generation. Raises `PolicyError` if the history kept is damaged."""
-        self._stack = stack
-        self._store = store
-        self._history: History = store.load()
-        self._saved = self._history
-        self._generation = generation
-        self._cache = Avc()
-        self._saving = asyncio.Lock()
+    def __init__(
+        self,
+        stack: Stack,
+        generation: int,
+        history: Callable[[], History],
+        cache: Avc | None = None,
+    ) -> None:
+        self.stack = stack
+        self.generation = generation
+        self.cache = cache or Avc()
+        self._history = history
 
-    @property
-    def generation(self) -> int:
-        """The number of the policy in force."""
-        return self._generation
-
-    @property
-    def stack(self) -> Stack:
-        """The modules in force."""
-        return self._stack
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 over the digests of the modules in force."""
-        return self._stack.digest
-
-    def load(self, stack: Stack) -> int:
-        """Bring another stack into force and return the new generation."""
-        self._stack = stack
-        self._generation += 1
-        self._cache.flush(self._generation)
-        return self._generation
+    def carry(self, label: Label) -> Label:
+        """Return what a label of the policy before is called here. Raises `UnknownLabel`."""
+        return self.stack.carry(label)
 
     def decide_request(self, request: Request, *, cached: bool = True) -> Decision:
         """Decide one request, from the cache where that may be. Never raises."""
         if not cached:
-            return self._stack.decide(request, self._generation)
-        decision = self._cache.get(request, self._generation)
+            return self.stack.decide(request, self.generation)
+        decision = self.cache.get(request, self.generation)
         if decision is None:
-            decision = self._stack.decide(request, self._generation)
-            self._cache.put(decision)
+            decision = self.stack.decide(request, self.generation)
+            self.cache.put(decision)
         return decision
 
     async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
@@ -74,24 +58,94 @@ class PolicyManager:
 
         def ask() -> Verdict:
             entry = HOOKS[hook]
-            requests = expand(entry, parties, self._stack.transition)
+            requests = expand(entry, parties, self.stack.transition)
             decisions = tuple(self.decide_request(r, cached=entry.cached) for r in requests)
             allowed = bool(decisions) and all(decision.allowed for decision in decisions)
-            return Verdict(hook, allowed, decisions, (), self._generation)
+            return Verdict(hook, allowed, decisions, (), self.generation)
 
         return _guarded(ask)
 
     async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
         """Decide the Chinese Wall question for a start beside these running domains."""
         return _guarded(
-            lambda: self._admission("start", self._stack.admit(label, running, self._history))
+            lambda: self._admission("start", self.stack.admit(label, running, self._history()))
         )
 
     async def admit_bind(self, one: Label, other: Label) -> Verdict:
         """Decide the history question for an exchange between two labels."""
-        return _guarded(
-            lambda: self._admission("bind", self._stack.admit_bind(one, other, self._history))
+        return _guarded(lambda: self.bind_verdict(one, other))
+
+    def bind_verdict(self, one: Label, other: Label) -> Verdict:
+        """Return the verdict of `admit_bind` at once."""
+        return self._admission("bind", self.stack.admit_bind(one, other, self._history()))
+
+    def _admission(self, what: str, answers: tuple[Answer, ...]) -> Verdict:
+        allowed = bool(answers) and all(answer.allowed for answer in answers)
+        return Verdict(f"admit_{what}", allowed, (), answers, self.generation)
+
+
+class PolicyManager:
+    """The security server in process: stack, cache, generation and standing history."""
+
+    def __init__(self, stack: Stack, store: HistoryStore, generation: int = 1) -> None:
+        """Begin with this generation. Raises `PolicyError` if the history kept is damaged."""
+        self._store = store
+        self._history: History = store.load()
+        self._saved = self._history
+        self._in_force = Candidate(stack, generation, lambda: self._history)
+        self._saving = asyncio.Lock()
+
+    @property
+    def generation(self) -> int:
+        """The number of the policy in force."""
+        return self._in_force.generation
+
+    @property
+    def stack(self) -> Stack:
+        """The modules in force."""
+        return self._in_force.stack
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over the digests of the modules in force."""
+        return self.stack.digest
+
+    def candidate(self, stack: Stack) -> Candidate:
+        """Return a policy that could come into force next: it answers, but decides nothing."""
+        return Candidate(stack, self.generation + 1, lambda: stack.carry_history(self._history))
+
+    def install(self, candidate: Candidate) -> int:
+        """Bring a candidate into force and return the new generation.
+
+        Raises `StaleGeneration` if another one came before it.
+        """
+        if candidate.generation != self.generation + 1:
+            raise StaleGeneration("another policy came into force meanwhile", fix="try again")
+        self._history = candidate.stack.carry_history(self._history)
+        self._in_force = Candidate(
+            candidate.stack, candidate.generation, lambda: self._history, candidate.cache
         )
+        return candidate.generation
+
+    def load(self, stack: Stack) -> int:
+        """Bring another stack into force at once and return the new generation."""
+        return self.install(self.candidate(stack))
+
+    def decide_request(self, request: Request, *, cached: bool = True) -> Decision:
+        """Decide one request, from the cache where that may be. Never raises."""
+        return self._in_force.decide_request(request, cached=cached)
+
+    async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
+        """Decide a hook for these parties, without the Chinese Wall. Raises only `Denied`."""
+        return await self._in_force.decide(hook, parties)
+
+    async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
+        """Decide the Chinese Wall question for a start beside these running domains."""
+        return await self._in_force.admit(label, running)
+
+    async def admit_bind(self, one: Label, other: Label) -> Verdict:
+        """Decide the history question for an exchange between two labels."""
+        return await self._in_force.admit_bind(one, other)
 
     async def touch(self, one: Label, other: Label) -> None:
         """Remember, durably, that the two exchanged information. The same label twice: a start.
@@ -101,10 +155,10 @@ class PolicyManager:
         """
 
         def remember() -> None:
-            verdict = self._admission("bind", self._stack.admit_bind(one, other, self._history))
+            verdict = self._in_force.bind_verdict(one, other)
             if not verdict.allowed:
                 raise refuse(verdict, subject=one, target=other)
-            self._history = self._stack.touch(one, other, self._history)
+            self._history = self.stack.touch(one, other, self._history)
 
         _guarded(remember)
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
@@ -127,10 +181,6 @@ class PolicyManager:
                 f"the Chinese Wall history can't be saved: {error}", fix="free the disk"
             ) from error
         self._saved = saving
-
-    def _admission(self, what: str, answers: tuple[Answer, ...]) -> Verdict:
-        allowed = bool(answers) and all(answer.allowed for answer in answers)
-        return Verdict(f"admit_{what}", allowed, (), answers, self._generation)
 
 
 def _guarded(ask: Callable[[], _T]) -> _T:

@@ -34,7 +34,7 @@ Port = Annotated[str, Meta(pattern=PORT)]
 """A port's name as in the system file, or nothing."""
 
 MAX_ARGUMENTS = 256
-"""Most words of a command given to `exec`."""
+"""Most words of a command given to `exec`, and most booleans set in one call."""
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
@@ -51,6 +51,22 @@ class Channels(_Message, frozen=True, tag="channels"):
 
 class PolicyShow(_Message, frozen=True, tag="policy-show"):
     """Show the policy in force."""
+
+
+class PolicyLoad(_Message, frozen=True, tag="policy-load"):
+    """Bring a policy into force; `Input` carries the file, an empty one ends it."""
+
+    file: Text
+    evict: bool = False
+    dry_run: bool = False
+
+
+class SetBooleans(_Message, frozen=True, tag="set-booleans"):
+    """Set booleans of the policy in force, as a load."""
+
+    values: Annotated[dict[Text, bool], Meta(min_length=1, max_length=MAX_ARGUMENTS)]
+    evict: bool = False
+    dry_run: bool = False
 
 
 class Start(_Message, frozen=True, tag="start"):
@@ -129,8 +145,8 @@ class Down(_Message, frozen=True, tag="down"):
 
 
 Call = (
-    Ps | Channels | PolicyShow | Start | Stop | Kill | Pause | Resume | Relabel | Connect | Cut
-    | Exec | Console | Down
+    Ps | Channels | PolicyShow | PolicyLoad | SetBooleans | Start | Stop | Kill | Pause
+    | Resume | Relabel | Connect | Cut | Exec | Console | Down
 )  # fmt: skip
 
 

@@ -42,6 +42,12 @@ class SecurityModule(Protocol):
         `tclass` is `domain` for a subject label or `resource` for a resource label.
         """
 
+    def carry(self, text: str) -> str:
+        """Return what a label of the policy before is called under this one.
+
+        Raises `UnknownLabel` if this policy has neither it nor a label that was renamed from it.
+        """
+
     def labels(self) -> Sequence[str]:
         """All subject labels that can be listed, in the policy's order; for messages and `show`."""
 

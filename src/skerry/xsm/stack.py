@@ -45,6 +45,31 @@ class Stack:
             module.check_label(label.of(module.name), tclass)
         return label
 
+    def carry(self, label: Label) -> Label:
+        """Return what a label of the policy before is called under this one.
+
+        Raises `UnknownLabel` if a module knows it no more, or the label has no part for it.
+        """
+        return Label(tuple((m.name, m.carry(label.of(m.name))) for m in self._sorted()))
+
+    def carry_history(self, history: History) -> History:
+        """Return a history under this policy: a renamed label has touched what its old one did.
+
+        Entries under old names stay: a history only grows.
+        """
+        carried = dict(history)
+        for module in self.modules:
+            entries = dict(history.get(module.name, {}))
+            for text, touched in history.get(module.name, {}).items():
+                try:
+                    name = module.carry(text)
+                except Denied:
+                    continue
+                entries[name] = entries.get(name, frozenset()) | touched
+            if entries != history.get(module.name, {}):
+                carried[module.name] = entries
+        return carried if carried != history else history
+
     def decide(self, request: Request, generation: int) -> Decision:
         """Ask every module. Never raises."""
 
@@ -93,7 +118,7 @@ class Stack:
             return Label(
                 tuple(
                     (m.name, m.transition(subject.of(m.name), target.of(m.name), tclass))
-                    for m in sorted(self.modules, key=lambda module: module.name)
+                    for m in self._sorted()
                 )
             )
         except Denied:
@@ -113,6 +138,9 @@ class Stack:
             if new:
                 changes[module.name] = {**touched, **new}
         return {**history, **changes} if changes else history
+
+    def _sorted(self) -> Sequence[SecurityModule]:
+        return sorted(self.modules, key=lambda module: module.name)
 
 
 def _answer(module: SecurityModule, ask: Callable[[SecurityModule], Answer]) -> Answer:

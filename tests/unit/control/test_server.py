@@ -41,7 +41,7 @@ class Service:
     def __init__(self, path: Path, uid: int) -> None:
         self.path = path
         self.calls: list[Call] = []
-        self.server = ControlServer(path, Operators({uid: OPERATOR}), self.handle)
+        self.server = ControlServer(path, Operators(lambda: {uid: OPERATOR}), self.handle)
 
     async def handle(self, call: Call, session: Session) -> object:
         """Answer by the kind of the call."""
@@ -212,7 +212,7 @@ def test_one_operator_at_the_limit_keeps_no_other_out(monkeypatch: pytest.Monkey
 
     async def scene(service: Service) -> None:
         both = dict.fromkeys((os.getuid(), os.getuid() + 1), OPERATOR)
-        service.server._operators = Operators(both)
+        service.server._operators = Operators(lambda: both)
         _, held = await asyncio.open_unix_connection(service.path)
         await asyncio.sleep(0.01)
         assert await service.alive()

@@ -86,6 +86,15 @@ class AcmModule:
                 self._unknown(text, kind), fix="see `skerry policy show` for the labels"
             )
 
+    def carry(self, text: str) -> str:
+        """Return the label, or the one that was renamed from it (`from`, as in sHype)."""
+        if text in self._domains:
+            return text
+        renamed = [label.name for label in self._policy.labels if label.from_ == text]
+        if len(renamed) != 1:
+            raise UnknownLabel(self._unknown(text, "domains"))
+        return renamed[0]
+
     def labels(self) -> tuple[str, ...]:
         """Return the labels for domains in the policy's order."""
         return tuple(self._domains)

@@ -100,6 +100,11 @@ class FlaskModule:
         """Raise `UnknownLabel` unless the policy allows this context."""
         self._context(text)
 
+    def carry(self, text: str) -> str:
+        """Return the context if this policy allows it; a policy renames nothing."""
+        self._context(text)
+        return text
+
     def labels(self) -> tuple[str, ...]:
         """Return contexts for domains: each domain type with the roles and users it may have.
 

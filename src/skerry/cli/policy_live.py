@@ -1,0 +1,94 @@
+"""`skerry policy load` and `set-boolean`: another policy for the running node.
+
+The file is read here, with the rights of who types, and sent; the node reads no path for anybody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skerry.cli.common import json_option
+from skerry.wire.control import PolicyLoad, SetBooleans
+from skerry.wire.escape import escape
+
+_CHUNK = 60_000
+
+evict_option = click.option(
+    "--evict", is_flag=True, help="Stop the domains that the new policy has no place for."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would fall.")
+
+
+@click.command()
+@click.argument("file")
+@dry_run_option
+@evict_option
+@json_option
+def load(file: str, dry_run: bool, evict: bool, as_json: bool) -> None:
+    """Bring the policy FILE into force in place of the module's old one.
+
+    What it refuses is cut before this returns. It holds until the node ends: `up` reads the
+    system file's own.
+    """
+    from skerry.control.client import Client
+    from skerry.node.paths import control_socket
+    from skerry.policy.load import policy_bytes
+    from skerry.wire.control import Input
+
+    content = policy_bytes(file)
+    client = Client(control_socket())
+    client.send(PolicyLoad(str(Path(file).absolute()), evict, dry_run))
+    for start in range(0, len(content), _CHUNK):
+        client.send(Input(content[start : start + _CHUNK]))
+    client.send(Input(b""))
+    _show(client.result(), as_json)
+
+
+@click.command("set-boolean")
+@click.argument("settings", nargs=-1, required=True, metavar="NAME=0|1...")
+@dry_run_option
+@evict_option
+@json_option
+def set_boolean(settings: tuple[str, ...], dry_run: bool, evict: bool, as_json: bool) -> None:
+    """Set booleans of the FLASK policy in force, as one change of generation."""
+    from skerry.cli.common import ask
+
+    _show(ask(SetBooleans(parse_booleans(settings), evict, dry_run)), as_json)
+
+
+def parse_booleans(settings: tuple[str, ...]) -> dict[str, bool]:
+    """Return booleans by name from `NAME=0` and `NAME=1`."""
+    values: dict[str, bool] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not name or not equals or value not in ("0", "1"):
+            raise click.BadParameter(f"{setting!r} is not NAME=0 or NAME=1")
+        if values.setdefault(name, value == "1") is not (value == "1"):
+            raise click.BadParameter(f"{name} is set to both 0 and 1")
+    return values
+
+
+def _show(untrusted: object, as_json: bool) -> None:
+    result: Mapping[str, Any] = untrusted if isinstance(untrusted, dict) else {}
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    dry = result["dry_run"]
+    be = "would be " if dry else ""
+    generation = f"generation {result['generation']}"
+    click.echo(f"{generation} {'would come' if dry else 'is'} in{'to' if dry else ''} force")
+    for fallen in result["cut"]:
+        click.echo(f"{be}cut: channel {fallen['channel']}: {escape(fallen['why'])}")
+    for fallen in result["evicted"]:
+        click.echo(f"{be}stopped: domain {fallen['domain']}: {escape(fallen['why'])}")
+    for uid, label in result["operators"].items():
+        click.echo(f"{be}shut out: operator uid {uid} ({escape(label)})")
+    if result["sessions_cut"]:
+        click.echo(f"cut: {result['sessions_cut']} sessions")
+    took = f" (record {result['record']}, {result['seconds'] * 1000:.1f} ms)"
+    click.echo(f"{be}kept: {result['kept']} channels{took}")

@@ -1,0 +1,114 @@
+"""What falls when another policy comes into force: channels that it refuses, domains it can't keep.
+
+The rules this module keeps (laws 3 and 4): every live channel and every domain is judged by the
+new policy before that policy is in force, and a question that fails is a refusal. Domains are
+judged in the order in which they were started, each beside those that stay, so that where two
+can't run together it is the younger that falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from skerry.errors import Denied, SkerryError
+from skerry.label import Label
+from skerry.monitor.domain import Domain
+from skerry.monitor.mediate import explain_for, judge
+from skerry.monitor.protocols import Candidate
+from skerry.monitor.table import Channel
+
+
+class Standing(NamedTuple):
+    """What there is to judge; two that are equal need no second judgement."""
+
+    channels: tuple[Channel, ...]
+    domains: tuple[tuple[Domain, Label], ...]
+
+
+class Fall(NamedTuple):
+    """What a policy would end, each with the reason, and what it keeps with its labels."""
+
+    channels: Mapping[Channel, str]
+    domains: Mapping[Domain, str]
+    kept: tuple[Channel, ...]
+    labels: Mapping[Domain, Label]
+
+
+class Fallen(msgspec.Struct, frozen=True):
+    """One thing that fell: a channel's number or a domain's name, and why."""
+
+    what: int | str
+    why: str
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What a change of policy did, or would do: see `Monitor.load`."""
+
+    record: int
+    generation: int
+    cut: tuple[Fallen, ...]
+    evicted: tuple[Fallen, ...]
+    kept: tuple[int, ...]
+
+
+class EvictionNeeded(SkerryError):
+    """A policy under which running domains can't stay; it did not come into force."""
+
+    def __init__(self, evicted: tuple[Fallen, ...]) -> None:
+        shown = "; ".join(f"{fallen.what}: {fallen.why}" for fallen in evicted)
+        super().__init__(
+            f"under this policy running domains can't stay: {shown}",
+            fix="--evict stops them; or stop or relabel them first",
+        )
+        self.evicted = evicted
+
+
+async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
+    """Judge everything that stands by a policy that is not yet in force. Changes nothing."""
+    labels: dict[Domain, Label] = {}
+    evicted: dict[Domain, str] = {}
+    for domain, label in standing.domains:
+        try:
+            new = candidate.carry(label)
+            wall = await candidate.admit(new, tuple(labels.values()))
+            if wall.allowed:
+                labels[domain] = new
+            else:
+                evicted[domain] = _why(explain_for(wall, {"domain": new}).sentence)
+        except Exception as error:  # whatever fails in deciding is a refusal
+            evicted[domain] = _why(error)
+    answers: dict[tuple[str, Label, Label], str] = {}
+    refused: dict[Channel, str] = {}
+    for channel in standing.channels:
+        if not labels.keys() >= set(channel.ends):
+            refused[channel] = "one of its domains can't stay"
+            continue
+        key = channel.hook, labels[channel.source], labels[channel.sink]
+        if key not in answers:
+            answers[key] = await _refusal(candidate, *key)
+        if answers[key]:
+            refused[channel] = answers[key]
+    kept = tuple(channel for channel in standing.channels if channel not in refused)
+    return Fall(refused, evicted, kept, labels)
+
+
+async def _refusal(candidate: Candidate, hook: str, source: Label, sink: Label) -> str:
+    """Return why a policy refuses a channel, nothing if it allows it."""
+    parties = {"source": source, "sink": sink}
+    try:
+        verdict = await judge(candidate, hook, parties)
+    except Exception as error:
+        return _why(error)
+    if verdict.allowed:
+        return ""
+    explanation = explain_for(verdict, parties)
+    return f"{explanation.sentence} [{explanation.code}]"
+
+
+def _why(error: object) -> str:
+    """Return a reason that is never empty, which would read as an allow."""
+    words = error.message if isinstance(error, Denied) else str(error)
+    return words[:500] or repr(error)[:500]

@@ -1,0 +1,314 @@
+"""A change of policy while domains run: what falls, what stands, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from skerry.errors import Denied, StaleGeneration, StateError
+from skerry.monitor.domain import State
+from skerry.monitor.revise import EvictionNeeded, Loaded
+from skerry.xsm.explain import Refused
+from tests.support.monitor import ToyDecider, World, label
+
+Pair = tuple[str, str]
+
+
+def play(scene: Callable[[World], Awaitable[None]]) -> None:
+    """Run one scene in a fresh world, and end what it left."""
+
+    async def run() -> None:
+        world = World()
+        try:
+            await scene(world)
+        finally:
+            world.close()
+            await world.monitor.settle()
+
+    asyncio.run(run())
+
+
+def candidate(world: World, *pairs: Pair) -> ToyDecider:
+    """Return a policy that lets these pairs talk."""
+    new = world.decider.candidate(None)  # type: ignore[arg-type]
+    new.allowed = {frozenset(pair) for pair in pairs}
+    return new
+
+
+async def load(
+    world: World, new: ToyDecider, *, evict: bool = False, dry_run: bool = False
+) -> Loaded:
+    """Bring it into force."""
+    return await world.monitor.load(
+        "policy_load", world.operator, label("security"), new, {}, evict=evict, dry_run=dry_run
+    )
+
+
+async def joined(world: World, *pairs: Pair) -> dict[Pair, int]:
+    """Start the domains, let the pairs talk, and return the numbers of their channels."""
+    await world.run(*sorted({name for pair in pairs for name in pair}))
+    world.allow(*pairs)
+    return {pair: (await world.monitor.bind(*pair)).number for pair in pairs}
+
+
+def sends(world: World, number: int, pair: Pair) -> bool:
+    """Say whether a byte written at the source arrives at the sink."""
+    try:
+        os.write(world.end(pair[0], number), b"x")
+        os.set_blocking(world.end(pair[1], number), False)
+        return os.read(world.end(pair[1], number), 10) == b"x"
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError, KeyError):
+        return False
+
+
+def test_after_a_load_no_byte_crosses_a_channel_that_the_new_policy_refuses() -> None:
+    """What stays allowed never notices; the other is cut with what was queued in it."""
+
+    async def scene(world: World) -> None:
+        kept, lost = ("a", "b"), ("a", "c")
+        numbers = await joined(world, kept, lost)
+        os.write(world.end("a", numbers[lost]), b"secret")
+        sink = os.dup(world.end("c", numbers[lost]))
+        done = await load(world, candidate(world, kept))
+        assert [fallen.what for fallen in done.cut] == [numbers[lost]]
+        assert "TOY-NO" in done.cut[0].why
+        assert done.kept == (numbers[kept],)
+        assert os.read(sink, 100) == b""
+        os.close(sink)
+        assert sends(world, numbers[kept], kept)
+        assert world.decider.generation == done.generation == 2
+        assert world.audit.events("cut")[-1]["channel"] == numbers[lost]
+        assert world.audit.events("loaded") == [
+            {"generation": 2, "cut": 1, "kept": 1, "evicted": []}
+        ]
+        with pytest.raises(Refused):
+            await world.monitor.bind(*lost)
+
+    play(scene)
+
+
+def test_control_without_the_load_the_same_bytes_cross() -> None:
+    """The positive control: nothing but the load took them."""
+
+    async def scene(world: World) -> None:
+        pair = ("a", "c")
+        numbers = await joined(world, pair)
+        os.write(world.end("a", numbers[pair]), b"secret")
+        assert os.read(world.end("c", numbers[pair]), 100) == b"secret"
+
+    play(scene)
+
+
+def test_a_dry_run_says_what_would_fall_and_changes_nothing() -> None:
+    """Its answer is that of the load that follows."""
+
+    async def scene(world: World) -> None:
+        pair = ("a", "b")
+        numbers = await joined(world, pair)
+        foretold = await load(world, candidate(world), dry_run=True)
+        assert world.decider.generation == 1
+        assert sends(world, numbers[pair], pair)
+        assert not world.audit.events("loaded")
+        done = await load(world, candidate(world))
+        assert done.cut == foretold.cut
+        assert done.kept == foretold.kept == ()
+
+    play(scene)
+
+
+def test_a_label_that_the_new_policy_lacks_needs_evict() -> None:
+    """The load says so first and leaves everything; with `evict` the domain is ended."""
+
+    async def scene(world: World) -> None:
+        pair, other = ("a", "b"), ("b", "c")
+        numbers = await joined(world, pair, other)
+        new = candidate(world, pair, other)
+        new.unknown = {"a"}
+        with pytest.raises(EvictionNeeded, match=r"no label a.*--evict"):
+            await load(world, new)
+        assert world.decider.generation == 1
+        assert sends(world, numbers[pair], pair)
+        done = await load(world, new, evict=True)
+        assert [fallen.what for fallen in done.evicted] == ["a"]
+        assert [fallen.what for fallen in done.cut] == [numbers[pair]]
+        assert world.monitor.domain("a").state is State.ENDED
+        assert world.monitor.domain("b").state is State.RUNNING
+        assert sends(world, numbers[other], other)
+
+    play(scene)
+
+
+def test_of_two_that_may_no_longer_run_together_the_younger_is_evicted() -> None:
+    """Domains are judged in the order in which they were started, whatever their names."""
+
+    async def scene(world: World) -> None:
+        for name in ("z", "a"):
+            world.now += 1
+            await world.run(name)
+        new = candidate(world)
+        new.conflicts = {frozenset({"a", "z"})}
+        done = await load(world, new, evict=True)
+        assert [fallen.what for fallen in done.evicted] == ["a"]
+        assert world.monitor.domain("z").state is State.RUNNING
+        with pytest.raises(Refused):
+            await world.run("a")
+
+    play(scene)
+
+
+def test_whatever_fails_in_judging_is_a_refusal() -> None:
+    """A policy that raises where it is asked about a channel cuts it."""
+
+    class Broken(ToyDecider):
+        async def decide(self, hook: str, parties: object) -> object:  # type: ignore[override]
+            raise RuntimeError
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        new = Broken()
+        new.generation = 2
+        done = await load(world, new)
+        assert [fallen.what for fallen in done.cut] == list(numbers.values())
+        assert done.cut[0].why
+
+    play(scene)
+
+
+def test_a_load_is_asked_and_a_refused_one_changes_nothing() -> None:
+    """The hook is decided by the policy in force."""
+
+    class Owner(ToyDecider):
+        async def decide(self, hook, parties):  # type: ignore[no-untyped-def]
+            verdict = await super().decide(hook, parties)
+            if hook == "policy_load" and str(parties["operator"]) != "owner":
+                raise Denied("only the owner loads", code="NOT-PRIVILEGED")
+            return verdict
+
+    async def scene(world: World) -> None:
+        world.decider = world.monitor.mediator.decider = Owner()
+        numbers = await joined(world, ("a", "b"))
+        with pytest.raises(Denied, match="only the owner"):
+            await load(world, candidate(world))
+        assert sends(world, numbers["a", "b"], ("a", "b"))
+        assert world.audit.events("deny")[-1]["hook"] == "policy_load"
+        world.operator = label("owner")
+        assert (await load(world, candidate(world))).cut
+
+    play(scene)
+
+
+def test_a_bind_that_waits_while_a_policy_is_loaded_is_judged_by_the_new_one() -> None:
+    """Its decision was computed under the old generation; it never binds."""
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b")
+        world.allow(("a", "b"))
+        world.decider.gate = asyncio.Event()
+        binding = asyncio.ensure_future(world.monitor.bind("a", "b"))
+        await asyncio.sleep(0.01)
+        gate, world.decider.gate = world.decider.gate, None
+        await load(world, candidate(world))
+        gate.set()
+        with pytest.raises(Refused):
+            await binding
+        assert not world.machines["a"].ends
+
+    play(scene)
+
+
+def test_a_channel_bound_while_a_load_judges_is_judged_too() -> None:
+    """What came up between judging and the new policy's force makes the judging start again."""
+
+    class Slow(ToyDecider):
+        asking: asyncio.Event
+        reached: asyncio.Event
+
+        async def admit(self, label, running):  # type: ignore[no-untyped-def]
+            self.asking.set()
+            await self.reached.wait()
+            return await super().admit(label, running)
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b")
+        world.allow(("a", "b"))
+        new = Slow()
+        new.generation, new.reached, new.asking = 2, asyncio.Event(), asyncio.Event()
+        loading = asyncio.ensure_future(load(world, new))
+        await new.asking.wait()
+        channel = await world.monitor.bind("a", "b")
+        assert sends(world, channel.number, ("a", "b"))
+        new.reached.set()
+        done = await loading
+        assert [fallen.what for fallen in done.cut] == [channel.number]
+        assert not sends(world, channel.number, ("a", "b"))
+
+    play(scene)
+
+
+def test_of_two_loads_at_once_the_second_is_judged_after_the_first() -> None:
+    """A candidate that was made before another came into force never does."""
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        first, second = candidate(world, ("a", "b")), candidate(world)
+        results = await asyncio.gather(
+            load(world, first), load(world, second), return_exceptions=True
+        )
+        assert isinstance(results[0], Loaded)
+        assert isinstance(results[1], StaleGeneration)
+        assert sends(world, numbers["a", "b"], ("a", "b"))
+
+    play(scene)
+
+
+def test_what_cannot_be_remembered_is_cut() -> None:
+    """A channel whose exchange the new policy's history can't hold does not go on."""
+
+    class Forgetful(ToyDecider):
+        full = False
+
+        async def touch(self, one, other):  # type: ignore[no-untyped-def]
+            if self.full and str(one) != str(other):
+                raise Denied("the disk is full")
+            await super().touch(one, other)
+
+    async def scene(world: World) -> None:
+        world.decider = world.monitor.mediator.decider = Forgetful()
+        numbers = await joined(world, ("a", "b"))
+        world.decider.full = True
+        await load(world, candidate(world, ("a", "b")))
+        assert not sends(world, numbers["a", "b"], ("a", "b"))
+
+    play(scene)
+
+
+def test_a_dead_trail_lets_no_policy_in() -> None:
+    """The allow can't be recorded, so nothing changes."""
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        world.audit.dead = True
+        with pytest.raises(Denied):
+            await load(world, candidate(world))
+        assert world.decider.generation == 1
+        assert sends(world, numbers["a", "b"], ("a", "b"))
+
+    play(scene)
+
+
+def test_evicting_waits_until_the_machine_is_gone() -> None:
+    """When the load returns, the evicted domain has ended, and may be started again."""
+
+    async def scene(world: World) -> None:
+        await world.run("a")
+        new = candidate(world)
+        new.unknown = {"a"}
+        await load(world, new, evict=True)
+        assert world.machines["a"].exited.done()
+        with pytest.raises(StateError):
+            await world.monitor.pause(world.operator, "a")
+
+    play(scene)
