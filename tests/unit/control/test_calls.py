@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
 from skerry.channel.stream import StreamBridges
 from skerry.control.calls import Calls
 from skerry.control.server import Session
-from skerry.errors import Denied, MachineError, WireError
+from skerry.errors import Denied, InputError, MachineError, SkerryError, WireError
 from skerry.label import Label
 from skerry.machine.simulator.machine import SimulatedMachine
 from skerry.monitor.domain import State
@@ -229,3 +230,107 @@ def test_a_text_that_is_not_unicode_is_an_error_in_words() -> None:
     """The shell gives such words; no traceback comes of them."""
     with pytest.raises(WireError, match="UTF-8"):
         wire.encode(wire.Start("\udcff"))
+
+
+async def load(host: Host, text: str, operator: str = "op", **options: bool) -> dict[str, object]:
+    """Load a policy as the command does."""
+    client = Client(operator)
+    client.type(text.encode())
+    client.type(b"")
+    result = await host.handle(wire.PolicyLoad("next.toml", **options), client)
+    return cast(dict[str, object], result)
+
+
+APART = POLICY.replace('[labels.red]\nste = ["red", "all"]', "[labels.red]\nste = []")
+LOST = POLICY.replace("[labels.red]", "[labels.green]")
+
+
+def test_a_load_cuts_channels_and_sessions_that_the_new_policy_refuses(tmp_path: Path) -> None:
+    """And says what it cut; `policy show` shows the new one, and the old one's grants are gone."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        console = asyncio.create_task(host.handle(wire.Console("a"), Client("helper")))
+        await ticks()
+        before = cast(dict[str, object], await host.handle(wire.PolicyShow(), Client("op")))
+        dry = await load(host, APART, dry_run=True)
+        assert [cut["channel"] for cut in cast(list[dict[str, object]], dry["cut"])] == [1]
+        assert not console.done()
+        done = await load(host, APART)
+        assert done["cut"] == dry["cut"]
+        assert (done["generation"], done["kept"], done["sessions_cut"]) == (2, 0, 1)
+        with pytest.raises(Denied, match="the policy changed"):
+            await console
+        assert list(host.monitor.channels) == []
+        shown = cast(dict[str, object], await host.handle(wire.PolicyShow(), Client("op")))
+        assert shown["generation"] == 2
+        assert shown["digest"] == done["policy"] != before["digest"]
+
+    play(tmp_path, scene)
+
+
+def test_a_load_leaves_what_it_still_allows(tmp_path: Path) -> None:
+    """The control: channel and session go on under the same policy loaded again."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        console = asyncio.create_task(host.handle(wire.Console("a"), Client("helper")))
+        await ticks()
+        done = await load(host, POLICY)
+        assert (done["cut"], done["kept"], done["sessions_cut"]) == ([], 1, 0)
+        assert not console.done()
+        console.cancel()
+
+    play(tmp_path, scene)
+
+
+def test_a_load_is_for_those_whom_the_policy_lets(tmp_path: Path) -> None:
+    """Another operator's is refused and changes nothing, and so is a file that is no policy."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(Denied, match="only the bootstrap label"):
+            await load(host, APART, "helper")
+        with pytest.raises(InputError, match=r"next\.toml"):
+            await load(host, "nonsense = ")
+        with pytest.raises(InputError, match="only a FLASK policy has booleans"):
+            await host.handle(wire.SetBooleans({"x": True}), Client("op"))
+        assert len(list(host.monitor.channels)) == 1
+        assert host.monitor.mediator.decider.generation == 1
+
+    play(tmp_path, scene)
+
+
+def test_a_label_that_is_gone_evicts_only_when_told(tmp_path: Path) -> None:
+    """Domains are named first; their next start is refused by the new policy."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(SkerryError, match=r"domains can't stay: a: .*'red'.*--evict"):
+            await load(host, LOST)
+        assert host.monitor.domain("a").state is State.RUNNING
+        done = await load(host, LOST, evict=True)
+        assert [e["domain"] for e in cast(list[dict[str, object]], done["evicted"])] == ["a", "b"]
+        assert host.monitor.domain("a").state is State.ENDED
+        with pytest.raises(Denied, match="defines no label 'red'"):
+            await host.handle(wire.Start("a"), Client("op"))
+
+    play(tmp_path, scene)
+
+
+def test_nobody_loads_a_policy_that_shuts_himself_out(tmp_path: Path) -> None:
+    """Not even with `evict`: nobody could load another one."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        other = POLICY.replace('bootstrap = "op"', 'bootstrap = "blue"').replace(
+            "[labels.op]", "[labels.no]"
+        )
+        host.node.setup = msgspec.structs.replace(
+            host.node.setup, operators={0: Label((("acm", "op"),))}
+        )
+        with pytest.raises(SkerryError, match="your own label op"):
+            await load(host, other, evict=True)
+        assert host.monitor.mediator.decider.generation == 1
+
+    play(tmp_path, scene)
