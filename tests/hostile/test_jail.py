@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from skerry.jail import attempts, confinement, identity, layers, probes
+from skerry.jail import confinement, identity
 from skerry.jail.confinement import LAYERS, Confinement, command
 from skerry.jail.errors import JailError, LayerOff
 from skerry.jail.filter import open_filter
+from skerry.jail.probe import attempts, layers, probes
 
 STOPPED_BY: dict[str, set[str]] = {
     "read-host-file": {"filesystem"},

@@ -15,7 +15,7 @@ from pathlib import Path
 from skerry.errors import LayerMissing
 from skerry.jail.errors import JailError
 from skerry.jail.identity import Identity
-from skerry.jail.probes import LayerResult, probe, require
+from skerry.jail.probe.probes import LayerResult, probe, require
 from skerry.monitor.protocols import Bridges
 
 

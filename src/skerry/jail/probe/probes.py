@@ -20,7 +20,7 @@ from skerry.jail import cgroup, filter, root
 from skerry.jail.confinement import Confinement, Limits, command
 from skerry.jail.errors import JailError, LayerOff
 from skerry.jail.identity import Identity
-from skerry.jail.layers import JUDGED, RUNS
+from skerry.jail.probe.layers import JUDGED, RUNS
 
 PYTHON = "/usr/bin/python3"
 SECONDS = 10.0
