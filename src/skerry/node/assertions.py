@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from skerry.errors import Denied
 from skerry.flow.assertion import find_path
 from skerry.label import Label
 from skerry.node.setup import Setup
@@ -45,7 +46,10 @@ def permitted_flows(setup: Setup) -> dict[str, set[str]]:
 
 def _allowed(setup: Setup, hook: str, source: Label, sink: Label) -> bool:
     parties = {"source": source, "sink": sink}
-    requests: tuple[Request, ...] = expand(HOOKS[hook], parties, setup.stack.transition)
+    try:
+        requests: tuple[Request, ...] = expand(HOOKS[hook], parties, setup.stack.transition)
+    except Denied:  # what the channel would be made of has no label, so it can't be made
+        return False
     return all(setup.stack.decide(request, 0).allowed for request in requests)
 
 

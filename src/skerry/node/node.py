@@ -18,6 +18,7 @@ from skerry.monitor.domain import ALIVE, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
+from skerry.node.assertions import violations
 from skerry.node.guest import Guest, guest_of
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup
@@ -201,6 +202,13 @@ class Node:
             raise StateError(
                 f"under this policy operators have no label: {shown}",
                 fix="--evict shuts them out",
+            )
+        broken = violations(self._carried(stack))
+        if broken:
+            shown = "; ".join(violation.text for violation in broken)
+            raise StateError(
+                f"under this policy the system's assertions do not hold: {shown}",
+                fix="start the system anew with a file that asserts something else",
             )
         security = Label(tuple((name, "security") for name in sorted(old.names)))
         about = {"policy": stack.digest, "evict": evict, "dry_run": dry_run}

@@ -91,9 +91,9 @@ class Client:
 class Host:
     """A node with two simulated domains that share, and an operator who may see red only."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "policy.toml").write_text(POLICY)
-        (folder / "system.toml").write_text(SYSTEM)
+    def __init__(self, folder: Path, policy: str, system: str) -> None:
+        (folder / "policy.toml").write_text(policy)
+        (folder / "system.toml").write_text(system)
         setup = load_setup(folder / "system.toml")
         self.audit = ToyAudit()
         self.machines: dict[str, SimulatedMachine] = {}
@@ -116,11 +116,16 @@ class Host:
         return await self.calls.handle(call, cast(Session, client))
 
 
-def play(folder: Path, scene: Callable[[Host], Awaitable[None]]) -> None:
+def play(
+    folder: Path,
+    scene: Callable[[Host], Awaitable[None]],
+    policy: str = POLICY,
+    system: str = SYSTEM,
+) -> None:
     """Run one scene on a fresh node and bring it down."""
 
     async def run() -> None:
-        host = Host(folder)
+        host = Host(folder, policy, system)
         try:
             await scene(host)
         finally:
@@ -334,3 +339,22 @@ def test_nobody_loads_a_policy_that_shuts_himself_out(tmp_path: Path) -> None:
         assert host.monitor.mediator.decider.generation == 1
 
     play(tmp_path, scene)
+
+
+def test_a_policy_that_breaks_an_assertion_is_not_loaded(tmp_path: Path) -> None:
+    """What was proven before the start stays true; the control loads without the assertion."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(SkerryError, match="never a -> b does not hold: a -> b"):
+            await load(host, wider)
+        assert host.monitor.mediator.decider.generation == 1
+        system = msgspec.structs.replace(host.node.setup.system, asserts=())
+        host.node.setup = msgspec.structs.replace(host.node.setup, system=system)
+        assert (await load(host, wider))["generation"] == 2
+
+    apart = POLICY.replace('ste = ["blue", "all"]', 'ste = ["blue"]')
+    wider = apart.replace('[labels.blue]\nste = ["blue"]', '[labels.blue]\nste = ["red"]')
+    asserted = SYSTEM.replace('[domains.b]\nlabel = "red"', '[domains.b]\nlabel = "blue"')
+    asserted += '[[assert]]\nnever = "a -> b"\n'
+    play(tmp_path, scene, apart, asserted)
