@@ -1,4 +1,4 @@
-"""`audit` and `why`: read, prove and explain the trail.
+"""`audit` and `why`: read, prove, export and explain the trail.
 
 The trail is a file; none of this needs a running node. What stands in it may come from guests,
 so it is escaped wherever people see it; as JSON it is ASCII anyway.
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from skerry.audit.chain import BrokenLinkError, open_line, verify
+from skerry.audit.export import AvcExport
 from skerry.audit.read import MAX_TAIL, find_line, follow_lines, read_lines, read_tail
 from skerry.audit.record import Record, RecordError, parse_record, record_json
 from skerry.audit.show import details, summary
@@ -100,6 +101,57 @@ def verify_(head: str | None, as_json: bool, file: Path | None) -> None:
     click.echo(f"{proof.count} records proven, head {proof.head}")
     if proof.after:
         click.echo(f"{proof.after} of them are behind the head that was asked for")
+
+
+@audit.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["avc", "json"]),
+    default="avc",
+    show_default=True,
+    help="Access vectors for SELinux's tools, or every record as it is.",
+)
+@click.option(
+    "--style",
+    type=click.Choice(["user", "xen"]),
+    help="avc as audit's USER_AVC records (the default), or as Xen prints them.",
+)
+@file_option
+def export(form: str, style: str | None, file: Path | None) -> None:
+    """Write the trail for other tools; what is broken is named, and then the exit code is 1."""
+    if style and form != "avc":
+        raise click.UsageError("--style goes with --format avc")
+    path = file or audit_file()
+    writer = AvcExport(xen=style == "xen")
+    number, broken = 0, 0
+    for untrusted_line in read_lines(path):
+        number += 1
+        try:
+            record = open_line(untrusted_line)
+            lines = [record_json(record)] if form == "json" else list(writer.lines(record))
+        except (BrokenLinkError, RecordError) as error:
+            broken += 1
+            click.echo(f"broken: line {number} {escape(str(error))}", err=True)
+            continue
+        if lines:
+            click.echo("\n".join(lines))
+    _confess(writer)
+    if broken:
+        raise SkerryError(
+            f"{path}: {broken} broken records were left out", fix="run 'skerry audit verify'"
+        )
+
+
+def _confess(writer: AvcExport) -> None:
+    """Say on standard error what an export does not hold, and whom its numbers mean."""
+    for name, number in writer.domains.items():
+        click.echo(f"d{number}: {escape(name)}", err=True)
+    if writer.without:
+        why = "another module's, a limit's, an unknown label's, or hidden by dontaudit"
+        click.echo(f"without an access vector: {writer.without} refusals ({why})", err=True)
+    if writer.left_out:
+        click.echo(f"left out as too long: {writer.left_out} access vectors", err=True)
 
 
 @click.command()

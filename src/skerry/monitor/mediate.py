@@ -15,6 +15,7 @@ from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.protocols import AuditLog, Decider, Judge
 from skerry.xsm.explain import Explanation, Refused, explain
+from skerry.xsm.flask.avc import AvcMessages
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 
@@ -37,6 +38,7 @@ class Mediator:
     def __init__(self, decider: Decider, audit: AuditLog) -> None:
         self.decider = decider
         self.audit = audit
+        self._avc = AvcMessages()
 
     async def permit(
         self,
@@ -60,7 +62,7 @@ class Mediator:
             try:
                 verdict = await self.judge(hook, asked, beside)
                 if verdict.allowed:
-                    record = await self.audit.append("allow", _fields(verdict, asked, about))
+                    record = await self.audit.append("allow", self._fields(verdict, asked, about))
                     await self._touch(hook, asked)
             except Exception as error:
                 undone = {"allow": record} if record else {}
@@ -82,6 +84,7 @@ class Mediator:
 
     def _failure(self, hook: str, error: Exception, about: Mapping[str, object]) -> Denied:
         """Record what failed in deciding or recording, and return it: a denial by type."""
+        self._avc.forget()  # what should have been recorded perhaps was not
         denied = error
         if not isinstance(denied, Denied):
             denied = DeciderUnavailable(f"asking {hook} failed: {error!r:.200}")
@@ -105,7 +108,7 @@ class Mediator:
     ) -> Explanation:
         """Record a refusal and return its explanation; what can't be recorded is refused too."""
         explanation = explain_for(verdict, parties)
-        fields = _fields(verdict, parties, about)
+        fields = self._fields(verdict, parties, about)
         fields["why"] = explanation.as_dict()
         try:
             record = await self.audit.append("deny", fields)
@@ -113,6 +116,20 @@ class Mediator:
             self.audit.note("deny", fields)
             return explanation
         return msgspec.structs.replace(explanation, record=record)
+
+    def _fields(
+        self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
+    ) -> dict[str, object]:
+        found = {
+            "hook": verdict.hook,
+            "generation": verdict.generation,
+            "parties": {role: str(label) for role, label in parties.items()},
+            "rules": _rules(verdict),
+            **about,
+        }
+        if avc := self._avc.of(verdict):
+            found["avc"] = avc
+        return found
 
     def failed(self, hook: str, error: Denied, **about: object) -> None:
         """Record a denial that no module decided: a limit, a missing layer, a transport."""
@@ -148,16 +165,6 @@ def explain_for(verdict: Verdict, parties: Parties) -> Explanation:
     """Explain a verdict; the sides of a Chinese Wall question are those of the hook."""
     subject = parties.get("new") or parties.get("source") or parties.get("domain") or ""
     return explain(verdict, subject=subject, target=parties.get("sink", ""))
-
-
-def _fields(verdict: Verdict, parties: Parties, about: Mapping[str, object]) -> dict[str, object]:
-    return {
-        "hook": verdict.hook,
-        "generation": verdict.generation,
-        "parties": {role: str(label) for role, label in parties.items()},
-        "rules": _rules(verdict),
-        **about,
-    }
 
 
 def _rules(verdict: Verdict) -> list[str]:
