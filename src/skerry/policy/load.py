@@ -14,10 +14,12 @@ from typing import Any
 from skerry.errors import PolicyError, Problem
 from skerry.policy.acm_toml import read_acm_toml
 from skerry.policy.files import read_regular
+from skerry.policy.policydb.read import MAGIC, read_policydb
 from skerry.policy.shype import read_shype
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.dummy import DummyModule
+from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
 from skerry.xsm.stack import Stack
 
@@ -27,7 +29,6 @@ MAX_POLICY_BYTES = 4 * 1024 * 1024
 DUMMY = "dummy"
 """In the place of a file: the module without a policy, which separates privilege only."""
 
-_FLASK_MAGIC = bytes.fromhex("8cff7cf9")
 _ACM_MAGIC = bytes.fromhex("0001debc")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -50,7 +51,19 @@ def load_policy(untrusted_path: str | Path) -> SecurityModule:
     """Load a policy file, or the dummy module for the word `dummy`. Raises `PolicyError`."""
     if untrusted_path == DUMMY:
         return DummyModule()
-    return AcmModule(load_acm(untrusted_path))
+    return parse_policy(policy_bytes(untrusted_path), str(untrusted_path))
+
+
+def policy_bytes(untrusted_path: str | Path) -> bytes:
+    """Read a policy file as it stands. Raises `PolicyError`."""
+    return _read(Path(untrusted_path))
+
+
+def parse_policy(untrusted: bytes, file: str) -> SecurityModule:
+    """Make the module of a policy, ACM or FLASK by its content. Raises `PolicyError`."""
+    if untrusted.startswith(MAGIC):
+        return FlaskModule(read_policydb(untrusted, file))
+    return AcmModule(parse_acm(untrusted, file))
 
 
 def load_acm(untrusted_path: str | Path) -> AcmPolicy:
@@ -73,8 +86,8 @@ def module_info(module: SecurityModule) -> dict[str, Any]:
 
 def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:
     """Parse an ACM policy, XML or TOML by its content. Raises `PolicyError`."""
-    if untrusted.startswith(_FLASK_MAGIC):
-        raise _error(file, "compiled FLASK policies are not supported by this release")
+    if untrusted.startswith(MAGIC):
+        raise _error(file, "this is a FLASK policy, and an ACM policy is needed here")
     if untrusted.startswith(_ACM_MAGIC):
         raise _error(file, "this is Xen's compiled ACM policy; give the XML it was made from")
     content = untrusted.removeprefix(_BYTE_ORDER_MARK)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from skerry.errors import InputError, PolicyError, Problem
-from skerry.policy.load import parse_acm
-from skerry.policy.policydb.read import MAGIC, read_policydb
+from skerry.policy.load import parse_policy
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.flask.module import FlaskModule
@@ -24,11 +23,7 @@ def with_policy(stack: Stack, untrusted: bytes, file: str) -> Stack:
 
     Raises `PolicyError` if it is none, or none of a module in force.
     """
-    new: SecurityModule
-    if untrusted.startswith(MAGIC):
-        new = FlaskModule(read_policydb(untrusted, file))
-    else:
-        new = AcmModule(parse_acm(untrusted, file))
+    new = parse_policy(untrusted, file)
     if new.name not in stack.names:
         shown = ", ".join(stack.names)
         message = f"a policy of the module {new.name}, but in force are: {shown}"

@@ -137,7 +137,7 @@ def test_the_form_is_recognised_by_content(tmp_path: Path) -> None:
         assert isinstance(load_policy(tmp_path / name), AcmModule)
     assert load_policy("dummy").name == "dummy"
     for broken, message in (
-        (bytes.fromhex("8cff7cf9") + b"XenFlask", "FLASK policies are not supported"),
+        (bytes.fromhex("8cff7cf9") + b"XenFlask", "offset"),
         (bytes.fromhex("0001debc"), "compiled ACM policy"),
         (b" \n", "empty"),
         (b"a\0b", "neither XML nor TOML"),
