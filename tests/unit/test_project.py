@@ -14,6 +14,7 @@ import pytest
 
 from skerry.node.assertions import permitted_flows, violations
 from skerry.node.setup import load_setup
+from tests.support import policies
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "run"
@@ -103,10 +104,18 @@ def test_ci_runs_the_test_command_of_the_readme_and_nothing_else() -> None:
     assert "./run test" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("system", SYSTEMS, ids=lambda path: path.parent.name)
-def test_an_example_loads_and_its_assertions_hold(system: Path) -> None:
+def example(name: str, folder: Path) -> Path:
+    """Copy an example, with the policy that its own script would fetch; return its system file."""
+    shutil.copytree(ROOT / "examples" / name, folder, dirs_exist_ok=True)
+    if name == "xen-policy":
+        shutil.copy(policies.xen(), folder / "xen.30")
+    return folder / "system.toml"
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in SYSTEMS])
+def test_an_example_loads_and_its_assertions_hold(name: str, tmp_path: Path) -> None:
     """System and policy are accepted, and each example states and keeps an assertion."""
-    setup = load_setup(system)
+    setup = load_setup(example(name, tmp_path))
     assert setup.system.asserts
     assert violations(setup) == []
 
@@ -147,9 +156,22 @@ def test_low_and_high_meet_in_the_guard_alone() -> None:
 
 def test_a_type_in_common_breaks_the_guards_assertion(tmp_path: Path) -> None:
     """The control of the example's claim: let low and high share, and the file is refused."""
-    shutil.copytree(ROOT / "examples/one-guard", tmp_path, dirs_exist_ok=True)
+    system = example("one-guard", tmp_path)
     policy = tmp_path / "policy.toml"
     text = policy.read_text(encoding="utf-8")
     policy.write_text(text.replace('ste = ["above"]', 'ste = ["above", "below"]'), "utf-8")
-    (broken,) = violations(load_setup(tmp_path / "system.toml"))
+    (broken,) = violations(load_setup(system))
     assert broken.path == ("low", "high")
+
+
+def test_xens_policy_keeps_the_vault_apart(tmp_path: Path) -> None:
+    """Ordinary domains may share, the isolated one with nobody. The control: an ordinary vault."""
+    system = example("xen-policy", tmp_path)
+    flows = permitted_flows(load_setup(system))
+    assert flows == {"web": {"shop"}, "shop": {"web"}, "vault": set()}
+    text = system.read_text(encoding="utf-8")
+    system.write_text(text.replace("isolated_domU_t", "domU_t"), encoding="utf-8")
+    assert [broken.path for broken in violations(load_setup(system))] == [
+        ("web", "vault"),
+        ("vault", "web"),
+    ]
