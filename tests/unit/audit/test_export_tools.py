@@ -20,7 +20,7 @@ from skerry.policy.manager import PolicyManager
 from skerry.policy.policydb.read import read_policydb
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.stack import Stack
-from tests.support.unpacked import run_tool
+from tests.support.selinux_tools import run_tool
 
 SOURCE = Path(__file__).parents[1] / "policydb/data/xen.conf"
 
@@ -47,7 +47,7 @@ def compiled(folder: Path, more: str = MARKS) -> Path:
     before, users, after = SOURCE.read_text().partition("user system_u")
     source.write_text(before + more + users + after)
     made = folder / "policy.30"
-    run_tool("usr/bin/checkpolicy", "-t", "Xen", "-c", "30", "-o", str(made), str(source))
+    run_tool("checkpolicy", "-t", "Xen", "-c", "30", "-o", str(made), str(source))
     return made
 
 
@@ -96,7 +96,7 @@ def export(trail: Path, folder: Path, *words: str) -> Path:
 
 def proposed(policy: Path, log: Path) -> list[str]:
     """Return the rules that audit2allow proposes, without its comments."""
-    said = run_tool("usr/bin/audit2allow", "-p", str(policy), "-i", str(log), python=True).stdout
+    said = run_tool("audit2allow", "-p", str(policy), "-i", str(log))
     return [line for line in said.splitlines() if line.startswith("allow ")]
 
 
@@ -133,7 +133,7 @@ def test_a_violated_constraint_is_named(
     trail = tmp_path / "audit.log"
     assert decide(policy, trail, channel(GUEST, OTHER)) == [False]
     log = export(trail, tmp_path, *style)
-    said = run_tool("usr/bin/audit2allow", "-p", str(policy), "-i", str(log), python=True).stdout
+    said = run_tool("audit2allow", "-p", str(policy), "-i", str(log))
     assert "constrain grant { map_read map_write } ((u1 == u2 -Fail-)" in said
     assert "source user (user_1) and target user (user_2) are different" in said
     assert "missing" not in said.lower()
@@ -161,15 +161,15 @@ def test_ausearch_finds_every_record_by_type_context_and_time(policy: Path, tmp_
     lines = log.read_text().splitlines()
 
     def found(*words: str) -> list[str]:
-        done = run_tool("sbin/ausearch", "-if", str(log), "--raw", *words)
-        return [line.rstrip() for line in done.stdout.splitlines()]
+        done = run_tool("ausearch", "-if", str(log), "--raw", *words)
+        return [line.rstrip() for line in done.splitlines()]
 
     assert len(lines) == 6
     assert found("-m", "USER_AVC") == lines
     assert found("-o", PLAIN) == [line for line in lines if f"tcontext={PLAIN}" in line]
     assert found("-ts", "01/01/26") == lines
     assert found("-a", "2") == [line for line in lines if ":2): pid" in line]
-    readable = run_tool("sbin/ausearch", "-if", str(log), "-i", "-a", "3").stdout
+    readable = run_tool("ausearch", "-if", str(log), "-i", "-a", "3")
     assert "denied  { map_read map_write } for  op=channel_two_way" in readable
     assert "uid=unset auid=unset ses=unset" in readable
 
@@ -179,7 +179,7 @@ def test_audit2why_says_why_of_each_record(policy: Path, tmp_path: Path) -> None
     trail = tmp_path / "audit.log"
     decide(policy, trail, channel(GUEST, PLAIN), channel(GUEST, OTHER))
     log = export(trail, tmp_path)
-    why = run_tool("usr/bin/audit2why", "-p", str(policy), "-i", str(log), python=True).stdout
+    why = run_tool("audit2why", "-p", str(policy), "-i", str(log))
     reasons = why.split("type=USER_AVC")[1:]
     assert ["Missing type enforcement (TE) allow rule" in reason for reason in reasons] == [
         True,
@@ -211,7 +211,7 @@ def test_no_name_forges_a_line_for_the_tools(name: str, policy: Path, tmp_path: 
     decide(policy, trail, (hook, sides, {**about, "port": name, "source": name}))
     log = export(trail, tmp_path)
     assert len(proposed(policy, log)) == 2
-    raw = run_tool("sbin/ausearch", "-if", str(log), "--raw", "-m", "USER_AVC").stdout
+    raw = run_tool("ausearch", "-if", str(log), "--raw", "-m", "USER_AVC")
     assert len(raw.splitlines()) == 2
-    shown = run_tool("sbin/ausearch", "-if", str(log), "-i", "-m", "USER_AVC").stdout
+    shown = run_tool("ausearch", "-if", str(log), "-i", "-m", "USER_AVC")
     assert shown.count("type=USER_AVC msg=") == 2
