@@ -1,5 +1,6 @@
 # What the demos share: each command is shown, then what came back. Sourced, from the root of the
 # checkout, by a script under `set -eu`; what it starts is ended when that script ends.
+# shellcheck shell=sh
 
 PATH=$(pwd -P)/.venv/bin:$PATH
 # A node of its own, so that the demo meets no system that already runs here. Not under a home:
@@ -24,6 +25,7 @@ refused() {
     said=$("$@" 2>&1) || status=$?
     printf '%s\n' "$said"
     [ "$status" -eq 3 ] || fail "expected a refusal (exit code 3), got $status"
+    # shellcheck disable=SC2034  # for the script that sources this
     record=$(printf '%s\n' "$said" | sed -n 's/^  record: *//p')
 }
 
