@@ -15,7 +15,7 @@ MAX_VALUE = 200
 """Longest value in a line of `audit tail`, in characters; the rest is cut, `why` shows it all."""
 
 
-_HIDDEN = frozenset({"hook", "why", "parties", "rules", "generation"})
+_HIDDEN = frozenset({"hook", "why", "parties", "rules", "generation", "avc"})
 """What a line leaves out: `why ID` shows it."""
 
 

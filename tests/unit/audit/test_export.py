@@ -17,7 +17,7 @@ from skerry.audit import export as export_module
 from skerry.audit.export import MAX_AVC_LINE, MAX_AVC_NAME, MAX_DOMIDS, AvcExport, untrusted
 from skerry.audit.record import Record, RecordError
 from skerry.audit.writer import AuditTrail
-from skerry.cli.audit import audit
+from skerry.cli.audit import audit, why
 from skerry.errors import SkerryError
 
 GUEST, OTHER = "system_u:system_r:domU_t:s0:c1,c2", "system_u:system_r:isolated_domU_t:s0"
@@ -239,6 +239,17 @@ def test_json_is_one_object_a_record_as_it_stands(tmp_path: Path) -> None:
     assert run(file, "--format", "json", "--style", "xen").exit_code == 2
     assert run(file, "--format", "csv").exit_code == 2
     assert run(tmp_path / "none").exit_code == 1
+
+
+def test_access_vectors_are_not_in_the_lines_of_tail(tmp_path: Path) -> None:
+    """They repeat what the refusal says; `why` shows them."""
+    file = tmp_path / "audit.log"
+    write(file, ("deny", {"hook": "h", "channel": 1, "avc": [vector()]}))
+    shown = CliRunner().invoke(audit, ["tail", "--file", str(file)]).stdout
+    assert "channel=1" in shown
+    assert "scontext" not in shown
+    why_shown = CliRunner().invoke(why, ["1", "--file", str(file)]).stdout
+    assert f"scontext: {GUEST}" in why_shown
 
 
 def test_the_node_s_own_trail_needs_no_running_node(

@@ -20,6 +20,7 @@ from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
 from skerry.policy.policydb.read import read_policydb
 from skerry.xsm.cache import Avc
+from skerry.xsm.dummy import DummyModule
 from skerry.xsm.flask import avc as avc_module
 from skerry.xsm.flask.avc import MAX_AVC_CHARS, AvcMessages
 from skerry.xsm.flask.model import ALLOW, AUDITALLOW, AUDITDENY, FULL_VECTOR, FlaskPolicy
@@ -246,6 +247,19 @@ def test_a_refusal_hides_what_was_granted_beside_it() -> None:
     (entry,) = AvcMessages().of(Verdict("domain_pause", False, (decision,), (), 1))
     assert isinstance(entry, dict)
     assert (entry["refused"], entry["permissions"]) == (True, ["copy"])
+
+
+def test_another_module_s_refusal_has_no_access_vector() -> None:
+    """Where Flask allows and its neighbour refuses, Flask has nothing to report."""
+    stack = Stack([FlaskModule(XEN), DummyModule()])
+    operator = Label((("dummy", "guest"), ("flask", DOM0)))
+    domain = Label((("dummy", "guest"), ("flask", GUEST)))
+    decision = stack.decide(Request(operator, domain, "domain", ("pause",)), 1)
+    assert [answer.allowed for answer in decision.answers] == [True, False]
+    assert AvcMessages().of(Verdict("domain_pause", False, (decision,), (), 1)) == []
+    both = stack.decide(Request(domain, operator, "domain", ("pause",)), 1)
+    assert [answer.allowed for answer in both.answers] == [False, False]
+    assert len(AvcMessages().of(Verdict("domain_pause", False, (both,), (), 1))) == 1
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
