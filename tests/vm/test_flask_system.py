@@ -219,7 +219,7 @@ def test_the_trail_holds_every_question_and_its_answer(xen: Cli) -> None:
     (orders,) = (row for row in xen.rows("channels") if row["port"] == "orders")
     shown = xen.ok("why", str(orders["record"]))
     assert shown.splitlines()[0] == f"record {orders['record']}: allow"
-    assert "flask: TE-ALLOWED: domU_t_channel may bind domU_t (event)" in shown
+    assert "flask: TE-ALLOWED: domU_t may map_read, map_write domU_t (grant)" in shown
     assert "records proven" in xen.ok("audit", "verify")
 
 

@@ -168,8 +168,17 @@ def explain_for(verdict: Verdict, parties: Parties) -> Explanation:
 
 
 def _rules(verdict: Verdict) -> list[str]:
-    """The distinct reasons of a verdict, in order; what a label asks of itself says little."""
-    decisions = [d for d in verdict.decisions if d.request.subject != d.request.target]
-    answers = [a for d in decisions or verdict.decisions for a in d.answers]
+    """The distinct reasons of a verdict, in order.
+
+    Where an end of a channel has its maker's label, as ACM gives it, what that label asks of
+    itself says nothing. Two domains of one label are another matter.
+    """
+    answers = [
+        answer
+        for question, decision in zip(HOOKS[verdict.hook].asks, verdict.decisions, strict=False)
+        if decision.request.subject != decision.request.target
+        or not question.target.startswith(f"{question.subject}->")
+        for answer in decision.answers
+    ]
     answers += verdict.admission
     return list(dict.fromkeys(f"{a.module}: {a.code}: {a.reason}" for a in answers))
