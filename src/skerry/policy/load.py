@@ -1,8 +1,9 @@
 """From a file the user names to a security module.
 
 The rules this module keeps: the form is recognised by the content, never by the name; only a
-regular file is read, never more than `MAX_POLICY_BYTES` of it, and reading can't block; a file
-that can't be read as a policy is a `PolicyError`, so nothing is ever decided without one.
+regular file is read, within bounds (`MAX_POLICY_BYTES`; for a FLASK policy as text
+`MAX_SOURCE_BYTES`), and reading can't block; a file that can't be read as a policy is a
+`PolicyError`, so nothing is ever decided without one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from skerry.errors import PolicyError, Problem
 from skerry.policy.acm_toml import read_acm_toml
+from skerry.policy.compile import MAX_SOURCE_BYTES, compile_policy, language_of
 from skerry.policy.files import read_regular
 from skerry.policy.policydb.read import MAGIC, read_policydb
 from skerry.policy.shype import read_shype
@@ -30,6 +32,7 @@ DUMMY = "dummy"
 """In the place of a file: the module without a policy, which separates privilege only."""
 
 _ACM_MAGIC = bytes.fromhex("0001debc")
+_MODULE_MAGICS = tuple(bytes.fromhex(magic) for magic in ("8fff7cf9", "8dff7cf9"))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -55,21 +58,36 @@ def load_policy(untrusted_path: str | Path) -> SecurityModule:
 
 
 def policy_bytes(untrusted_path: str | Path) -> bytes:
-    """Read a policy file as it stands. Raises `PolicyError`."""
-    return _read(Path(untrusted_path))
+    """Read a policy file: as it stands, or compiled if it is a FLASK policy as text.
+
+    Raises `PolicyError`.
+    """
+    path, file = Path(untrusted_path), str(untrusted_path)
+    content = _read(path)
+    language = language_of(content)
+    if language:
+        content = compile_policy(content, file, language)
+    if len(content) > MAX_POLICY_BYTES:
+        compiled = " when compiled" if language else ""
+        raise _error(file, f"longer than {MAX_POLICY_BYTES} bytes{compiled}")
+    return content
 
 
 def parse_policy(untrusted: bytes, file: str) -> SecurityModule:
     """Make the module of a policy, ACM or FLASK by its content. Raises `PolicyError`."""
     if untrusted.startswith(MAGIC):
         return FlaskModule(read_policydb(untrusted, file))
+    if untrusted.startswith(_MODULE_MAGICS):
+        message = "this is a compiled policy module, a part of a policy"
+        raise _error(file, f"{message}; give the whole (semodule -B makes it of the modules)")
+    if language_of(untrusted):
+        raise _error(file, "this is a FLASK policy as text; compile it first")
     return AcmModule(parse_acm(untrusted, file))
 
 
 def load_acm(untrusted_path: str | Path) -> AcmPolicy:
     """Read the model of an ACM policy from either of its forms. Raises `PolicyError`."""
-    file = str(untrusted_path)
-    return parse_acm(_read(Path(untrusted_path)), file)
+    return parse_acm(policy_bytes(untrusted_path), str(untrusted_path))
 
 
 def module_info(module: SecurityModule) -> dict[str, Any]:
@@ -102,7 +120,7 @@ def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_regular(path, MAX_POLICY_BYTES)
+        return read_regular(path, MAX_SOURCE_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _error(str(path), f"cannot be read: {reason}") from None
