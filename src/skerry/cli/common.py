@@ -50,6 +50,28 @@ def domain_argument(name: str = "domain") -> Callable[[Decorated], Decorated]:
     return click.argument(name, type=DomainName())
 
 
+policies_option = click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Policy file, or the word dummy. Several: all must allow.",
+)
+
+
+def parse_booleans(settings: Sequence[str]) -> dict[str, bool]:
+    """Return booleans by name from `NAME=0` and `NAME=1`."""
+    values: dict[str, bool] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not name or not equals or value not in ("0", "1"):
+            raise click.BadParameter(f"{setting!r} is not NAME=0 or NAME=1")
+        if values.setdefault(name, value == "1") is not (value == "1"):
+            raise click.BadParameter(f"{name} is set to both 0 and 1")
+    return values
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 

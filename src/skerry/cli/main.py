@@ -6,7 +6,6 @@ Only the module of the command that was typed is imported; start-up time is paid
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from skerry.cli.lazy import LazyGroup
 from skerry.errors import Denied, InputError, SkerryError
 
 COMMANDS = {
@@ -63,29 +63,12 @@ SUMMARIES = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are typed, and listed without import."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order of the handbook."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command."""
-        place = COMMANDS.get(cmd_name)
-        if place is None:
-            return None
-        module, _, name = place.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands from their summaries."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(SUMMARIES.items()))
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    places=COMMANDS,
+    summaries=SUMMARIES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="skerry", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run virtual machines that can exchange nothing but what a mandatory policy allows.

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from skerry.cli.common import json_option
+from skerry.cli.common import ask, json_option, parse_booleans
 from skerry.wire.control import PolicyLoad, SetBooleans
 from skerry.wire.escape import escape
 
@@ -56,21 +56,7 @@ def load(file: str, dry_run: bool, evict: bool, as_json: bool) -> None:
 @json_option
 def set_boolean(settings: tuple[str, ...], dry_run: bool, evict: bool, as_json: bool) -> None:
     """Set booleans of the FLASK policy in force, as one change of generation."""
-    from skerry.cli.common import ask
-
     _show(ask(SetBooleans(parse_booleans(settings), evict, dry_run)), as_json)
-
-
-def parse_booleans(settings: tuple[str, ...]) -> dict[str, bool]:
-    """Return booleans by name from `NAME=0` and `NAME=1`."""
-    values: dict[str, bool] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not name or not equals or value not in ("0", "1"):
-            raise click.BadParameter(f"{setting!r} is not NAME=0 or NAME=1")
-        if values.setdefault(name, value == "1") is not (value == "1"):
-            raise click.BadParameter(f"{name} is set to both 0 and 1")
-    return values
 
 
 def _show(untrusted: object, as_json: bool) -> None:

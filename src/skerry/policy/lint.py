@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections import Counter
 
 from skerry.errors import Problem
+from skerry.policy.describe import unused
+from skerry.policy.fitness import fitness_warnings
 from skerry.xsm.acm.model import AcmPolicy
+from skerry.xsm.flask.model import values
+from skerry.xsm.flask.module import FlaskModule
 
 XEN_MAX_TYPES = 256
 """Most types of one kind that Xen's ACM could load."""
@@ -26,6 +30,28 @@ def find_warnings(policy: AcmPolicy) -> list[Problem]:
     problems = (Problem(policy.file, line, message) for line, message in found)
     return sorted(problems, key=lambda problem: problem.line)
 
+
+def find_flask_warnings(module: FlaskModule) -> list[Problem]:
+    """Return the warnings for a FLASK policy."""
+    policy = module.policy
+    found = fitness_warnings(policy)
+    for kind, names in unused(policy).items():
+        if names:
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            found.append(Problem(policy.file, 0, f"{_UNUSED[kind].format(len(names))}: {shown}"))
+    permissive = [policy.type_name(value) for value in values(policy.permissive >> 1)]
+    if permissive:
+        message = f"permissive, so nothing is refused to them: {', '.join(sorted(permissive))}"
+        found.append(Problem(policy.file, 0, message))
+    return found
+
+
+_SHOWN = 10
+_UNUSED = {
+    "types": "{} types that no rule names",
+    "attributes": "{} attributes without a type that rules name, so the rules give nothing",
+    "booleans": "{} booleans that no condition asks",
+}
 
 _Found = list[tuple[int, str]]
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skerry.errors import PolicyError, Problem
+from skerry.errors import Denied, PolicyError, Problem
 from skerry.policy.acm_toml import read_acm_toml
 from skerry.policy.compile import MAX_SOURCE_BYTES, compile_policy, language_of
+from skerry.policy.describe import summary
 from skerry.policy.files import read_regular
 from skerry.policy.policydb.read import MAGIC, read_policydb
 from skerry.policy.shype import read_shype
@@ -96,10 +97,19 @@ def module_info(module: SecurityModule) -> dict[str, Any]:
     return {
         "module": module.name,
         "digest": module.digest,
-        "operator": module.operator_label(),
+        "operator": _operator(module),
         "labels": list(module.labels()),
         "resources": [resource.name for resource in resources],
+        **(summary(module) if isinstance(module, FlaskModule) else {}),
     }
+
+
+def _operator(module: SecurityModule) -> str:
+    """Return the operator's label, nothing where the policy gives none: it then can't govern."""
+    try:
+        return module.operator_label()
+    except Denied:
+        return ""
 
 
 def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:

@@ -9,14 +9,22 @@ a permissive source is allowed, and the answer says what would have been refused
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
 from skerry.errors import InputError, Problem, UnknownLabel
 from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.labelling import Labelling
-from skerry.xsm.flask.model import OBJECT_ROLE, Context, FlaskPolicy, PolicyClass, Range, values
+from skerry.xsm.flask.model import (
+    OBJECT_ROLE,
+    Context,
+    FlaskPolicy,
+    PolicyClass,
+    Range,
+    TeRule,
+    values,
+)
 from skerry.xsm.flask.reason import MODULE, Reasons
 from skerry.xsm.flask.server import SecurityServer, Vectors
 from skerry.xsm.module import Standing
@@ -87,6 +95,11 @@ class FlaskModule:
         """The policy's classes by name."""
         return self._classes
 
+    def rules_in_force(self) -> Iterator[TeRule]:
+        """Yield the rules that hold under the booleans as they are set."""
+        yield from self._policy.rules
+        yield from self._server.enabled
+
     def booleans(self) -> dict[str, bool]:
         """Return the booleans by name, as they are set."""
         items = self._policy.booleans
@@ -98,6 +111,8 @@ class FlaskModule:
 
     def check_label(self, text: str, tclass: str) -> None:
         """Raise `UnknownLabel` unless the policy allows this context."""
+        if text == SECURITY:
+            raise UnknownLabel(f"{SECURITY!r} stands for the policy, not for a domain")
         self._context(text)
 
     def carry(self, text: str) -> str:

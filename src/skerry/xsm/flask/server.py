@@ -75,6 +75,7 @@ class SecurityServer:
         self.booleans = {value: item.state for value, item in policy.booleans.items()}
         self.booleans.update(booleans or {})
         enabled = [r for c in policy.conditionals for r in self._in_force(c)]
+        self.enabled = tuple(enabled)
         self._tables = (_table(policy.rules), _table(enabled))
         self._type_rules = {r[:4]: r[4] for r in reversed(enabled) if r[3] & TYPE_RULES}
         self._type_rules |= {r[:4]: r[4] for r in policy.rules if r[3] & TYPE_RULES}

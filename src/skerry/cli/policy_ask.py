@@ -1,0 +1,202 @@
+"""`skerry policy decide` and `admit`: questions to policies in files, without a node.
+
+The rule this module keeps: these commands decide with the very modules that a node decides with,
+and word the answer with `xsm.explain` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Iterable, Iterator
+
+import click
+
+from skerry.cli.common import json_option, parse_booleans, policies_option
+from skerry.errors import InputError, Problem, UnknownLabel
+from skerry.label import make_label
+from skerry.policy.load import load_stack
+from skerry.policy.update import with_booleans
+from skerry.xsm.classes import CLASSES
+from skerry.xsm.explain import Explanation, explain, explain_decision
+from skerry.xsm.flask.module import SECURITY, FlaskModule
+from skerry.xsm.request import Request, Verdict
+from skerry.xsm.stack import Stack
+
+DENIED = 3
+"""Exit code of a decision that is a denial."""
+
+MAX_BATCH_LINE = 8192
+"""Longest line of a batch, in characters; a longer one ends the batch with an error."""
+
+
+@click.command()
+@policies_option
+@click.option("--batch", metavar="FILE", help="Lines SUBJECT TARGET CLASS; - reads the input.")
+@click.option("--boolean", "booleans", multiple=True, metavar="NAME=0|1", help="Set a boolean.")
+@json_option
+@click.argument("words", nargs=-1, metavar="[SUBJECT TARGET CLASS [PERMISSION]...]")
+def decide(
+    policies: tuple[str, ...],
+    batch: str | None,
+    booleans: tuple[str, ...],
+    as_json: bool,
+    words: tuple[str, ...],
+) -> None:
+    """Decide one request and explain the answer (exit 3 for a denial), or a batch of them.
+
+    Without permissions, all those of the class are asked. A batch answers each line with a line
+    of JSON.
+    """
+    values = parse_booleans(booleans)
+    stack = load_stack(policies)
+    if values:
+        stack = with_booleans(stack, values)
+    if batch is not None:
+        if words:
+            raise click.UsageError("--batch takes its questions from the file alone")
+        _decide_batch(stack, batch)
+        return
+    if len(words) < 3:
+        raise click.UsageError("name SUBJECT, TARGET and CLASS")
+    _answer(_decide_one(stack, words[0], words[1], words[2], words[3:]), as_json)
+
+
+@click.command()
+@policies_option
+@click.option("--running", default="", metavar="LABEL,LABEL...", help="Labels that run now.")
+@json_option
+@click.argument("label")
+def admit(policies: tuple[str, ...], running: str, as_json: bool, label: str) -> None:
+    """Ask the Chinese Wall whether LABEL may start beside the running ones (exit 3: no)."""
+    stack = load_stack(policies)
+    started = make_label(label, stack.names)
+    beside = [make_label(text, stack.names) for text in _split_labels(running, stack.names)]
+    answers = stack.admit(started, beside)
+    allowed = all(answer.allowed for answer in answers)
+    verdict = Verdict("domain_create", allowed, (), answers, 0)
+    _answer(explain(verdict, subject=started), as_json)
+
+
+def _answer(explanation: Explanation, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(explanation.as_dict()))
+    if not explanation.allowed:
+        click.echo(explanation.text(), err=True)
+        sys.exit(DENIED)
+    if not as_json:
+        click.echo(explanation.text())
+
+
+def _permissions(stack: Stack, tclass: str) -> frozenset[str]:
+    """Return the permissions of a class that may be asked. Raises `InputError` if there is none.
+
+    FLASK policies bring classes of their own; the other modules know Xen's and `share`.
+    """
+    flask = next((m for m in stack.modules if isinstance(m, FlaskModule)), None)
+    if flask is None:
+        known = CLASSES
+    else:
+        known = {name: frozenset(c.permissions) - {""} for name, c in flask.classes.items()}
+        if len(stack.modules) > 1:
+            known = {**CLASSES, **known}
+    if tclass not in known:
+        shown = sorted(known) if len(known) < 40 else f"{len(known)}, see `skerry policy show`"
+        listed = shown if isinstance(shown, str) else ", ".join(shown)
+        raise InputError([Problem("argument", 0, f"no class {tclass!r}; known: {listed}")])
+    return known[tclass]
+
+
+def _decide_one(
+    stack: Stack, subject: str, target: str, tclass: str, permissions: tuple[str, ...]
+) -> Explanation:
+    known = _permissions(stack, tclass)
+    unknown = sorted(set(permissions) - known)
+    if unknown:
+        shown = ", ".join(sorted(known))
+        message = f"class {tclass} has no {unknown[0]!r}; it has {shown}"
+        raise InputError([Problem("argument", 0, message)])
+    asked = tuple(sorted(set(permissions or known)))
+    labels = make_label(subject, stack.names), make_label(target, stack.names)
+    for module in stack.modules:
+        if isinstance(module, FlaskModule):
+            for label in labels:
+                _check_context(module, label.of(module.name), "argument", 0)
+    return explain_decision(stack.decide(Request(*labels, tclass, asked), 0))
+
+
+def _check_context(module: FlaskModule, text: str, file: str, line: int) -> None:
+    """Refuse a text that is no context of the policy as the mistake in typing it is."""
+    try:
+        if text != SECURITY:
+            module.check_label(text, "domain")
+    except UnknownLabel as error:
+        raise InputError([Problem(file, line, error.message)]) from None
+
+
+def _decide_batch(stack: Stack, file: str) -> None:
+    try:
+        source = click.open_file(file, encoding="utf-8", errors="strict")
+    except OSError as error:
+        raise InputError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
+    with source as lines:
+        try:
+            for answer in _batch(stack, file, iter(lambda: lines.readline(MAX_BATCH_LINE), "")):
+                click.echo(answer)
+        except UnicodeDecodeError:
+            raise InputError([Problem(file, 0, "not UTF-8")]) from None
+
+
+def _batch(stack: Stack, file: str, untrusted_lines: Iterable[str]) -> Iterator[str]:
+    classes: dict[str, frozenset[str]] = {}
+    for number, untrusted_line in enumerate(untrusted_lines, 1):
+        if len(untrusted_line) >= MAX_BATCH_LINE:
+            message = f"line longer than {MAX_BATCH_LINE} characters"
+            raise InputError([Problem(file, number, message)])
+        fields = untrusted_line.split()
+        if not fields:
+            continue
+        if len(fields) != 3:
+            raise InputError([Problem(file, number, "a line is SUBJECT TARGET CLASS")])
+        subject, target, tclass = fields
+        if tclass not in classes:
+            try:
+                classes[tclass] = _permissions(stack, tclass)
+            except InputError as error:
+                raise InputError([Problem(file, number, error.problems[0].message)]) from None
+        found = _vectors(stack, subject, target, tclass, classes[tclass], (file, number))
+        names = {name: sorted(vector) for name, vector in found.items()}
+        yield json.dumps({"subject": subject, "target": target, "class": tclass, **names})
+
+
+def _vectors(
+    stack: Stack,
+    subject: str,
+    target: str,
+    tclass: str,
+    asked: Collection[str],
+    place: tuple[str, int],
+) -> dict[str, Collection[str]]:
+    """Return what all modules allow of a class, and what any wants recorded or not recorded."""
+    allowed, auditallow, dontaudit = set(asked), set[str](), set[str]()
+    one, other = make_label(subject, stack.names), make_label(target, stack.names)
+    for module in stack.modules:
+        texts = one.of(module.name), other.of(module.name)
+        if isinstance(module, FlaskModule) and tclass in module.classes:
+            for text in texts:
+                _check_context(module, text, *place)
+            vectors, known = module.vectors(*texts, tclass), module.classes[tclass]
+            allowed &= set(known.names(vectors.allowed))
+            auditallow |= set(known.names(vectors.auditallow))
+            dontaudit |= set(known.names(vectors.dontaudit))
+        else:
+            allowed &= set(module.decide(*texts, tclass, asked).granted)
+    return {"allowed": allowed, "auditallow": auditallow, "dontaudit": dontaudit}
+
+
+def _split_labels(text: str, modules: tuple[str, ...]) -> list[str]:
+    """Split `a,b` into labels, or `acm=a,flask=b;acm=c,flask=d` where labels have parts."""
+    if not text:
+        return []
+    parts = any(f"{module}=" in text for module in modules)
+    return [label.strip() for label in text.split(";" if parts else ",") if label.strip()]

@@ -1,0 +1,179 @@
+"""`skerry policy check`, `show`, `diff` and `convert`: what stands in policies."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skerry.cli.common import json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from skerry.errors import Problem
+    from skerry.policy.difference import Change
+    from skerry.xsm.module import SecurityModule
+
+_LISTED = 12
+
+
+@click.command()
+@click.argument("file")
+@json_option
+def check(file: str, as_json: bool) -> None:
+    """Check a policy file alone: errors (exit 2) and warnings, with file and line."""
+    from skerry.policy.load import load_policy, module_info
+
+    module = load_policy(file)
+    warnings = _warnings(module)
+    if as_json:
+        shown = [{"file": w.file, "line": w.line, "message": w.message} for w in warnings]
+        click.echo(json.dumps({**module_info(module), "warnings": shown}))
+        return
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    ending = "" if len(warnings) == 1 else "s"
+    click.echo(f"{file}: sound, {_size(module)}, {len(warnings)} warning{ending}")
+
+
+def _warnings(module: SecurityModule) -> list[Problem]:
+    from skerry.policy.lint import find_flask_warnings, find_warnings
+    from skerry.xsm.acm.module import AcmModule
+    from skerry.xsm.flask.module import FlaskModule
+
+    if isinstance(module, AcmModule):
+        return find_warnings(module.policy)
+    return find_flask_warnings(module) if isinstance(module, FlaskModule) else []
+
+
+def _size(module: SecurityModule) -> str:
+    from skerry.policy.describe import summary
+    from skerry.xsm.flask.module import FlaskModule
+
+    if not isinstance(module, FlaskModule):
+        return f"{len(module.labels())} labels"
+    found = summary(module)
+    counts = found["counts"]
+    parts = [f"{counts[name]} {name}" for name in ("classes", "types", "booleans")]
+    parts += [f"{counts['allow']} allow rules"]
+    levels = "with MLS" if found["mls"] else "no MLS"
+    return f"target {found['target']}, version {found['version']}, {levels}, {', '.join(parts)}"
+
+
+@click.command()
+@click.option("--policy", "policies", multiple=True, metavar="FILE", help="A file instead.")
+@json_option
+def show(policies: tuple[str, ...], as_json: bool) -> None:
+    """Show digest, generation, modules and labels of the policy in force, or of files.
+
+    Of a FLASK policy: what `seinfo` prints, its booleans, and contexts for domains.
+    """
+    if policies:
+        from skerry.policy.load import load_stack, module_info
+
+        stack = load_stack(policies)
+        found: dict[str, Any] = {
+            "digest": stack.digest,
+            "generation": None,
+            "modules": [module_info(module) for module in stack.modules],
+        }
+    else:
+        from skerry.cli.common import ask
+        from skerry.wire.control import PolicyShow
+
+        found = ask(PolicyShow())
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"digest: {found['digest']}")
+    if found["generation"] is not None:
+        click.echo(f"generation: {found['generation']}")
+    for shown in found["modules"]:
+        click.echo(f"module: {shown['module']}  digest: {shown['digest']}")
+        if "counts" in shown:
+            _show_flask(shown)
+        for label in shown["labels"]:
+            mark = "  (operator)" if label == shown["operator"] else ""
+            click.echo(f"  {label}{mark}")
+        for label in shown["resources"]:
+            click.echo(f"  resource:{label}")
+
+
+def _show_flask(shown: Mapping[str, Any]) -> None:
+    levels = "MLS enabled" if shown["mls"] else "no MLS"
+    click.echo(f"  version: {shown['version']} ({levels})")
+    click.echo(f"  target: {shown['target']}")
+    click.echo(f"  unknown classes and permissions: {shown['handle_unknown']}")
+    width = max(map(len, shown["counts"]))
+    for name, count in shown["counts"].items():
+        click.echo(f"  {name:<{width}}  {count:>7}")
+    for name, state in shown["booleans"].items():
+        click.echo(f"  bool {name} = {int(state)}")
+    click.echo(f"  operator: {shown['operator']}")
+    click.echo("  contexts for domains:")
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@json_option
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Show what becomes allowed and what denied from the policy OLD to NEW, by names.
+
+    Every pair of types is compared, booleans as the files set them; what decides beside the allow
+    rules is compared as it is written.
+    """
+    from skerry.policy.difference import differences
+    from skerry.policy.load import load_policy
+
+    count = 0
+    for change in differences(load_policy(old), load_policy(new)):
+        count += 1
+        click.echo(_change_json(change) if as_json else _change_text(change))
+    if not count and not as_json:
+        click.echo("no difference")
+
+
+def _change_json(change: Change) -> str:
+    return json.dumps(
+        {
+            "effect": change.effect,
+            "kind": change.kind,
+            "source": change.source,
+            "targets": list(change.targets),
+            "class": change.tclass,
+            "permissions": list(change.permissions),
+            "text": change.text,
+        }
+    )
+
+
+def _change_text(change: Change) -> str:
+    sign = "+" if change.effect in ("allowed", "added") else "-"
+    if change.text:
+        word = "" if change.text.endswith(";") else f"{change.kind} "
+        return f"{sign} {change.effect}: {word}{change.text}"
+    shown = " ".join(change.targets[:_LISTED])
+    more = len(change.targets) - _LISTED
+    targets = f"{{ {shown}{f' (and {more} more)' if more > 0 else ''} }}"
+    targets = change.targets[0] if len(change.targets) == 1 else targets
+    if change.kind != "allow":
+        return f"{sign} {change.effect}: {change.kind} {change.source} {targets}"
+    permissions = " ".join(change.permissions)
+    return f"{sign} {change.effect}: {change.source} {targets}:{change.tclass} {{ {permissions} }}"
+
+
+@click.command()
+@click.option("--to", "form", required=True, type=click.Choice(["toml", "xml"]), help="The form.")
+@click.argument("file")
+def convert(form: str, file: str) -> None:
+    """Write an ACM policy in its other form to the output."""
+    from skerry.policy.acm_toml import write_acm_toml
+    from skerry.policy.load import load_acm
+    from skerry.policy.shype_write import write_shype
+
+    model = load_acm(file)
+    text = write_acm_toml(model) if form == "toml" else write_shype(model)
+    click.echo(text.encode("utf-8"), nl=False)
