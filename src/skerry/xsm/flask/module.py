@@ -254,9 +254,13 @@ class FlaskModule:
         what = f"permission {', '.join(lacking)} in class {tclass}" if known else f"class {tclass}"
         reason = f"the policy has no {what}"
         code = "PERMISSION-UNKNOWN" if known else "CLASS-UNKNOWN"
-        if self._policy.flavour == "xen" or self._policy.handle_unknown != "allow":
-            return self._deny(code, reason)
-        rule = Rule("handle_unknown = allow", self._policy.file)
+        rule = Rule(f"handle_unknown = {self._policy.handle_unknown}", self._policy.file)
+        if self._policy.flavour == "xen":
+            reason = f"{reason}; Xen denies what its policy does not know"
+            return Answer(MODULE, False, code, reason, rule)
+        if self._policy.handle_unknown != "allow":
+            reason = f"{reason}, and it denies what it does not know"
+            return Answer(MODULE, False, code, reason, rule)
         return Answer(
             MODULE, True, code, f"{reason}, and it allows what it does not know", rule, asked
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+from skerry.xsm.flask.condition import ConditionalRules
 from skerry.xsm.flask.constraint import bindings, infix
 from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.model import Context, PolicyClass
@@ -27,6 +28,7 @@ class Reasons:
         self._server = server
         self._contexts = contexts
         self._policy = server.policy
+        self._found: ConditionalRules | None = None
 
     def allowed(
         self, source: Context, target: Context, tclass: PolicyClass, asked: tuple[str, ...]
@@ -37,7 +39,7 @@ class Reasons:
         rules = self._server.granting(source.type, target.type, tclass.value, wanted)
         for one, two, given in rules:
             if given & wanted:
-                shown.append(self._rule(one, two, tclass, given & wanted))
+                shown.append(self._in_force(one, two, tclass, given & wanted))
                 wanted &= ~given
             if not wanted:
                 break
@@ -76,7 +78,15 @@ class Reasons:
         self, source: Context, target: Context, tclass: PolicyClass, lost: str, vector: int
     ) -> tuple[str, str, str]:
         one, two = self._policy.type_name(source.type), self._policy.type_name(target.type)
-        reason = f"no rule allows {one} {two}:{tclass.name} {lost}"
+        what = f"allows {one} {two}:{tclass.name} {lost}"
+        conditionals = self._conditionals()
+        switched = next(conditionals.over(source.type, target.type, tclass.value, vector), None)
+        if switched:
+            states = conditionals.states(switched, self._server.booleans)
+            rule = self._rule(switched.source, switched.target, tclass, switched.vector & vector)
+            text = f"if ({conditionals.text(switched)}) {{ {rule} }}"
+            return "TE-NO-RULE", f"a rule {what}, but not while {states}", text
+        reason = f"no rule {what}"
         near = self._server.near(source.type, target.type, tclass.value, vector)
         shown = [self._rule(a, b, tclass, given) for a, b, given in islice(near, _NEAREST)]
         text = f"nearest: {' '.join(shown)}" if shown else "no rule comes near"
@@ -89,11 +99,8 @@ class Reasons:
         if constraint is None:
             return "CONSTRAINT-FALSE", f"a constraint forbids {tclass.name} {lost}", ""
         names = " ".join(tclass.names(constraint.permissions))
-        word = (
-            "mlsconstrain"
-            if any(t.left[:1] in "lh" for t in constraint.terms if t.left)
-            else ("constrain")
-        )
+        levels = any(term.left[:1] in ("l", "h") for term in constraint.terms)
+        word = "mlsconstrain" if levels else "constrain"
         text = f"{word} {tclass.name} {{ {names} }} ({infix(constraint, self._policy)});"
         values = bindings(constraint, self._policy, self._contexts, source, target)
         return "CONSTRAINT-FALSE", f"a constraint on {tclass.name} {lost} is false: {values}", text
@@ -110,6 +117,17 @@ class Reasons:
         names = " and ".join(dict.fromkeys(types[side].name for side in bounded))
         reason = f"the bounds of {names} do not have {tclass.name} {lost}"
         return "TYPE-BOUNDS", reason, text
+
+    def _conditionals(self) -> ConditionalRules:
+        if self._found is None:
+            self._found = ConditionalRules(self._policy)
+        return self._found
+
+    def _in_force(self, source: int, target: int, tclass: PolicyClass, vector: int) -> str:
+        """Write a rule that is in force, with its condition if it has one."""
+        rule = self._rule(source, target, tclass, vector)
+        condition = self._conditionals().condition_of(source, target, tclass.value, vector)
+        return f"if ({condition}) {{ {rule} }}" if condition else rule
 
     def _rule(self, source: int, target: int, tclass: PolicyClass, vector: int) -> str:
         one, two = self._policy.type_name(source), self._policy.type_name(target)
