@@ -103,6 +103,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         click.echo(line.rstrip())
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: `1 channel`, `2 channels`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def ago(seconds: float) -> str:
     """Write a span of time in its two largest units: `3m 20s`."""
     left = max(0, int(seconds))

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from skerry.cli.common import ask, json_option, parse_booleans
+from skerry.cli.common import ask, counted, json_option, parse_booleans
 from skerry.wire.control import PolicyLoad, SetBooleans
 from skerry.wire.escape import escape
 
@@ -66,8 +66,8 @@ def _show(untrusted: object, as_json: bool) -> None:
         return
     dry = result["dry_run"]
     be = "would be " if dry else ""
-    generation = f"generation {result['generation']}"
-    click.echo(f"{generation} {'would come' if dry else 'is'} in{'to' if dry else ''} force")
+    comes = "would come into force" if dry else "is in force"
+    click.echo(f"generation {result['generation']} {comes}")
     for fallen in result["cut"]:
         click.echo(f"{be}cut: channel {fallen['channel']}: {escape(fallen['why'])}")
     for fallen in result["evicted"]:
@@ -75,6 +75,6 @@ def _show(untrusted: object, as_json: bool) -> None:
     for uid, label in result["operators"].items():
         click.echo(f"{be}shut out: operator uid {uid} ({escape(label)})")
     if result["sessions_cut"]:
-        click.echo(f"cut: {result['sessions_cut']} sessions")
+        click.echo(f"cut: {counted(result['sessions_cut'], 'session')}")
     took = f" (record {result['record']}, {result['seconds'] * 1000:.1f} ms)"
-    click.echo(f"{be}kept: {result['kept']} channels{took}")
+    click.echo(f"{be}kept: {counted(result['kept'], 'channel')}{took}")

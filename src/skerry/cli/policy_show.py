@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skerry.cli.common import json_option
+from skerry.cli.common import counted, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +34,7 @@ def check(file: str, as_json: bool) -> None:
         return
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    ending = "" if len(warnings) == 1 else "s"
-    click.echo(f"{file}: sound, {_size(module)}, {len(warnings)} warning{ending}")
+    click.echo(f"{file}: sound, {_size(module)}, {counted(len(warnings), 'warning')}")
 
 
 def _warnings(module: SecurityModule) -> list[Problem]:
@@ -53,7 +52,7 @@ def _size(module: SecurityModule) -> str:
     from skerry.xsm.flask.module import FlaskModule
 
     if not isinstance(module, FlaskModule):
-        return f"{len(module.labels())} labels"
+        return counted(len(module.labels()), "label")
     found = summary(module)
     counts = found["counts"]
     parts = [f"{counts[name]} {name}" for name in ("classes", "types", "booleans")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from skerry.cli.common import emit, json_option
+from skerry.cli.common import counted, emit, json_option
 from skerry.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -53,24 +53,26 @@ def check(system: Path, as_json: bool) -> None:
     """
     setup = checked(system)
     refused = [s for s in planned(setup) if not s.allowed and not s.later]
-    warnings = [f"{s.action} {s.what}: {s.why}" for s in refused]
+    refused_words = [f"refused by the policy: {s.action} {s.what}: {s.why}" for s in refused]
     found = {
         "name": setup.system.name,
         "domains": len(setup.system.domains),
         "channels": len(setup.system.channels),
         "assertions": len(setup.system.asserts),
         "policy": setup.stack.digest,
-        "warnings": warnings,
+        "warnings": [*map(str, setup.warnings), *refused_words],
     }
     if as_json:
         emit([found])
         return
-    for warning in warnings:
-        click.echo(f"warning: refused by the policy: {warning}", err=True)
-    click.echo(
-        f"{system}: {found['domains']} domains, {found['channels']} channels, "
-        f"{found['assertions']} assertions hold, no errors"
-    )
+    for warning in [*setup.warnings, *refused_words]:
+        click.echo(f"warning: {warning}", err=True)
+    counts = [
+        counted(len(setup.system.domains), "domain"),
+        counted(len(setup.system.channels), "channel"),
+        counted(len(setup.system.asserts), "assertion") + " proven",
+    ]
+    click.echo(f"{system}: {', '.join(counts)}, no errors")
 
 
 @click.command()
@@ -78,7 +80,10 @@ def check(system: Path, as_json: bool) -> None:
 @json_option
 def plan(system: Path, as_json: bool) -> None:
     """Show what `up` would start, bind and refuse, and why; start nothing."""
-    steps = planned(checked(system))
+    setup = checked(system)
+    for warning in setup.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    steps = planned(setup)
     if as_json:
         emit(msgspec.to_builtins(step) for step in steps)
         return

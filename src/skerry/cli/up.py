@@ -134,6 +134,8 @@ def up(system: Path, detach: bool, as_json: bool) -> None:
     What the policy refuses is said and left out; then the exit code of --detach is 3.
     """
     setup = checked(system)
+    for warning in setup.warnings:
+        click.echo(f"warning: {warning}", err=True)
     lock = _lock()
     _build_images(setup)
     process = _spawn(system, lock, foreground=not detach)

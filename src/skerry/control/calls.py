@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from skerry.control.server import Session
-from skerry.errors import LimitReached, WireError
+from skerry.errors import LimitReached, PolicyError, WireError
 from skerry.monitor.domain import State
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
@@ -45,8 +45,9 @@ class Calls:
                 return await self._load(call, session)
             case wire.SetBooleans(values, evict, dry_run):
                 change = with_booleans(node.setup.stack, values)
+                what = " ".join(f"{name}={int(value)}" for name, value in sorted(values.items()))
                 return await node.load(
-                    "policy_setbool", operator, change, evict=evict, dry_run=dry_run
+                    "policy_setbool", operator, change, what=what, evict=evict, dry_run=dry_run
                 )
             case wire.Start(domain):
                 return await self._start(session, domain)
@@ -85,9 +86,18 @@ class Calls:
     async def _load(self, call: wire.PolicyLoad, session: Session) -> dict[str, object]:
         untrusted = await _collect(session, MAX_POLICY_BYTES, "give it in a shorter form")
         stack = self._node.setup.stack
-        change = await asyncio.to_thread(with_policy, stack, untrusted, call.file)
+        try:
+            change = await asyncio.to_thread(with_policy, stack, untrusted, call.file)
+        except PolicyError as error:
+            self._node.monitor.mediator.failed("policy_load", error, file=call.file)
+            raise
         return await self._node.load(
-            "policy_load", session.operator, change, evict=call.evict, dry_run=call.dry_run
+            "policy_load",
+            session.operator,
+            change,
+            what=call.file,
+            evict=call.evict,
+            dry_run=call.dry_run,
         )
 
     async def _start(self, session: Session, name: str) -> dict[str, object]:

@@ -26,6 +26,7 @@ from skerry.control.calls import Calls
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer
 from skerry.errors import SkerryError
+from skerry.monitor.domain import State
 from skerry.monitor.monitor import Monitor
 from skerry.node import paths
 from skerry.node.digest import code_digest
@@ -190,7 +191,7 @@ async def _rise(node: Node, report: Reporter) -> None:
         except SkerryError as error:
             report({"event": "note", "text": f"warning: {error}"})
 
-    running = [d.name for d in node.monitor.domains.values() if not d.gone.is_set()]
+    running = [d.name for d in node.monitor.domains.values() if d.state is State.RUNNING]
     await asyncio.gather(*(greet(name) for name in running))
     report({"event": "ready"})
 

@@ -184,10 +184,14 @@ class Node:
         operator: Label,
         stack: Stack,
         *,
+        what: str,
         evict: bool = False,
         dry_run: bool = False,
     ) -> dict[str, object]:
-        """Bring another stack into force, or say what that would do (see `Monitor.load`)."""
+        """Bring another stack into force, or say what that would do (see `Monitor.load`).
+
+        `what` names the change in the trail.
+        """
         began = self._clock()
         monitor, old = self.monitor, self.setup.stack
         candidate = monitor.mediator.decider.candidate(stack)
@@ -211,7 +215,7 @@ class Node:
                 fix="start the system anew with a file that asserts something else",
             )
         security = Label(tuple((name, "security") for name in sorted(old.names)))
-        about = {"policy": stack.digest, "evict": evict, "dry_run": dry_run}
+        about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
         done = await monitor.load(
             hook, operator, security, candidate, about, evict=evict, dry_run=dry_run
         )

@@ -41,7 +41,9 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
         parties: Parties = {"operator": setup.owner, "domain": label}
         verdict = await manager.decide("domain_create", parties)
         wall = await manager.admit(label, tuple(running))
-        steps.append(_step("start", name, (verdict, wall), parties, later=not domain.autostart))
+        run = await manager.decide("domain_unpause", parties)
+        asked = verdict, wall, run
+        steps.append(_step("start", name, asked, parties, later=not domain.autostart))
         if steps[-1].allowed and domain.autostart:
             await manager.touch(label, label)
             running.append(label)
@@ -60,9 +62,9 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
 
 
 def _step(
-    action: str, what: str, verdicts: tuple[Verdict, Verdict], parties: Parties, *, later: bool
+    action: str, what: str, verdicts: tuple[Verdict, ...], parties: Parties, *, later: bool
 ) -> Step:
-    """Make a step of the modules' verdict and the wall's: the first refusal says why."""
+    """Make a step of the verdicts that it needs: the first refusal says why."""
     deciding = next((v for v in verdicts if not v.allowed), verdicts[0])
     explanation = explain_for(deciding, parties)
     text = "" if deciding.allowed else explanation.text()

@@ -13,6 +13,7 @@ import msgspec
 
 from skerry.errors import InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
+from skerry.policy.fitness import check_fitness
 from skerry.policy.load import load_stack
 from skerry.system.load import load_system
 from skerry.system.model import RawLabel, System
@@ -23,7 +24,7 @@ class Setup(msgspec.Struct, frozen=True):
     """A system whose policy is loaded and whose labels the policy defines.
 
     `labels` maps each domain to its label, `operators` each uid to its label; `owner` is the
-    label of the user who runs this.
+    label of the user who runs this; `warnings` say what the policy lacks for domains.
     """
 
     system: System
@@ -31,6 +32,7 @@ class Setup(msgspec.Struct, frozen=True):
     labels: Mapping[str, Label]
     operators: Mapping[int, Label]
     owner: Label
+    warnings: tuple[Problem, ...] = ()
 
 
 def load_setup(path: Path) -> Setup:
@@ -41,6 +43,7 @@ def load_setup(path: Path) -> Setup:
     system = load_system(path)
     try:
         stack = load_stack(system.policy)
+        warnings = check_fitness(stack)
     except PolicyError as error:
         raise InputError(error.problems) from None
     reader = _Labels(system, stack)
@@ -55,8 +58,16 @@ def load_setup(path: Path) -> Setup:
     if reader.problems:
         raise InputError(reader.problems)
     # The owner of the node may always call it; without a line of its own it has domain 0's label.
-    owner = operators.setdefault(os.getuid(), stack.operator_label())
-    return Setup(system, stack, labels, operators, owner)
+    owner = operators.setdefault(os.getuid(), _owner(stack, system))
+    return Setup(system, stack, labels, operators, owner, tuple(warnings))
+
+
+def _owner(stack: Stack, system: System) -> Label:
+    try:
+        return stack.operator_label()
+    except UnknownLabel as error:
+        message = f"{error.message}; name your own label in [operators]"
+        raise InputError([Problem(str(system.path), 0, message)]) from None
 
 
 class _Labels:
@@ -71,5 +82,9 @@ class _Labels:
         try:
             return self._stack.label(value, "domain")
         except UnknownLabel as error:
-            self.problems.append(Problem(self._file, line, str(error)))
+            message = str(error)
+            if isinstance(value, str) and len(self._stack.names) > 1 and "=" not in value:
+                parts = ", ".join(f'{name} = "..."' for name in self._stack.names)
+                message += f"; with several modules, write label = {{ {parts} }}"
+            self.problems.append(Problem(self._file, line, message))
             return Label(())

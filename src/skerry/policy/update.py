@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from skerry.errors import InputError, PolicyError, Problem
+from skerry.policy.fitness import check_fitness
 from skerry.policy.load import parse_policy
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import AcmModule
@@ -31,7 +32,9 @@ def with_policy(stack: Stack, untrusted: bytes, file: str) -> Stack:
     old = next(module for module in stack.modules if module.name == new.name)
     if isinstance(old, AcmModule) and isinstance(new, AcmModule):
         _check_update(old.policy, new.policy)
-    return _replaced(stack, new)
+    changed = _replaced(stack, new)
+    check_fitness(changed)
+    return changed
 
 
 def with_booleans(stack: Stack, values: Mapping[str, bool]) -> Stack:

@@ -108,7 +108,7 @@ def test_help_is_on_every_command(cli: Cli) -> None:
 def test_check_reports_what_a_sound_system_holds(cli: Cli) -> None:
     """People get a line, programs the counts and the policy's digest."""
     path = str(cli.home / "system.toml")
-    assert "4 domains, 2 channels, 1 assertions hold, no errors" in cli.ok("check", path)
+    assert "4 domains, 2 channels, 1 assertion proven, no errors" in cli.ok("check", path)
     (found,) = cli.rows("check", path)
     assert (found["domains"], found["warnings"], len(found["policy"])) == (4, [], 64)
 
