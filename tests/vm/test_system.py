@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -65,6 +66,35 @@ def test_a_cut_ends_the_peers_reading(banks: Cli) -> None:
     assert out.startswith("first")
     assert "over" in out
     assert "short" not in ports(banks, "broker") | ports(banks, "bank-a")
+
+
+def test_a_load_ends_the_reading_of_what_the_new_policy_refuses(banks: Cli) -> None:
+    """The guest gets what was sent before, then the end; what stays allowed goes on."""
+    policy = banks.ok("policy", "convert", str(EXAMPLES / "two-banks/policy.xml"), "--to", "toml")
+    wide, narrow = banks.home / "wide.toml", banks.home / "narrow.toml"
+    wide.write_text(policy)
+    narrow.write_text(re.sub(r"(\[labels\.bank-a\]\nste = ).*", r'\1["books-a"]', policy))
+    banks.ok("connect", "bank-a", "broker", "--name", "doomed")
+    reader = banks.popen(
+        "exec", "broker", "--", "sh", "-c", "sleep 0.5; cat /dev/virtio-ports/doomed; echo over"
+    )
+    banks.ok("exec", "bank-a", "--", "sh", "-c", "sleep 0.5; echo first > /dev/virtio-ports/doomed")
+    time.sleep(1)
+    foretold = banks.rows("policy", "load", str(narrow), "--dry-run")[0]
+    assert "doomed" in ports(banks, "bank-a"), "a dry run changes nothing"
+    done = banks.rows("policy", "load", str(narrow))[0]
+    assert done["cut"] == foretold["cut"]
+    assert "[STE-NO-SHARED-TYPE]" in done["cut"][0]["why"]
+    out, _ = reader.communicate(timeout=20)
+    assert out.startswith("first")
+    assert "over" in out
+    assert "doomed" not in ports(banks, "broker") | ports(banks, "bank-a")
+    assert "ledger-a" in ports(banks, "bank-a")
+    banks.denied("connect", "bank-a", "broker", "--name", "doomed")
+    banks.ok("policy", "load", str(wide))
+    number = banks.ok("connect", "bank-a", "broker", "--name", "doomed").strip()
+    banks.ok("cut", number)
+    banks.ok("connect", "bank-a", "broker", "--name", "orders-a")
 
 
 def test_a_guest_knows_its_label_and_cannot_change_it(banks: Cli) -> None:

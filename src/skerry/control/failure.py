@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from skerry.errors import Denied, SkerryError
+from skerry.errors import Denied, InputError, SkerryError
 from skerry.wire.control import Failed
 from skerry.xsm.explain import explain_error
 
 
 def failed(error: SkerryError) -> Failed:
     """Return the reply for an error: its line, what to do, its exit code and its explanation."""
-    if not isinstance(error, Denied):
+    # A file that is wrong is its author's to mend, though it denies by type.
+    if not isinstance(error, Denied) or isinstance(error, InputError):
         return Failed(error.message, error.fix, error.exit_code)
     explanation = explain_error(error)
     return Failed(
