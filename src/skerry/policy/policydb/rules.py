@@ -35,6 +35,9 @@ XPERM_VERSION = 30
 
 _RULE = struct.Struct("<4HI")
 _EXTENDED_SIZE = 8 + 2 + 4 * 8
+_BLOCK = 1024
+"""How many rules are looked at together."""
+
 _ENABLED = 0x8000
 _PLAIN_KINDS = frozenset({ALLOW, AUDITALLOW, AUDITDENY, TRANSITION, MEMBER, CHANGE})
 _EXTENDED_KINDS = frozenset({XALLOW, XAUDITALLOW, XDONTAUDIT})
@@ -56,38 +59,60 @@ class RuleReader:
 
     def rules(self) -> tuple[TeRule, ...]:
         """Read a table of rules; extended ones go into `extended`."""
-        cursor = self._cursor
-        count = cursor.count(_RULE.size)
+        left = self._cursor.count(_RULE.size)
         found: list[TeRule] = []
-        data, offset = cursor.data, cursor.offset
-        types, classes = self._symbols.types, self._symbols.classes
-        for _ in range(count):
-            if offset + _RULE.size > len(data):
-                raise cursor.fail("the table of rules is cut off", offset)
-            rule = source, target, tclass, kind, datum = _RULE.unpack_from(data, offset)
-            if source not in types or target not in types or tclass not in classes:
-                raise cursor.fail("a rule names a type or class that does not exist", offset)
-            if kind in _PLAIN_KINDS:
-                if kind & TYPE_RULES and datum not in types:
-                    raise cursor.fail("a rule names a new type that does not exist", offset)
-                found.append(rule)
-                offset += _RULE.size
-                continue
-            kind &= ~_ENABLED
-            cursor.offset = offset
-            if kind in _PLAIN_KINDS:
-                # Conditional rules may carry a stale mark; whether they hold is computed.
-                if kind & TYPE_RULES and datum not in types:
-                    raise cursor.fail("a rule names a new type that does not exist", offset)
-                found.append((source, target, tclass, kind, datum))
-                offset += _RULE.size
-            elif kind in _EXTENDED_KINDS and self._version >= XPERM_VERSION:
-                self.extended.append(self._extended(source, target, tclass, kind))
-                offset = cursor.offset
+        while left:
+            count = min(left, _BLOCK)
+            left -= count
+            block = self._block(count)
+            if block is None:
+                for _ in range(count):
+                    found += self._rule()
             else:
-                raise cursor.fail(f"a rule has the unknown kind {kind:#x}", offset)
-        cursor.offset = offset
+                found += block
         return tuple(found)
+
+    def _block(self, count: int) -> list[TeRule] | None:
+        """Read rules all at once, or None where one of them needs to be looked at closely."""
+        cursor = self._cursor
+        size = count * _RULE.size
+        if size > cursor.left:
+            return None
+        rules: list[TeRule] = list(
+            _RULE.iter_unpack(memoryview(cursor.data)[cursor.offset : cursor.offset + size])
+        )
+        sources, targets, classes, kinds, _ = map(set, zip(*rules, strict=True))
+        types = self._symbols.types.keys()
+        if not (sources <= types and targets <= types and classes <= self._symbols.classes.keys()):
+            return None
+        if not kinds <= _PLAIN_KINDS:
+            return None
+        if not {rule[4] for rule in rules if rule[3] & TYPE_RULES} <= types:
+            return None
+        cursor.offset += size
+        return rules
+
+    def _rule(self) -> tuple[TeRule, ...]:
+        """Read one rule; an extended one goes into `extended`."""
+        cursor = self._cursor
+        start = cursor.offset
+        if _RULE.size > cursor.left:
+            raise cursor.fail("the table of rules is cut off")
+        source, target, tclass, kind, datum = _RULE.unpack_from(cursor.data, start)
+        types = self._symbols.types
+        if source not in types or target not in types or tclass not in self._symbols.classes:
+            raise cursor.fail("a rule names a type or class that does not exist", start)
+        # Conditional rules may carry a stale mark; whether they hold is computed.
+        kind &= ~_ENABLED
+        if kind in _PLAIN_KINDS:
+            if kind & TYPE_RULES and datum not in types:
+                raise cursor.fail("a rule names a new type that does not exist", start)
+            cursor.offset += _RULE.size
+            return ((source, target, tclass, kind, datum),)
+        if kind in _EXTENDED_KINDS and self._version >= XPERM_VERSION:
+            self.extended.append(self._extended(source, target, tclass, kind))
+            return ()
+        raise cursor.fail(f"a rule has the unknown kind {kind:#x}", start)
 
     def _extended(self, source: int, target: int, tclass: int, kind: int) -> ExtendedRule:
         cursor = self._cursor

@@ -6,6 +6,7 @@ The rule this module keeps: what is shown is what was evaluated; both come from 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 
 from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.model import Constraint, Context, FlaskPolicy, Level, Term, values
@@ -19,49 +20,84 @@ _SHOWN_NAMES = 12
 
 def compile_constraint(constraint: Constraint, policy: FlaskPolicy) -> Check:
     """Return a function that evaluates the constraint."""
-    stack: list[Check] = []
+    stack: list[_Chain] = []
     for term in constraint.terms:
         if term.kind == "not":
-            stack.append(_negate(stack.pop()))
+            stack.append(("not", [_negate(_joined(stack.pop()))]))
         elif term.kind in ("and", "or"):
             right, left = stack.pop(), stack.pop()
-            stack.append(_both(left, right) if term.kind == "and" else _either(left, right))
-        elif term.kind == "names":
-            stack.append(_named(term))
+            parts = _parts(left, term.kind)
+            parts += _parts(right, term.kind)
+            stack.append((term.kind, parts))
         else:
-            stack.append(_pair(term, policy))
-    return stack.pop()
+            check = _named(term) if term.kind == "names" else _pair(term, policy)
+            stack.append((term.kind, [check]))
+    return _joined(stack.pop())
+
+
+_Chain = tuple[str, list[Check]]
+"""A term and its parts: `a or b or c` is one chain, so that a decision goes no deeper for it."""
+
+
+def _parts(chain: _Chain, kind: str) -> list[Check]:
+    return chain[1] if chain[0] == kind else [_joined(chain)]
+
+
+def _joined(chain: _Chain) -> Check:
+    kind, parts = chain
+    if len(parts) == 1:
+        return parts[0]
+    return _every(tuple(parts)) if kind == "and" else _any(tuple(parts))
 
 
 def _negate(inner: Check) -> Check:
     return lambda one, two, three: not inner(one, two, three)
 
 
-def _both(left: Check, right: Check) -> Check:
-    return lambda one, two, three: left(one, two, three) and right(one, two, three)
+def _every(parts: tuple[Check, ...]) -> Check:
+    def check(one: Context, two: Context, three: Context | None) -> bool:
+        for part in parts:  # noqa: SIM110  # a generator would cost more than the parts
+            if not part(one, two, three):
+                return False
+        return True
+
+    return check
 
 
-def _either(left: Check, right: Check) -> Check:
-    return lambda one, two, three: left(one, two, three) or right(one, two, three)
+def _any(parts: tuple[Check, ...]) -> Check:
+    def check(one: Context, two: Context, three: Context | None) -> bool:
+        for part in parts:  # noqa: SIM110  # a generator would cost more than the parts
+            if part(one, two, three):
+                return True
+        return False
+
+    return check
 
 
 def _named(term: Term) -> Check:
-    value, wanted, named = _value(term.left), term.operator == "==", term.values
+    wanted, named = int(term.operator == "=="), term.values
+    value, side = attrgetter(_FIELDS[term.left[0]]), term.left[1]
+    if side == "1":
+        return lambda one, two, three: named >> value(one) - 1 & 1 == wanted
+    if side == "2":
+        return lambda one, two, three: named >> value(two) - 1 & 1 == wanted
+    return lambda one, two, three: named >> value(_third(three)) - 1 & 1 == wanted
 
-    def check(one: Context, two: Context, three: Context | None) -> bool:
-        return bool(named >> value(one, two, three) - 1 & 1) is wanted
 
-    return check
+def _third(context: Context | None) -> Context:
+    if context is None:
+        raise ValueError("this constraint needs a third context")
+    return context
 
 
 def _pair(term: Term, policy: FlaskPolicy) -> Check:
     if term.left[0] in "lh":
         return _levels(term)
-    left, right, operator = _value(term.left), _value(term.right), term.operator
+    operator = term.operator
     if operator == "==":
-        return lambda one, two, three: left(one, two, three) == right(one, two, three)
+        return _SAME[term.left[0]]
     if operator == "!=":
-        return lambda one, two, three: left(one, two, three) != right(one, two, three)
+        return _negate(_SAME[term.left[0]])
     roles = policy.roles
 
     def dominates(one: Context, two: Context, three: Context | None) -> bool:
@@ -74,25 +110,39 @@ def _pair(term: Term, policy: FlaskPolicy) -> Check:
         return dominates
     if operator == "domby":
         return dominated
-    return _negate(_either(dominates, dominated))
+    return _negate(_any((dominates, dominated)))
+
+
+_FIELDS = {"u": "user", "r": "role", "t": "type"}
+
+_SAME: dict[str, Check] = {
+    "u": lambda one, two, three: one.user == two.user,
+    "r": lambda one, two, three: one.role == two.role,
+    "t": lambda one, two, three: one.type == two.type,
+}
 
 
 def _levels(term: Term) -> Check:
-    left, right, operator = _level(term.left), _level(term.right), term.operator
+    if term.operator == "domby":
+        return _dominance(term.right, term.left)
+    if term.operator == "dom":
+        return _dominance(term.left, term.right)
+    if term.operator == "incomp":
+        either = _dominance(term.left, term.right), _dominance(term.right, term.left)
+        return _negate(_any(either))
+    left, right, same = _level(term.left), _level(term.right), term.operator == "=="
+    return lambda one, two, three: (left(one, two) == right(one, two)) is same
 
-    def compare(one: Context, two: Context, three: Context | None) -> bool:
+
+def _dominance(high: str, low: str) -> Check:
+    left, right = _level(high), _level(low)
+
+    def check(one: Context, two: Context, three: Context | None) -> bool:
         a, b = left(one, two), right(one, two)
-        if operator == "==":
-            return a == b
-        if operator == "!=":
-            return a != b
-        if operator == "dom":
-            return a.dominates(b)
-        if operator == "domby":
-            return b.dominates(a)
-        return not a.dominates(b) and not b.dominates(a)
+        # `Level.dominates`, written out: most decisions under MLS come through here.
+        return a.sensitivity >= b.sensitivity and not b.categories & ~a.categories
 
-    return compare
+    return check
 
 
 def _level(side: str) -> Callable[[Context, Context], Level]:
@@ -101,26 +151,6 @@ def _level(side: str) -> Callable[[Context, Context], Level]:
         "h1": lambda one, two: one.range.high,
         "l2": lambda one, two: two.range.low,
         "h2": lambda one, two: two.range.high,
-    }
-    return choices[side]
-
-
-def _value(side: str) -> Callable[[Context, Context, Context | None], int]:
-    def third(context: Context | None) -> Context:
-        if context is None:
-            raise ValueError("this constraint needs a third context")
-        return context
-
-    choices: dict[str, Callable[[Context, Context, Context | None], int]] = {
-        "u1": lambda one, two, three: one.user,
-        "r1": lambda one, two, three: one.role,
-        "t1": lambda one, two, three: one.type,
-        "u2": lambda one, two, three: two.user,
-        "r2": lambda one, two, three: two.role,
-        "t2": lambda one, two, three: two.type,
-        "u3": lambda one, two, three: third(three).user,
-        "r3": lambda one, two, three: third(three).role,
-        "t3": lambda one, two, three: third(three).type,
     }
     return choices[side]
 
@@ -157,7 +187,8 @@ def bindings(
             level = context.range.low if side[0] == "l" else context.range.high
             written.append(f"{side} = {contexts.level_text(level)}")
         else:
-            written.append(f"{side} = {_name(side[0], _value(side)(one, two, None), policy)}")
+            value = getattr(context, _FIELDS[side[0]])
+            written.append(f"{side} = {_name(side[0], value, policy)}")
     return ", ".join(written)
 
 

@@ -11,7 +11,9 @@ check that masks nothing ends the matter.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import msgspec
 
@@ -34,13 +36,17 @@ from skerry.xsm.flask.model import (
     values,
 )
 
-_SHIFT = {ALLOW: 0, AUDITALLOW: 32, AUDITDENY: 64}
-"""A cell holds three vectors in one number: allow, auditallow, dontaudit. Cells join by `|`."""
-
 _ROLE_CHANGES = frozenset({"transition", "dyntransition"})
 
-Row = tuple[int, dict[int, int]]
-"""For one class and source: the set of targets, and each target's cell."""
+MAX_MEMBERS = 1 << 18
+"""Most attributes of types kept as sets that are quick to search; beyond it, they are made anew."""
+
+Rows = dict[int, dict[int, int]]
+"""The rules of one class: by source, then by target, a cell.
+
+A cell holds three vectors in one number: allow, from bit 32 on auditallow, from bit 64 on
+dontaudit. Cells join by `|`.
+"""
 
 
 class Vectors(msgspec.Struct, frozen=True):
@@ -61,7 +67,7 @@ class Steps(msgspec.Struct, frozen=True):
 
 
 class SecurityServer:
-    """A policy with its booleans set, ready to be asked. Immutable."""
+    """A policy with its booleans set, ready to be asked. Its answers never change."""
 
     def __init__(
         self,
@@ -76,10 +82,11 @@ class SecurityServer:
         self.booleans.update(booleans or {})
         enabled = [r for c in policy.conditionals for r in self._in_force(c)]
         self.enabled = tuple(enabled)
-        self._tables = (_table(policy.rules), _table(enabled))
+        self._table = _table(chain(policy.rules, enabled))
         self._type_rules = {r[:4]: r[4] for r in reversed(enabled) if r[3] & TYPE_RULES}
         self._type_rules |= {r[:4]: r[4] for r in policy.rules if r[3] & TYPE_RULES}
-        self._attributes = {t: tuple(values(bits)) for t, bits in policy.attributes.items()}
+        self._attributes: dict[int, frozenset[int]] = {}
+        self._members = 0
         self._constraints: dict[int, tuple[tuple[int, Check, Constraint], ...]] = {
             value: tuple(
                 (c.permissions, compile_constraint(c, policy), c) for c in tclass.constraints
@@ -91,6 +98,7 @@ class SecurityServer:
             for value, tclass in policy.classes.items()
             if tclass.validatetrans
         }
+        self._bounded = frozenset(kind.value for kind in policy.types.values() if kind.bounds)
         process = policy.class_named(policy.process_class)
         self._process = process.value if process else 0
         changes = {"transition"} if policy.flavour == "xen" else _ROLE_CHANGES
@@ -143,26 +151,25 @@ class SecurityServer:
         self, source: int, target: int, tclass: int, vector: int
     ) -> Iterable[tuple[int, int, int]]:
         """Yield the allow rules in force that give some of a vector: source, target, vector."""
-        bits = self.policy.attributes[target]
-        for table in self._tables:
-            for one in self._attributes[source]:
-                found, cells = table.get(tclass, {}).get(one, (0, {}))
-                for two in values(found & bits):
-                    given = cells[two] & vector
-                    if given:
-                        yield one, two, given
+        rows, others = self._table.get(tclass, {}), self._attributes_of(target)
+        for one in sorted(rows.keys() & self._attributes_of(source)):
+            cells = rows[one]
+            for two in sorted(cells.keys() & others):
+                given = cells[two] & vector
+                if given:
+                    yield one, two, given
 
     def near(
         self, source: int, target: int, tclass: int, vector: int
     ) -> Iterable[tuple[int, int, int]]:
         """Yield allow rules that would do but for one side: first those with the same source."""
-        bits, own = self.policy.attributes[target], set(self._attributes[source])
-        rows = [item for t in self._tables for item in t.get(tclass, {}).items()]
+        own, others = self._attributes_of(source), self._attributes_of(target)
+        rows = self._table.get(tclass, {})
         for same in (True, False):
-            for one, (found, cells) in rows:
+            for one, cells in rows.items():
                 if (one in own) is not same:
                     continue
-                for two in values(found & (~bits if same else bits)):
+                for two in sorted(cells.keys() - others if same else cells.keys() & others):
                     given = cells[two] & vector
                     if given:
                         yield one, two, given
@@ -180,23 +187,37 @@ class SecurityServer:
         return conditional.if_true if stack.pop() else conditional.if_false
 
     def _cell(self, source: int, target: int, tclass: int) -> int:
+        rows = self._table.get(tclass)
+        if rows is None:
+            return 0
         cell = 0
-        bits = self.policy.attributes[target]
-        for table in self._tables:
-            rows = table.get(tclass)
-            if rows is None:
+        others = self._attributes.get(target) or self._attributes_of(target)
+        for one in self._attributes.get(source) or self._attributes_of(source):
+            cells = rows.get(one)
+            if cells is None:
                 continue
-            for one in self._attributes[source]:
-                row = rows.get(one)
-                if row is None:
-                    continue
-                found, cells = row
-                found &= bits
-                while found:
-                    two = found.bit_length()
-                    cell |= cells[two]
-                    found ^= 1 << two - 1
+            # Of the two sets the smaller is gone through: a row may have thousands of targets.
+            if len(cells) < len(others):
+                for two in cells:
+                    if two in others:
+                        cell |= cells[two]
+            else:
+                for two in others:
+                    if two in cells:
+                        cell |= cells[two]
         return cell
+
+    def _attributes_of(self, kind: int) -> frozenset[int]:
+        """Return a type and its attributes, taken out of the model's set when first asked for."""
+        known = self._attributes.get(kind)
+        if known is None:
+            known = frozenset(values(self.policy.attributes[kind]))
+            self._members += len(known)
+            if self._members > MAX_MEMBERS:
+                self._attributes.clear()
+                self._members = len(known)
+            self._attributes[kind] = known
+        return known
 
     def _constrain(self, allowed: int, source: Context, target: Context, tclass: int) -> int:
         for permissions, check, _ in self._constraints[tclass]:
@@ -212,10 +233,11 @@ class SecurityServer:
         return allowed & ~self._role_changes
 
     def _bounds(self, allowed: int, source: Context, target: Context, tclass: int) -> int:
+        bounded = self._bounded
+        if not allowed or not (source.type in bounded or target.type in bounded):
+            return allowed
         types = self.policy.types
         upper, other = types[source.type].bounds, types[target.type].bounds
-        if not allowed or not (upper or other):
-            return allowed
         low_source = msgspec.structs.replace(source, type=upper or source.type)
         low_target = msgspec.structs.replace(target, type=other or target.type)
         if self.flavour == "selinux":
@@ -245,26 +267,21 @@ def _join(operator: str, left: bool, right: bool) -> bool:
     return left != right  # "xor" and "!="
 
 
-def _table(rules: Iterable[TeRule]) -> dict[int, dict[int, Row]]:
-    found: dict[int, dict[int, dict[int, int]]] = {}
+def _table(rules: Iterable[TeRule]) -> dict[int, Rows]:
+    found: defaultdict[int, defaultdict[int, dict[int, int]]]
+    found = defaultdict(lambda: defaultdict(dict))
     for source, target, tclass, kind, datum in rules:
-        shift = _SHIFT.get(kind)
-        if shift is None:
+        if kind == ALLOW:
+            vectors = datum
+        elif kind == AUDITDENY:
+            vectors = (datum ^ FULL_VECTOR) << 64
+        elif kind == AUDITALLOW:
+            vectors = datum << 32
+        else:
             continue
-        vector = datum ^ FULL_VECTOR if kind == AUDITDENY else datum
-        cells = found.setdefault(tclass, {}).setdefault(source, {})
-        cells[target] = cells.get(target, 0) | vector << shift
-    return {
-        tclass: {source: (_set(cells), cells) for source, cells in rows.items()}
-        for tclass, rows in found.items()
-    }
-
-
-def _set(members: Iterable[int]) -> int:
-    bits = 0
-    for member in members:
-        bits |= 1 << member - 1
-    return bits
+        cells = found[tclass][source]
+        cells[target] = cells.get(target, 0) | vectors
+    return {tclass: dict(rows) for tclass, rows in found.items()}
 
 
 TYPE_RULE_KINDS = {"transition": TRANSITION, "member": MEMBER, "change": CHANGE}
