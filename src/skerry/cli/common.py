@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from skerry.node.paths import control_socket
-from skerry.wire.control import MAX_NAME, MAX_SECONDS, Call
+from skerry.wire.control import MAX_GRANT_SECONDS, MAX_NAME, MAX_SECONDS, Call
 from skerry.wire.escape import escape
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -30,6 +31,27 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail(f"{value} is not a span of time.", param, ctx)
         return seconds
+
+
+class Span(click.ParamType[float]):
+    """A span of time with its unit, as a grant may have it; converts to seconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds of `90s`, `10m`, `2h` or `1d`."""
+        found = re.fullmatch(r"([0-9]{1,9})([smhd])", str(value))
+        if not found:
+            self.fail(f"{value!r} is not a time such as 90s, 10m, 2h or 1d.", param, ctx)
+        seconds = int(found[1]) * _UNITS[found[2]]
+        if not 0 < seconds <= MAX_GRANT_SECONDS:
+            self.fail(f"{value} is not between 1s and {MAX_GRANT_SECONDS // 86_400}d.", param, ctx)
+        return float(seconds)
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class DomainName(click.ParamType[str]):

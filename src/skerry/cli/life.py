@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 import click
 
-from skerry.cli.common import Seconds, ask, channel_line, domain_argument, emit, json_option
+from skerry.cli.common import Seconds, Span, ask, channel_line, domain_argument, emit, json_option
 from skerry.errors import InputError, Problem
 from skerry.wire.control import PORT, Connect, Cut, Kill, Pause, Relabel, Resume, Start, Stop
 
@@ -121,11 +121,22 @@ def _port(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "--name", default="", callback=_port, help="The port's name in both guests.  [default: ch<ID>]"
 )
+@click.option(
+    "--for", "for_s", type=Span(), metavar="TIME", help="Cut it after this time: 90s, 10m, 2h, 1d."
+)
 @json_option
-def connect(source: str, sink: str, kind: str, one_way: bool, name: str, as_json: bool) -> None:
+def connect(
+    source: str,
+    sink: str,
+    kind: str,
+    one_way: bool,
+    name: str,
+    for_s: float | None,
+    as_json: bool,
+) -> None:
     """Bind a channel between SOURCE and SINK; prints its id."""
     chosen = cast(Literal["stream", "link", "memory"], kind)
-    result = ask(Connect(source, sink, chosen, name, one_way))
+    result = ask(Connect(source, sink, chosen, name, one_way, for_s))
     if as_json:
         emit([result])
     else:

@@ -140,7 +140,7 @@ def _change_json(change: Change) -> str:
         {
             "effect": change.effect,
             "kind": change.kind,
-            "source": change.source,
+            "sources": list(change.sources),
             "targets": list(change.targets),
             "class": change.tclass,
             "permissions": list(change.permissions),
@@ -154,14 +154,19 @@ def _change_text(change: Change) -> str:
     if change.text:
         word = "" if change.text.endswith(";") else f"{change.kind} "
         return f"{sign} {change.effect}: {word}{change.text}"
-    shown = " ".join(change.targets[:_LISTED])
-    more = len(change.targets) - _LISTED
-    targets = f"{{ {shown}{f' (and {more} more)' if more > 0 else ''} }}"
-    targets = change.targets[0] if len(change.targets) == 1 else targets
+    sources, targets = _set_text(change.sources), _set_text(change.targets)
     if change.kind != "allow":
-        return f"{sign} {change.effect}: {change.kind} {change.source} {targets}"
+        return f"{sign} {change.effect}: {sources} {change.kind} {targets}"
     permissions = " ".join(change.permissions)
-    return f"{sign} {change.effect}: {change.source} {targets}:{change.tclass} {{ {permissions} }}"
+    return f"{sign} {change.effect}: {sources} {targets}:{change.tclass} {{ {permissions} }}"
+
+
+def _set_text(names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return names[0]
+    more = len(names) - _LISTED
+    shown = [*names[:_LISTED], *([f"(and {more} more)"] if more > 0 else [])]
+    return f"{{ {' '.join(shown)} }}"
 
 
 @click.command()

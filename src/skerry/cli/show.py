@@ -36,13 +36,13 @@ def ps(as_json: bool) -> None:
 @click.command()
 @json_option
 def channels(as_json: bool) -> None:
-    """List the channels: number, kind, source → sink (or ↔), generation, since, decided by."""
+    """List the channels: number, kind, source → sink (or ↔), since when, how long, decided by."""
     rows = ask(Channels())
     if as_json:
         emit(rows)
         return
     table(
-        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "RECORD"),
+        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "LEFT", "RECORD"),
         [
             (
                 row["id"],
@@ -51,6 +51,7 @@ def channels(as_json: bool) -> None:
                 row["port"],
                 row["generation"],
                 ago(row["seconds"]),
+                "-" if row["left_s"] is None else ago(row["left_s"]),
                 row["record"],
             )
             for row in rows

@@ -61,8 +61,8 @@ class Calls:
                 await monitor.resume(operator, domain)
             case wire.Relabel(domain, label):
                 return await node.relabel(operator, domain, label)
-            case wire.Connect(source, sink, kind, port, one_way):
-                channel = await monitor.connect(operator, source, sink, kind, port, one_way)
+            case wire.Connect(source, sink, kind, port, one_way, for_s):
+                channel = await monitor.connect(operator, source, sink, kind, port, one_way, for_s)
                 return channel_row(channel, channel.since)
             case wire.Cut(number):
                 return {"channel": number, "drained": monitor.cut(number)}

@@ -234,19 +234,27 @@ class Monitor:
         kind: Kind = "stream",
         port: str = "",
         one_way: bool = False,
+        for_s: float | None = None,
     ) -> Channel:
         """Bind a channel at an operator's wish, who must be allowed to see both domains."""
         await self.use("domain_getdomaininfo", operator, source, channel_to=sink)
         await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
-        return await self.bind(source, sink, kind, port, one_way)
+        return await self.bind(source, sink, kind, port, one_way, for_s)
 
     async def bind(
-        self, source: str, sink: str, kind: Kind = "stream", port: str = "", one_way: bool = False
+        self,
+        source: str,
+        sink: str,
+        kind: Kind = "stream",
+        port: str = "",
+        one_way: bool = False,
+        for_s: float | None = None,
     ) -> Channel:
         """Bind a channel between two domains that run or are paused, and return it live.
 
-        `port` is its name in both guests, `ch<number>` if empty. Raises `Refused` and other
-        `Denied`s, `StateError`, `MachineError`; then neither machine holds anything of it.
+        `port` is its name in both guests, `ch<number>` if empty; `for_s` bounds its life. Raises
+        `Refused` and other `Denied`s, `StateError`, `MachineError`; then neither machine holds
+        anything of it.
         """
         first, second = self.domain(source), self.domain(sink)
         if first is second:
@@ -259,6 +267,7 @@ class Monitor:
             if self.channels.port_taken(domain, port):
                 raise StateError(f"domain {domain.name} already has a port {port}")
         channel = self.channels.add(kind, first, second, port, one_way)
+        channel.for_s = for_s
         try:
             await self._mint(channel)
             await self._attach(channel)
@@ -277,6 +286,7 @@ class Monitor:
             "port": channel.port,
             "source": channel.source.name,
             "sink": channel.sink.name,
+            **({} if channel.for_s is None else {"for_s": channel.for_s}),
         }
         grant = await self.mediator.permit(
             channel.hook,
@@ -293,6 +303,14 @@ class Monitor:
         channel.generation = grant.generation
         channel.record = grant.record
         channel.since = self._clock()
+        if channel.for_s is not None:
+            loop = asyncio.get_running_loop()
+            channel.timer = loop.call_later(channel.for_s, self._expire, channel)
+
+    def _expire(self, channel: Channel) -> None:
+        """End a bounded grant when its time is over, also while machines take their ends."""
+        if channel.phase is Phase.LIVE:
+            self._cut(channel, "its time is over")
 
     def _still_wanted(self, channel: Channel) -> None:
         if channel.phase is Phase.CUT:
@@ -355,6 +373,8 @@ class Monitor:
         """Sever a channel in whatever phase, and let both machines drop their ends later."""
         self.channels.remove(channel)
         channel.phase = Phase.CUT
+        if channel.timer is not None:
+            channel.timer.cancel()
         bridge, channel.bridge = channel.bridge, None
         if bridge is None:
             return 0

@@ -6,6 +6,7 @@ comes in between judges it too.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Iterator
 
@@ -35,7 +36,8 @@ class Phase(enum.Enum):
 class Channel:
     """One channel. `generation` is that of the decision which made it live (0 before).
 
-    `attaching` is true while its machines are taking their ends.
+    `attaching` is true while its machines are taking their ends. `for_s` bounds a grant: so many
+    seconds after it went live it is cut; None is no bound.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Channel:
         self.since = 0.0
         self.bridge: Bridge | None = None
         self.attaching = False
+        self.for_s: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
     @property
     def ends(self) -> tuple[Domain, Domain]:

@@ -364,6 +364,7 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "generation": channel.generation,
         "record": channel.record,
         "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
+        "left_s": None if channel.for_s is None else max(0.0, channel.since + channel.for_s - now),
     }
 
 

@@ -9,33 +9,31 @@ expanded. What decides beside them (constraints, roles, bounds) is compared as i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
 from skerry.errors import InputError, Problem
+from skerry.policy.difference_allow import compare_allows
 from skerry.xsm.acm.model import AcmPolicy
-from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
 from skerry.xsm.classes import SHARE
 from skerry.xsm.flask.constraint import infix
-from skerry.xsm.flask.model import ALLOW, values
+from skerry.xsm.flask.model import values
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule, Standing
-
-MAX_ACM_LABELS = 2_000
-"""Most labels of an ACM policy that are compared pair by pair; more is an error."""
 
 
 class Change(msgspec.Struct, frozen=True):
     """One thing that differs.
 
-    `effect` is `allowed` or `denied` where an answer changes, else `added` or `removed`.
-    `targets` holds every target that the same change concerns.
+    `effect` is `allowed` or `denied` where an answer changes, else `added` or `removed`. The
+    change concerns each of `sources` with each of `targets`; statements have a `text` instead.
     """
 
     effect: str
     kind: str
-    source: str = ""
+    sources: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     tclass: str = ""
     permissions: tuple[str, ...] = ()
@@ -54,30 +52,80 @@ def differences(old: SecurityModule, new: SecurityModule) -> Iterator[Change]:
 
 def _acm(old: AcmModule, new: AcmModule) -> Iterator[Change]:
     names = sorted(set(old.labels()) & set(new.labels()))
-    if len(names) > MAX_ACM_LABELS:
-        message = f"{len(names)} labels; at most {MAX_ACM_LABELS} are compared"
-        raise InputError([Problem(new.policy.file, 0, message)])
     yield from _named("label", old.labels(), new.labels())
     yield from _named("resource label", _resources(old.policy), _resources(new.policy))
-    for kind, ask in (("share", _shares), ("run beside", _runs_beside)):
-        for source in names:
-            for effect, targets in _changed(old, new, ask, source, names).items():
-                yield Change(effect, kind, source, tuple(targets))
+    yield from _named("bootstrap label", [old.operator_label()], [new.operator_label()])
+    resources = sorted(set(_resources(old.policy)) & set(_resources(new.policy)))
+    questions: tuple[tuple[str, _Ask, list[str]], ...] = (
+        ("share", _shares, names),
+        ("create", _creates, names),
+        ("use", _uses, resources),
+        ("run beside", _runs_beside, names),
+    )
+    for kind, ask, targets in questions:
+        yield from _pairs(old, new, kind, ask, names, targets)
 
 
-def _changed(
-    old: AcmModule, new: AcmModule, ask: object, source: str, names: list[str]
-) -> Mapping[str, list[str]]:
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for target in names:
-        before, after = ask(old, source, target), ask(new, source, target)  # type: ignore[operator]
-        if before != after:
-            found["allowed" if after else "denied"].append(target)
-    return dict(sorted(found.items()))
+_Ask = Callable[[AcmModule, str, str], bool]
+
+
+def _pairs(
+    old: AcmModule, new: AcmModule, kind: str, ask: _Ask, names: list[str], targets: list[str]
+) -> Iterator[Change]:
+    """Compare every pair; labels with the same types are asked once."""
+    one, two = _Alike(old), _Alike(new)
+    groups: defaultdict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    found: dict[tuple[object, object], dict[str, list[str]]] = {}
+    for source in names:
+        key = one.key(source), two.key(source)
+        if key not in found:
+            found[key] = {"allowed": [], "denied": []}
+            for target in targets:
+                before, after = one.ask(ask, source, target), two.ask(ask, source, target)
+                if before != after:
+                    found[key]["allowed" if after else "denied"].append(target)
+        for effect, changed in found[key].items():
+            if changed:
+                groups[effect, tuple(changed)].append(source)
+    for (effect, changed_targets), sources in sorted(groups.items()):
+        yield Change(effect, kind, tuple(sources), changed_targets)
+
+
+class _Alike:
+    """Asks a policy, once for all labels that have the same types."""
+
+    def __init__(self, module: AcmModule) -> None:
+        self._module = module
+        self._keys: dict[str, object] = {
+            label.name: (frozenset(label.ste), frozenset(label.cw))
+            for label in module.policy.labels
+        }
+        self._resources: dict[str, object] = {
+            resource.name: resource.ste for resource in module.policy.resources
+        }
+        self._known: dict[tuple[_Ask, object, object], bool] = {}
+
+    def key(self, label: str) -> object:
+        return self._keys[label]
+
+    def ask(self, ask: _Ask, source: str, target: str) -> bool:
+        other = self._resources[target] if ask is _uses else self._keys[target]
+        key = ask, self._keys[source], other
+        if key not in self._known:
+            self._known[key] = ask(self._module, source, target)
+        return self._known[key]
 
 
 def _shares(module: AcmModule, source: str, target: str) -> bool:
     return module.decide(source, target, SHARE, (SHARE,)).allowed
+
+
+def _creates(module: AcmModule, source: str, target: str) -> bool:
+    return module.decide(source, target, "domain", ("create",)).allowed
+
+
+def _uses(module: AcmModule, source: str, target: str) -> bool:
+    return module.decide(source, RESOURCE_PREFIX + target, "resource", ("use",)).allowed
 
 
 def _runs_beside(module: AcmModule, source: str, target: str) -> bool:
@@ -99,26 +147,12 @@ def _flask(old: FlaskModule, new: FlaskModule) -> Iterator[Change]:
     one, two = _Side(old), _Side(new)
     yield from _named("type", one.types, two.types)
     yield from _named("class", one.classes, two.classes)
-    yield from _allows(one, two)
+    for gain in compare_allows(old, new):
+        yield Change(
+            gain.effect, "allow", gain.sources, gain.targets, gain.tclass, gain.permissions
+        )
     for kind in _WRITTEN:
         yield from _named(kind, one.written(kind), two.written(kind))
-
-
-def _allows(old: _Side, new: _Side) -> Iterator[Change]:
-    """Compare the access vectors of every pair of types, one source at a time."""
-    for source in sorted(old.types.keys() | new.types.keys()):
-        if old.signature(source) == new.signature(source):
-            continue
-        before, after = old.granted(source), new.granted(source)
-        groups: defaultdict[tuple[str, str, tuple[str, ...]], list[str]] = defaultdict(list)
-        for key in before.keys() | after.keys():
-            had, has = before.get(key, frozenset()), after.get(key, frozenset())
-            target, tclass = key
-            for effect, names in (("denied", had - has), ("allowed", has - had)):
-                if names:
-                    groups[tclass, effect, tuple(sorted(names))].append(target)
-        for (tclass, effect, permissions), targets in sorted(groups.items()):
-            yield Change(effect, "allow", source, tuple(sorted(targets)), tclass, permissions)
 
 
 class _Side:
@@ -130,62 +164,6 @@ class _Side:
         policy = module.policy
         self.types = {t.name: t.value for t in policy.types.values() if not t.attribute}
         self.classes = module.classes
-        self._members: defaultdict[int, list[str]] = defaultdict(list)
-        for name, value in self.types.items():
-            for held in values(policy.attributes[value]):
-                self._members[held].append(name)
-        self._rows: defaultdict[int, dict[tuple[int, int], int]] = defaultdict(dict)
-        for source, target, tclass, kind, vector in module.rules_in_force():
-            if kind == ALLOW:
-                row = self._rows[source]
-                row[target, tclass] = row.get((target, tclass), 0) | vector
-        self._whose = {value: frozenset(names) for value, names in self._members.items()}
-        self._hashes: dict[int, int] = {}
-
-    def signature(self, source: str) -> object:
-        """Return something that is equal for two sources whose rules give them the same."""
-        value = self.types.get(source)
-        if value is None:
-            return None
-        return frozenset(map(self._row_hash, self._sources(value)))
-
-    def granted(self, source: str) -> dict[tuple[str, str], frozenset[str]]:
-        """Return the permissions of a source by target and class."""
-        value = self.types.get(source)
-        if value is None:
-            return {}
-        vectors: defaultdict[tuple[str, int], int] = defaultdict(int)
-        for held in self._sources(value):
-            for (target, tclass), vector in self._rows[held].items():
-                for name in self._members.get(target, ()):
-                    vectors[name, tclass] |= vector
-        classes = self.policy.classes
-        known: dict[tuple[int, int], frozenset[str]] = {}
-        found = {}
-        for (name, tclass), vector in vectors.items():
-            key = tclass, vector
-            if key not in known:
-                known[key] = frozenset(classes[tclass].names(vector))
-            found[name, classes[tclass].name] = known[key]
-        return found
-
-    def _sources(self, value: int) -> list[int]:
-        return [held for held in values(self.policy.attributes[value]) if held in self._rows]
-
-    def _row_hash(self, held: int) -> int:
-        if held not in self._hashes:
-            classes = self.policy.classes
-            self._hashes[held] = hash(
-                frozenset(
-                    (
-                        self._whose.get(target, frozenset()),
-                        classes[tclass].name,
-                        classes[tclass].names(vector),
-                    )
-                    for (target, tclass), vector in self._rows[held].items()
-                )
-            )
-        return self._hashes[held]
 
     def written(self, kind: str) -> set[str]:
         """Return the statements of a kind as text."""

@@ -24,6 +24,9 @@ MAX_TEXT = 2048
 MAX_SECONDS = 86_400
 """Longest time that a call may ask to wait, in seconds; a longer one is refused."""
 
+MAX_GRANT_SECONDS = 365 * 86_400
+"""Longest bounded grant (`connect --for`), in seconds; a longer one is refused."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
@@ -115,6 +118,7 @@ class Connect(_Message, frozen=True, tag="connect"):
     kind: Literal["stream", "link", "memory"] = "stream"
     port: Port = ""
     one_way: bool = False
+    for_s: Annotated[float, Meta(gt=0, le=MAX_GRANT_SECONDS)] | None = None
 
 
 class Cut(_Message, frozen=True, tag="cut"):

@@ -392,3 +392,37 @@ def test_a_port_name_is_one_channel_in_a_domain() -> None:
             await world.monitor.bind("a", "c", port="orders")
 
     play(scene)
+
+
+def test_a_bounded_grant_ends_when_its_time_is_over() -> None:
+    """Nobody has to ask; the trail says for how long it was and why it ended."""
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b")
+        world.allow(("a", "b"))
+        bounded = await world.monitor.bind("a", "b", for_s=0.05)
+        lasting = await world.monitor.bind("a", "b")
+        assert carries(world, bounded.number, "a", "b")
+        assert world.audit.events("allow")[-2]["for_s"] == 0.05
+        await asyncio.sleep(0.1)
+        assert not carries(world, bounded.number, "a", "b")
+        assert carries(world, lasting.number, "a", "b"), "the control: one without a bound"
+        assert world.audit.events("cut")[-1]["why"] == "its time is over"
+
+    play(scene)
+
+
+def test_a_bounded_grant_that_was_cut_is_not_cut_again() -> None:
+    """Its timer ends with it."""
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b")
+        world.allow(("a", "b"))
+        channel = await world.monitor.bind("a", "b", for_s=0.02)
+        world.monitor.cut(channel.number)
+        assert channel.timer is not None
+        assert channel.timer.cancelled()
+        await asyncio.sleep(0.04)
+        assert len(world.audit.events("cut")) == 1
+
+    play(scene)

@@ -2,7 +2,8 @@
 
 Sources: `security_compute_sid` and `mls_compute_sid` of Linux for the flavour `selinux` (libsepol
 does the same but for `default_user`, `default_role` and `default_type`, which it does not look
-at), and of Xen, which has no defaults and knows no transitions by name.
+at, and for sockets, to which Linux gives role, type and range of their maker), and of Xen, which
+has no defaults and knows no transitions by name.
 
 The rule this module keeps: a context that the policy does not allow is never given to anything.
 """
@@ -31,7 +32,7 @@ class Labelling:
         self._xen = server.policy.flavour == "xen"
         self._by_name = {
             (t.source, t.target, t.tclass, t.name): t.new_type
-            for t in server.policy.file_transitions
+            for t in reversed(server.policy.file_transitions)  # the first of two is Linux's
         }
         self._roles: dict[tuple[int, int, int], int] = {}
         for rule in server.policy.role_transitions:
@@ -46,16 +47,16 @@ class Labelling:
 
         Raises `Denied` if the policy's rules lead to a context that the policy does not allow.
         """
-        process = tclass.value == self._server.process_class
+        acts = self._acts(tclass)
         defaults = PolicyClass("", 0, ()) if self._xen else tclass
         user, role, new = source.user, OBJECT_ROLE, target.type
         if kind == "member" or defaults.default_user == _TARGET:
             user = target.user
         if defaults.default_role:
             role = source.role if defaults.default_role == _SOURCE else target.role
-        elif process:
+        elif acts:
             role = source.role
-        if defaults.default_type == _SOURCE or (process and not defaults.default_type):
+        if defaults.default_type == _SOURCE or (acts and not defaults.default_type):
             new = source.type
         key = source.type, target.type, tclass.value
         ruled = self._server.new_type(*key, TYPE_RULE_KINDS[kind])
@@ -91,7 +92,13 @@ class Labelling:
                 side = source.range if wanted <= 3 else target.range
                 first = side.high if wanted % 3 == 2 else side.low
                 return side if wanted % 3 == 0 else Range(first, first)
-        return source.range if tclass.value == self._server.process_class else low
+        return source.range if self._acts(tclass) else low
+
+    def _acts(self, tclass: PolicyClass) -> bool:
+        """Tell whether things of a class act for their maker: processes, domains, sockets."""
+        if tclass.value == self._server.process_class:
+            return True
+        return not self._xen and tclass.name.endswith("socket")
 
 
 def _common(one: Range, two: Range) -> Range:
