@@ -182,15 +182,17 @@ def everything(asked: SecurityServer) -> list[Vectors]:
 def test_every_rule_in_force_is_named_as_granting() -> None:
     """Rules outside and inside conditions share one table, and none is lost in it."""
     policy = read_policydb((DATA / "small.33").read_bytes(), "file")
-    for state in (False, True):
-        asked = SecurityServer(policy, dict.fromkeys(policy.booleans, state))
+    found = 0
+    for states in product((False, True), repeat=len(policy.booleans)):
+        asked = SecurityServer(policy, dict(zip(policy.booleans, states, strict=True)))
         conditional = [rule for rule in asked.enabled if rule[3] == ALLOW]
-        assert conditional
+        found += len(conditional)
         for source, target, tclass, kind, vector in (*policy.rules, *conditional):
             if kind == ALLOW:
                 sides = _members(policy, source, target)
                 granting = asked.granting(*sides, tclass, vector)
                 assert (source, target, vector) in list(granting)
+    assert found
 
 
 def _members(policy: FlaskPolicy, *sides: int) -> tuple[int, int]:
