@@ -7,7 +7,11 @@ linearly: a run keeps to some thousand of them.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
+
+from skerry.image import package
+from tests.support import debian
 
 LIBRARY = "libsepol.so.2"
 
@@ -29,8 +33,9 @@ class AvDecision(ctypes.Structure):
 class Sepol:
     """The oracle with one policy loaded."""
 
-    def __init__(self, policy: Path) -> None:
-        self._lib = ctypes.CDLL(LIBRARY)
+    def __init__(self, policy: Path, library: str = LIBRARY) -> None:
+        """Load a policy; `library` may be the whole of libsepol, see `whole_library`."""
+        self._lib = ctypes.CDLL(library)
         self._libc = ctypes.CDLL(None)
         self._libc.fopen.restype = ctypes.c_void_p
         self._libc.fopen.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
@@ -38,7 +43,7 @@ class Sepol:
         self._libc.free.argtypes = [ctypes.c_void_p]
         self._lib.sepol_set_policydb_from_file.argtypes = [ctypes.c_void_p]
         self._lib.sepol_debug(0)
-        self._sids: dict[str, int] = {}
+        self.sids: dict[str, int] = {}
         self._classes: dict[str, int] = {}
         self._load(policy)
 
@@ -52,7 +57,7 @@ class Sepol:
 
     def sid(self, context: str) -> int | None:
         """Return the SID of a context, None if the policy does not allow it."""
-        known = self._sids.get(context)
+        known = self.sids.get(context)
         if known is not None:
             return known
         text = context.encode()
@@ -60,8 +65,12 @@ class Sepol:
         # The length counts the final zero: that is how libsepol's own callers count it.
         if self._lib.sepol_context_to_sid(text, ctypes.c_size_t(len(text) + 1), ctypes.byref(sid)):
             return None
-        self._sids[context] = sid.value
+        self.sids[context] = sid.value
         return sid.value
+
+    def valid(self, context: str) -> bool:
+        """Tell whether a text is a context of the policy; keeps nothing."""
+        return int(self._lib.sepol_check_context(context.encode())) == 0
 
     def text(self, sid: int) -> str:
         """Return the context of a SID."""
@@ -101,9 +110,10 @@ class Sepol:
         return decision.allowed, decision.auditallow, dontaudit, reason.value
 
     def new_context(self, kind: str, source: str, target: str, tclass: str) -> str | None:
-        """Return the context of a new object (`member` or `change`), None if there is none.
+        """Return the context of a new object, None if there is none.
 
-        The library keeps `sepol_transition_sid` to itself.
+        `member` and `change`; `transition` only from the whole library, since the shared one
+        keeps that call to itself.
         """
         one, two = self.sid(source), self.sid(target)
         assert one is not None and two is not None
@@ -113,14 +123,28 @@ class Sepol:
             return None
         return self.text(sid.value)
 
-    def valid_transition(self, old: str, new: str, task: str, tclass: str) -> bool:
-        """Tell whether validatetrans lets a thing go from old to new."""
-        sids = [self.sid(context) for context in (old, new, task)]
+    def valid_transition(self, contexts: Sequence[str], tclass: str) -> bool:
+        """Tell whether validatetrans lets a thing go from old to new, for a task."""
+        sids = [self.sid(context) for context in contexts]
         buffer = ctypes.c_char_p()
         status = self._lib.sepol_validate_transition_reason_buffer(
             *sids, ctypes.c_uint16(self.tclass(tclass)), ctypes.byref(buffer), 0
         )
+        self._libc.free(buffer)
         return int(status) == 0
+
+
+def whole_library() -> str:
+    """Return libsepol with its hidden calls too, linked by gcc from Debian's static library."""
+
+    def make(work: Path) -> None:
+        archive = next(root.glob("usr/lib/*/libsepol.a"))
+        shared = ["gcc", "-shared", "-o", str(work / "whole.so"), "-Wl,-Bsymbolic"]
+        whole = ["-Wl,--whole-archive", str(archive), "-Wl,--no-whole-archive"]
+        package.run([*shared, *whole], package="gcc libc6-dev")
+
+    root = debian.unpacked("libsepol-dev")
+    return str(debian.cached("libsepol", "whole", make) / "whole.so")
 
 
 def with_booleans(policy: Path, booleans: dict[str, bool], to: Path) -> Path:

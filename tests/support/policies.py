@@ -20,6 +20,7 @@ FETCH_XEN = Path(__file__).parents[2] / "examples/xen-policy/fetch.sh"
 COMPILE_TIMEOUT_S = 300.0
 
 Target = Literal["selinux", "xen"]
+Language = Literal["conf", "cil"]
 
 
 def xen(version: Literal[24, 30] = 30) -> Path:
@@ -88,21 +89,23 @@ def _make_selinux(work: Path, tools: Path) -> None:
     shutil.rmtree(modules)
 
 
-def compile_conf(source: str, to: Path, target: Target, version: int, *, mls: bool) -> Path:
+def compile_conf(
+    source: str, to: Path, target: Target, version: int, *flags: str, mls: bool = False
+) -> Path:
     """Compile a policy in the kernel policy language by `checkpolicy`, and return the binary."""
     text = to.with_name(to.name + ".conf")
     text.write_text(source)
     argv = ["checkpolicy", "-t", "Xen" if target == "xen" else "selinux", "-c", str(version)]
-    _compile([*argv, *(["-M"] if mls else []), "-o", str(to), str(text)])
+    _compile([*argv, *flags, *(["-M"] if mls else []), "-o", str(to), str(text)])
     return to
 
 
-def compile_cil(source: str, to: Path, target: Target, version: int) -> Path:
+def compile_cil(source: str, to: Path, target: Target, version: int, *flags: str) -> Path:
     """Compile a policy in CIL by `secilc`, and return the binary."""
     text = to.with_name(to.name + ".cil")
     text.write_text(source)
     argv = ["secilc", "-t", target, "-c", str(version), "-f", "/dev/null", "-o", str(to)]
-    _compile([*argv, str(text)])
+    _compile([*argv, *flags, str(text)])
     return to
 
 
