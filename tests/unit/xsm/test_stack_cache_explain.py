@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from skerry.errors import Denied, PolicyError, StaleGeneration, UnknownLabel
 from skerry.label import Label, make_label
 from skerry.policy.load import parse_acm
-from skerry.xsm import cache as cache_module
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.cache import Avc
@@ -138,20 +137,6 @@ def test_a_failure_is_not_cached() -> None:
     sound = Stack([DummyModule()])
     cache.put(sound.decide(request, 1))
     assert cache.get(request, 1) is not None
-
-
-def test_a_cache_forgets_when_too_many_labels_were_numbered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The table of labels is bounded: at the limit, the cache begins anew."""
-    monkeypatch.setattr(cache_module, "MAX_SIDS", 4)
-    cache = Avc()
-    for number in range(10):
-        request = _request(f"x{number}", f"y{number}")
-        assert cache.get(request, 1) is None
-        cache.put(ONE.decide(request, 1))
-        assert cache.get(request, 1) is not None
-        assert len(cache) <= 2
 
 
 def test_an_explanation_says_what_why_by_which_rule_and_for_whom() -> None:
