@@ -85,6 +85,7 @@ class SecurityServer:
         self._table = _table(chain(policy.rules, enabled))
         self._type_rules = {r[:4]: r[4] for r in reversed(enabled) if r[3] & TYPE_RULES}
         self._type_rules |= {r[:4]: r[4] for r in policy.rules if r[3] & TYPE_RULES}
+        self._sources: dict[int, dict[int, list[int]]] = {}
         self._attributes: dict[int, frozenset[int]] = {}
         self._members = 0
         self._constraints: dict[int, tuple[tuple[int, Check, Constraint], ...]] = {
@@ -165,14 +166,17 @@ class SecurityServer:
         """Yield allow rules that would do but for one side: first those with the same source."""
         own, others = self._attributes_of(source), self._attributes_of(target)
         rows = self._table.get(tclass, {})
-        for same in (True, False):
-            for one, cells in rows.items():
-                if (one in own) is not same:
-                    continue
-                for two in sorted(cells.keys() - others if same else cells.keys() & others):
-                    given = cells[two] & vector
-                    if given:
-                        yield one, two, given
+        for one in sorted(rows.keys() & own):
+            for two in sorted(rows[one].keys() - others):
+                given = rows[one][two] & vector
+                if given:
+                    yield one, two, given
+        sources = self._sources_of(tclass)
+        for two in sorted(sources.keys() & others):
+            for one in sources[two]:
+                given = rows[one][two] & vector
+                if given and one not in own:
+                    yield one, two, given
 
     def _in_force(self, conditional: Conditional) -> tuple[TeRule, ...]:
         stack: list[bool] = []
@@ -206,6 +210,16 @@ class SecurityServer:
                     if two in cells:
                         cell |= cells[two]
         return cell
+
+    def _sources_of(self, tclass: int) -> dict[int, list[int]]:
+        """Return, for each target of a class's rules, the sources; made when first asked for."""
+        known = self._sources.get(tclass)
+        if known is None:
+            known = self._sources[tclass] = {}
+            for one, cells in self._table.get(tclass, {}).items():
+                for two in cells:
+                    known.setdefault(two, []).append(one)
+        return known
 
     def _attributes_of(self, kind: int) -> frozenset[int]:
         """Return a type and its attributes, taken out of the model's set when first asked for."""
