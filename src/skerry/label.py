@@ -13,8 +13,9 @@ import msgspec
 
 from skerry.errors import UnknownLabel
 
-MAX_LABEL = 512
-"""Longest label text of one module, in characters; longer is refused before it is looked up."""
+MAX_LABEL = 2048
+"""Longest label text of one module, in characters; longer is refused before it is looked up.
+A FLASK context with a hundred single categories on both sides takes 1,000."""
 
 
 class Label(msgspec.Struct, frozen=True, order=True, cache_hash=True):

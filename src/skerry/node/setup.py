@@ -58,13 +58,18 @@ def load_setup(path: Path) -> Setup:
     if reader.problems:
         raise InputError(reader.problems)
     # The owner of the node may always call it; without a line of its own it has domain 0's label.
-    owner = operators.setdefault(os.getuid(), _owner(stack, system))
+    if os.getuid() not in operators:
+        operators[os.getuid()] = _owner(stack, system)
+    owner = operators[os.getuid()]
     return Setup(system, stack, labels, operators, owner, tuple(warnings))
 
 
 def _owner(stack: Stack, system: System) -> Label:
     try:
-        return stack.operator_label()
+        label = stack.operator_label()
+        for module in stack.modules:
+            module.check_label(label.of(module.name), "domain")
+        return label
     except UnknownLabel as error:
         message = f"{error.message}; name your own label in [operators]"
         raise InputError([Problem(str(system.path), 0, message)]) from None

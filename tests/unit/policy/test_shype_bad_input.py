@@ -67,7 +67,7 @@ BAD = [
     (_LABEL, _LABEL.replace("Cola", "Storage"), None, "duplicate label 'Storage'"),
     (_LABEL, _LABEL.replace("Cola", "__NULL_LABEL__"), "Label>\n        <Name>__NULL", "reserved"),
     (_LABEL, _LABEL.replace("Cola", "__INACCESSIBLE__"), None, "reserved"),
-    (_LABEL, _LABEL.replace("Cola", "x" * 600), None, "longer than 512"),
+    (_LABEL, _LABEL.replace("Cola", "x" * 2049), None, "longer than 2048"),
     (_LABEL, _LABEL.replace("<Name>", "<Name to='x'>"), "<Name to", "unknown attribute to"),
     (_LABEL + "        <SimpleTypeEnforcementTypes>\n" + _COLA_STE,
      _LABEL + "        <SimpleTypeEnforcementTypes>\n" + _COLA_STE.replace("Cola", "Tea"),
