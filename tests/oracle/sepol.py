@@ -73,7 +73,11 @@ class Sepol:
         return int(self._lib.sepol_check_context(context.encode())) == 0
 
     def text(self, sid: int) -> str:
-        """Return the context of a SID."""
+        """Return the context of a SID, to be shown.
+
+        Not to be compared: libsepol 3.4 writes `c25.c127,c165` for `c25.c63,c165`, since a run
+        of categories that ends where a word of its bitmap ends is taken up to the next word.
+        """
         text, length = ctypes.c_char_p(), ctypes.c_size_t()
         status = self._lib.sepol_sid_to_context(sid, ctypes.byref(text), ctypes.byref(length))
         assert status == 0
@@ -109,8 +113,8 @@ class Sepol:
         dontaudit = decision.auditdeny ^ 0xFFFFFFFF
         return decision.allowed, decision.auditallow, dontaudit, reason.value
 
-    def new_context(self, kind: str, source: str, target: str, tclass: str) -> str | None:
-        """Return the context of a new object, None if there is none.
+    def new_context(self, kind: str, source: str, target: str, tclass: str) -> int | None:
+        """Return the SID of a new object's context, None if there is none.
 
         `member` and `change`; `transition` only from the whole library, since the shared one
         keeps that call to itself.
@@ -121,7 +125,7 @@ class Sepol:
         call = getattr(self._lib, f"sepol_{kind}_sid")
         if call(one, two, ctypes.c_uint16(self.tclass(tclass)), ctypes.byref(sid)):
             return None
-        return self.text(sid.value)
+        return sid.value
 
     def valid_transition(self, contexts: Sequence[str], tclass: str) -> bool:
         """Tell whether validatetrans lets a thing go from old to new, for a task."""
