@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from skerry.cli.common import ask, counted, json_option, parse_booleans
-from skerry.wire.control import PolicyLoad, SetBooleans
+from skerry.wire.control import PolicyLoad, RaiseAlarm, SetBooleans
 from skerry.wire.escape import escape
 
 _CHUNK = 60_000
@@ -59,10 +59,22 @@ def set_boolean(settings: tuple[str, ...], dry_run: bool, evict: bool, as_json: 
     _show(ask(SetBooleans(parse_booleans(settings), evict, dry_run)), as_json)
 
 
+@click.command()
+@click.argument("name")
+@json_option
+def alarm(name: str, as_json: bool) -> None:
+    """Apply the emergency set [alarm.NAME] of the system file, as one change of generation."""
+    _show(ask(RaiseAlarm(name)), as_json)
+
+
 def _show(untrusted: object, as_json: bool) -> None:
     result: Mapping[str, Any] = untrusted if isinstance(untrusted, dict) else {}
     if as_json:
         click.echo(json.dumps(result))
+        return
+    if "generation" not in result:  # an alarm without booleans
+        for fallen in result["evicted"]:
+            click.echo(f"stopped: domain {fallen['domain']}: {escape(fallen['why'])}")
         return
     dry = result["dry_run"]
     be = "would be " if dry else ""

@@ -49,6 +49,8 @@ class Calls:
                 return await node.load(
                     "policy_setbool", operator, change, what=what, evict=evict, dry_run=dry_run
                 )
+            case wire.RaiseAlarm(name):
+                return await node.alarm(operator, name)
             case wire.Start(domain):
                 return await self._start(session, domain)
             case wire.Stop(domain, deadline_s):

@@ -436,20 +436,22 @@ class Monitor:
         *,
         evict: bool = False,
         dry_run: bool = False,
+        ending: Mapping[str, str] = {},
     ) -> Loaded:
         """Bring a policy into force and end at once what it does not allow.
 
         `hook` is asked of the policy in force, with the policy itself (`security`) as target. When
         this returns, no byte crosses a channel that the new policy refuses. Domains whose label it
         lacks, or that it lets not run beside each other, are ended with `evict` and otherwise
-        raise `EvictionNeeded`. A dry run only says what would happen.
+        raise `EvictionNeeded`. A dry run only says what would happen. `ending` maps domains that
+        end in the same step, whatever the policy says, to the reason.
         """
         parties = {"operator": operator, "security": security}
         async with self._admission:
             for _ in range(MAX_TRIES):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
-                fall = await find_fall(candidate, standing)
+                fall = await find_fall(candidate, standing, ending)
                 if (
                     self._standing() == standing
                     and self.mediator.decider.generation == grant.generation

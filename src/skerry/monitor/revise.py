@@ -66,11 +66,19 @@ class EvictionNeeded(SkerryError):
         self.evicted = evicted
 
 
-async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
-    """Judge everything that stands by a policy that is not yet in force. Changes nothing."""
+async def find_fall(
+    candidate: Candidate, standing: Standing, ending: Mapping[str, str] = {}
+) -> Fall:
+    """Judge everything that stands by a policy that is not yet in force. Changes nothing.
+
+    `ending` maps the names of domains that end in any case to the reason.
+    """
     labels: dict[Domain, Label] = {}
     evicted: dict[Domain, str] = {}
     for domain, label in standing.domains:
+        if domain.name in ending:
+            evicted[domain] = _why(ending[domain.name])
+            continue
         try:
             new = candidate.carry(label)
             wall = await candidate.admit(new, tuple(labels.values()))

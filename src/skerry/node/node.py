@@ -6,7 +6,8 @@ The node gives the monitor what the system file says; it decides nothing itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,7 @@ from skerry.node.assertions import violations
 from skerry.node.guest import Guest, guest_of
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup
+from skerry.policy.update import with_booleans
 from skerry.system.model import ChannelSpec, DomainSpec
 from skerry.xsm.explain import explain_error
 from skerry.xsm.stack import Stack
@@ -187,6 +189,7 @@ class Node:
         what: str,
         evict: bool = False,
         dry_run: bool = False,
+        ending: Mapping[str, str] = {},
     ) -> dict[str, object]:
         """Bring another stack into force, or say what that would do (see `Monitor.load`).
 
@@ -217,7 +220,14 @@ class Node:
         security = Label(tuple((name, "security") for name in sorted(old.names)))
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
         done = await monitor.load(
-            hook, operator, security, candidate, about, evict=evict, dry_run=dry_run
+            hook,
+            operator,
+            security,
+            candidate,
+            about,
+            evict=evict,
+            dry_run=dry_run,
+            ending=ending,
         )
         cut = 0
         if not dry_run:
@@ -235,6 +245,42 @@ class Node:
             "sessions_cut": cut,
             "seconds": self._clock() - began,
         }
+
+    async def alarm(self, operator: Label, name: str) -> dict[str, object]:
+        """Apply an emergency set of the file, its booleans and ends as one change of generation.
+
+        Its domains end also where the operator may not set its booleans: taking away never asks.
+        """
+        alarm = self.setup.system.alarms.get(name)
+        if alarm is None:
+            known = ", ".join(self.setup.system.alarms) or "none"
+            raise NotFound(f"there is no alarm {name}", fix=f"the system file has: {known}")
+        why = f"the alarm {name}"
+        if not alarm.booleans:
+            return await self._end(alarm.stop, why)
+        try:
+            return await self.load(
+                "policy_setbool",
+                operator,
+                with_booleans(self.setup.stack, alarm.booleans),
+                what=f"alarm {name}",
+                evict=True,
+                ending=dict.fromkeys(alarm.stop, why),
+            )
+        except SkerryError:
+            await self._end(alarm.stop, why)
+            raise
+
+    async def _end(self, names: Iterable[str], why: str) -> dict[str, object]:
+        """End domains without asking; those that don't run are passed over."""
+        ended = []
+        for name in names:
+            with contextlib.suppress(SkerryError):
+                self.monitor.kill(name)
+                ended.append(name)
+        for name in ended:
+            await self.monitor.domain(name).gone.wait()
+        return {"alarm": why, "evicted": [{"domain": name, "why": why} for name in ended]}
 
     def _operators_without(self, stack: Stack) -> dict[int, Label]:
         """Return the operators whose label a policy lacks."""

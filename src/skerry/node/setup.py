@@ -15,6 +15,7 @@ from skerry.errors import InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
 from skerry.policy.fitness import check_fitness
 from skerry.policy.load import load_stack
+from skerry.policy.update import with_booleans
 from skerry.system.load import load_system
 from skerry.system.model import RawLabel, System
 from skerry.xsm.stack import Stack
@@ -55,13 +56,27 @@ def load_setup(path: Path) -> Setup:
         uid: reader.read(label, system.operator_line(uid))
         for uid, label in system.operators.items()
     }
-    if reader.problems:
-        raise InputError(reader.problems)
+    problems = reader.problems + _alarm_problems(system, stack)
+    if problems:
+        raise InputError(problems)
     # The owner of the node may always call it; without a line of its own it has domain 0's label.
     if os.getuid() not in operators:
         operators[os.getuid()] = _owner(stack, system)
     owner = operators[os.getuid()]
     return Setup(system, stack, labels, operators, owner, tuple(warnings))
+
+
+def _alarm_problems(system: System, stack: Stack) -> list[Problem]:
+    """Return the alarms whose booleans the policy lacks: too late to learn in an emergency."""
+    problems = []
+    for name, alarm in system.alarms.items():
+        try:
+            if alarm.booleans:
+                with_booleans(stack, alarm.booleans)
+        except InputError as error:
+            line = system.line(("alarm", name, "booleans"))
+            problems.append(Problem(str(system.path), line, error.problems[0].message))
+    return problems
 
 
 def _owner(stack: Stack, system: System) -> Label:

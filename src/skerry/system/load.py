@@ -16,6 +16,7 @@ from skerry.system.model import (
     DUMMY_POLICY,
     JAIL_LAYERS,
     Accel,
+    Alarm,
     Assertion,
     Board,
     ChannelSpec,
@@ -70,6 +71,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
     uids, operators = _operators(top.section("operators"))
     limits = _limits(top.section("limits"))
     channels = _channels(top.sections("channels"), domains)
+    alarms = _alarms(top.section("alarm"), domains)
     system = System(
         path=path,
         name=top.text("name", "", _NAME, _NAME_WORDS),
@@ -81,6 +83,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         operators=operators,
         operator_keys=uids,
         limits=limits,
+        alarms=alarms,
         lines=report.document.lines,
     )
     if len(domains) > limits.domains:
@@ -194,6 +197,25 @@ def _assertion(table: Section, domains: dict[str, DomainSpec]) -> Assertion:
             table.problem("except", f"except names {echo(name)}, an end of the flow itself")
     table.end()
     return Assertion(source, sink, except_)
+
+
+def _alarms(section: Section, domains: dict[str, DomainSpec]) -> dict[str, Alarm]:
+    alarms: dict[str, Alarm] = {}
+    for name in section.names():
+        if not _NAME.fullmatch(name):
+            section.problem(name, f"an alarm's name must be {_NAME_WORDS}, not {echo(name)}")
+        table = section.section(name)
+        stop = table.texts("stop")
+        for domain in stop:
+            if domain not in domains:
+                table.problem("stop", f"no domain {echo(domain)}{meant(domain, domains)}")
+        states = table.section("booleans")
+        booleans = {boolean: states.flag(boolean, False) for boolean in states.names()}
+        if not stop and not booleans:
+            section.problem(name, f"the alarm {echo(name)} does nothing: name stop or booleans")
+        table.end()
+        alarms[name] = Alarm(stop, booleans)
+    return alarms
 
 
 def _jail(table: Section) -> tuple[str, ...]:

@@ -85,6 +85,13 @@ class Assertion(msgspec.Struct, frozen=True):
     except_: tuple[str, ...] = ()
 
 
+class Alarm(msgspec.Struct, frozen=True):
+    """One `[alarm.NAME]`: the domains that it ends and the booleans that it sets."""
+
+    stop: tuple[str, ...] = ()
+    booleans: Mapping[str, bool] = {}
+
+
 class Limits(msgspec.Struct, frozen=True):
     """`[limits]`: how many there may be at once."""
 
@@ -109,6 +116,7 @@ class System(msgspec.Struct, frozen=True):
     operators: Mapping[int, RawLabel] = {}
     operator_keys: Mapping[int, str] = {}
     limits: Limits = Limits()
+    alarms: Mapping[str, Alarm] = {}
     lines: Mapping[Path, int] = {}
 
     def line(self, path: Path) -> int:

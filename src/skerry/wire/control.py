@@ -72,6 +72,12 @@ class SetBooleans(_Message, frozen=True, tag="set-booleans"):
     dry_run: bool = False
 
 
+class RaiseAlarm(_Message, frozen=True, tag="alarm"):
+    """Apply an emergency set of the system file."""
+
+    name: Name
+
+
 class Start(_Message, frozen=True, tag="start"):
     """Start a domain of the system file, with the channels declared for it."""
 
@@ -149,8 +155,8 @@ class Down(_Message, frozen=True, tag="down"):
 
 
 Call = (
-    Ps | Channels | PolicyShow | PolicyLoad | SetBooleans | Start | Stop | Kill | Pause
-    | Resume | Relabel | Connect | Cut | Exec | Console | Down
+    Ps | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop | Kill
+    | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
 )  # fmt: skip
 
 

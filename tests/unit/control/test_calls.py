@@ -13,7 +13,7 @@ import pytest
 from skerry.channel.stream import StreamBridges
 from skerry.control.calls import Calls
 from skerry.control.server import Session
-from skerry.errors import Denied, InputError, MachineError, SkerryError, WireError
+from skerry.errors import Denied, InputError, MachineError, NotFound, SkerryError, WireError
 from skerry.label import Label
 from skerry.machine.simulator.machine import SimulatedMachine
 from skerry.monitor.domain import State
@@ -358,3 +358,150 @@ def test_a_policy_that_breaks_an_assertion_is_not_loaded(tmp_path: Path) -> None
     asserted = SYSTEM.replace('[domains.b]\nlabel = "red"', '[domains.b]\nlabel = "blue"')
     asserted += '[[assert]]\nnever = "a -> b"\n'
     play(tmp_path, scene, apart, asserted)
+
+
+ALARMED = (
+    SYSTEM
+    + """
+[alarm.quiet]
+stop = ["b"]
+"""
+)
+
+
+def test_an_alarm_that_only_ends_asks_nobody(tmp_path: Path) -> None:
+    """Taking away never asks; an alarm that the file lacks is named, with those that it has."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(NotFound, match=r"no alarm loud; the system file has: quiet"):
+            await host.handle(wire.RaiseAlarm("loud"), Client("op"))
+        done = await host.handle(wire.RaiseAlarm("quiet"), Client("helper"))
+        assert done == {
+            "alarm": "the alarm quiet",
+            "evicted": [{"domain": "b", "why": "the alarm quiet"}],
+        }
+        assert host.monitor.domain("b").state is State.ENDED
+        assert host.monitor.domain("a").state is State.RUNNING
+        assert await host.handle(wire.RaiseAlarm("quiet"), Client("op")) == {
+            "alarm": "the alarm quiet",
+            "evicted": [],
+        }
+
+    play(tmp_path, scene, system=ALARMED)
+
+
+FLASK = """
+class domain
+class event
+class grant
+class security
+sid xenboot
+sid xen
+sid dom0
+sid domio
+sid domxen
+sid unlabeled
+sid security
+class domain { create unpause destroy getdomaininfo transition }
+class event { create bind send }
+class grant { map_read map_write }
+class security { load_policy setbool }
+bool bridged true;
+type dom0_t; type dom_t; type channel_t; type security_t;
+role sys_r; role sys_r types { dom0_t dom_t channel_t security_t };
+allow dom0_t dom_t:domain { create unpause getdomaininfo };
+allow dom0_t security_t:security load_policy;
+type_transition dom_t dom_t:event channel_t;
+type_transition dom0_t dom_t:event channel_t;
+type_transition dom_t dom0_t:event channel_t;
+if (bridged) {
+allow dom_t dom_t:grant { map_read map_write };
+}
+allow { dom_t dom0_t } channel_t:event { create send };
+allow channel_t { dom_t dom0_t }:event bind;
+user sys_u roles { sys_r };
+sid xenboot sys_u:sys_r:dom0_t
+sid xen sys_u:sys_r:dom0_t
+sid dom0 sys_u:sys_r:dom0_t
+sid domio sys_u:sys_r:dom0_t
+sid domxen sys_u:sys_r:dom0_t
+sid unlabeled sys_u:sys_r:security_t
+sid security sys_u:sys_r:security_t
+"""
+
+LOCKDOWN = """
+name = "alarms"
+policy = "policy.toml"
+domains.a = { label = "sys_u:sys_r:dom_t", machine = "simulator" }
+domains.b = { label = "sys_u:sys_r:dom_t", machine = "simulator" }
+domains.c = { label = "sys_u:sys_r:dom_t", machine = "simulator" }
+[[channels]]
+kind = "stream"
+from = "a"
+to = "b"
+name = "orders"
+[alarm.lockdown]
+stop = ["c"]
+booleans = { bridged = false }
+"""
+
+OWNER, GUEST = "sys_u:sys_r:dom0_t", "sys_u:sys_r:dom_t"
+
+
+class FlaskClient(Client):
+    """An operator with a security context."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__(operator)
+        self.operator = Label((("flask", operator),))
+
+
+def test_an_alarm_sets_its_booleans_and_ends_its_domains_as_one_change(tmp_path: Path) -> None:
+    """One generation; what the booleans no longer allow is cut, and what is named ends."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        assert len(list(host.monitor.channels)) == 1
+        done = await host.handle(wire.RaiseAlarm("lockdown"), FlaskClient(OWNER))
+        assert isinstance(done, dict)
+        assert (done["generation"], done["kept"]) == (2, 0)
+        assert "dom_t dom_t:grant map_read" in done["cut"][0]["why"]
+        assert done["evicted"] == [{"domain": "c", "why": "the alarm lockdown"}]
+        assert host.monitor.domain("c").state is State.ENDED
+        assert host.monitor.domain("a").state is State.RUNNING
+        with pytest.raises(Denied, match="dom_t dom_t:grant"):
+            await host.handle(wire.Connect("a", "b"), FlaskClient(OWNER))
+        await host.handle(wire.SetBooleans({"bridged": True}), FlaskClient(OWNER))
+        await host.handle(wire.Connect("a", "b"), FlaskClient(OWNER))
+
+    allowed = FLASK.replace("security load_policy;", "security { load_policy setbool };")
+    play(tmp_path, scene, allowed, LOCKDOWN)
+
+
+def test_an_alarm_ends_its_domains_also_where_its_booleans_are_refused(tmp_path: Path) -> None:
+    """The refusal is said all the same, and the policy stays."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(Denied, match="no rule allows dom0_t security_t:security setbool"):
+            await host.handle(wire.RaiseAlarm("lockdown"), FlaskClient(OWNER))
+        assert host.monitor.mediator.decider.generation == 1
+        assert host.monitor.domain("c").state is State.ENDED
+        assert host.monitor.domain("a").state is State.RUNNING
+
+    play(tmp_path, scene, FLASK, LOCKDOWN)
+
+
+def test_an_alarm_names_what_there_is(tmp_path: Path) -> None:
+    """Domains and booleans that do not exist are mistakes of the file, at their lines."""
+    (tmp_path / "policy.toml").write_text(FLASK)
+    for old, new, message in (
+        ('["c"]', '["d"]', r":13: no domain 'd'"),
+        ("bridged = false", "bridge = false", r":14: .*no boolean bridge; it has: bridged"),
+        ("{ bridged = false }", "{ bridged = 0 }", r":14: bridged must be true or false"),
+        ('stop = ["c"]\nbooleans = { bridged = false }', "", r"the alarm 'lockdown' does nothing"),
+    ):
+        (tmp_path / "system.toml").write_text(LOCKDOWN.replace(old, new))
+        with pytest.raises(InputError, match=message):
+            load_setup(tmp_path / "system.toml")
