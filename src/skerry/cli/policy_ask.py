@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator
 
 import click
 
@@ -25,9 +24,6 @@ from skerry.xsm.stack import Stack
 
 DENIED = 3
 """Exit code of a decision that is a denial."""
-
-MAX_BATCH_LINE = 8192
-"""Longest line of a batch, in characters; a longer one ends the batch with an error."""
 
 
 @click.command()
@@ -53,9 +49,11 @@ def decide(
     if values:
         stack = with_booleans(stack, values)
     if batch is not None:
+        from skerry.cli.policy_batch import decide_batch
+
         if words:
             raise click.UsageError("--batch takes its questions from the file alone")
-        _decide_batch(stack, batch)
+        decide_batch(stack, batch)
         return
     if len(words) < 3:
         raise click.UsageError("name SUBJECT, TARGET and CLASS")
@@ -88,7 +86,7 @@ def _answer(explanation: Explanation, as_json: bool) -> None:
         click.echo(explanation.text())
 
 
-def _permissions(stack: Stack, tclass: str) -> frozenset[str]:
+def askable_permissions(stack: Stack, tclass: str) -> frozenset[str]:
     """Return the permissions of a class that may be asked. Raises `InputError` if there is none.
 
     FLASK policies bring classes of their own; the other modules know Xen's and `share`.
@@ -110,7 +108,7 @@ def _permissions(stack: Stack, tclass: str) -> frozenset[str]:
 def _decide_one(
     stack: Stack, subject: str, target: str, tclass: str, permissions: tuple[str, ...]
 ) -> Explanation:
-    known = _permissions(stack, tclass)
+    known = askable_permissions(stack, tclass)
     unknown = sorted(set(permissions) - known)
     if unknown:
         shown = ", ".join(sorted(known))
@@ -121,77 +119,17 @@ def _decide_one(
     for module in stack.modules:
         if isinstance(module, FlaskModule):
             for label in labels:
-                _check_context(module, label.of(module.name), "argument", 0)
+                check_context(module, label.of(module.name), "argument", 0)
     return explain_decision(stack.decide(Request(*labels, tclass, asked), 0))
 
 
-def _check_context(module: FlaskModule, text: str, file: str, line: int) -> None:
+def check_context(module: FlaskModule, text: str, file: str, line: int) -> None:
     """Refuse a text that is no context of the policy as the mistake in typing it is."""
     try:
         if text != SECURITY:
             module.check_label(text, "domain")
     except UnknownLabel as error:
         raise InputError([Problem(file, line, error.message)]) from None
-
-
-def _decide_batch(stack: Stack, file: str) -> None:
-    try:
-        source = click.open_file(file, encoding="utf-8", errors="strict")
-    except OSError as error:
-        raise InputError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
-    with source as lines:
-        try:
-            for answer in _batch(stack, file, iter(lambda: lines.readline(MAX_BATCH_LINE), "")):
-                click.echo(answer)
-        except UnicodeDecodeError:
-            raise InputError([Problem(file, 0, "not UTF-8")]) from None
-
-
-def _batch(stack: Stack, file: str, untrusted_lines: Iterable[str]) -> Iterator[str]:
-    classes: dict[str, frozenset[str]] = {}
-    for number, untrusted_line in enumerate(untrusted_lines, 1):
-        if len(untrusted_line) >= MAX_BATCH_LINE:
-            message = f"line longer than {MAX_BATCH_LINE} characters"
-            raise InputError([Problem(file, number, message)])
-        fields = untrusted_line.split()
-        if not fields:
-            continue
-        if len(fields) != 3:
-            raise InputError([Problem(file, number, "a line is SUBJECT TARGET CLASS")])
-        subject, target, tclass = fields
-        if tclass not in classes:
-            try:
-                classes[tclass] = _permissions(stack, tclass)
-            except InputError as error:
-                raise InputError([Problem(file, number, error.problems[0].message)]) from None
-        found = _vectors(stack, subject, target, tclass, classes[tclass], (file, number))
-        names = {name: sorted(vector) for name, vector in found.items()}
-        yield json.dumps({"subject": subject, "target": target, "class": tclass, **names})
-
-
-def _vectors(
-    stack: Stack,
-    subject: str,
-    target: str,
-    tclass: str,
-    asked: Collection[str],
-    place: tuple[str, int],
-) -> dict[str, Collection[str]]:
-    """Return what all modules allow of a class, and what any wants recorded or not recorded."""
-    allowed, auditallow, dontaudit = set(asked), set[str](), set[str]()
-    one, other = make_label(subject, stack.names), make_label(target, stack.names)
-    for module in stack.modules:
-        texts = one.of(module.name), other.of(module.name)
-        if isinstance(module, FlaskModule) and tclass in module.classes:
-            for text in texts:
-                _check_context(module, text, *place)
-            vectors, known = module.vectors(*texts, tclass), module.classes[tclass]
-            allowed &= set(known.names(vectors.allowed))
-            auditallow |= set(known.names(vectors.auditallow))
-            dontaudit |= set(known.names(vectors.dontaudit))
-        else:
-            allowed &= set(module.decide(*texts, tclass, asked).granted)
-    return {"allowed": allowed, "auditallow": auditallow, "dontaudit": dontaudit}
 
 
 def _split_labels(text: str, modules: tuple[str, ...]) -> list[str]:

@@ -174,10 +174,10 @@ def stacked(folder: Path, red: str, blue: str) -> Path:
     """Write a system under the small Xen policy and an ACM policy; labels are `acm flask`."""
     (folder / "walls.toml").write_text(ACM)
     (folder / "guests.te").write_text(CONF)
-    parts = [
+    one, other = (
         f'{{ acm = "{acm}", flask = "{flask}" }}' for acm, flask in (red.split(), blue.split())
-    ]
-    return write(folder, *parts, '["guests.te", "walls.toml"]')
+    )
+    return write(folder, one, other, '["guests.te", "walls.toml"]')
 
 
 def test_in_a_stack_every_module_must_allow(tmp_path: Path) -> None:
