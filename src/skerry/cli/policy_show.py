@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,18 +118,23 @@ def _show_flask(shown: Mapping[str, Any]) -> None:
 @click.command()
 @click.argument("old")
 @click.argument("new")
+@click.option("--system", metavar="SYSTEM", help="What changes for the domains of SYSTEM instead.")
 @json_option
-def diff(old: str, new: str, as_json: bool) -> None:
+def diff(old: str, new: str, system: str | None, as_json: bool) -> None:
     """Show what becomes allowed and what denied from the policy OLD to NEW, by names.
 
     Every pair of types is compared, booleans as the files set them; what decides beside the allow
-    rules is compared as it is written.
+    rules is compared as it is written. With a system, the operations on its domains are, with all
+    that decides.
     """
+    from skerry.node.changes import system_changes
     from skerry.policy.difference import differences
     from skerry.policy.load import load_policy
 
+    policies = load_policy(old), load_policy(new)
+    found = system_changes(Path(system), *policies) if system else differences(*policies)
     count = 0
-    for change in differences(load_policy(old), load_policy(new)):
+    for change in found:
         count += 1
         click.echo(_change_json(change) if as_json else _change_text(change))
     if not count and not as_json:
@@ -150,11 +156,15 @@ def _change_json(change: Change) -> str:
 
 
 def _change_text(change: Change) -> str:
+    from skerry.xsm.hooks import HOOKS
+
     sign = "+" if change.effect in ("allowed", "added") else "-"
     if change.text:
         word = "" if change.text.endswith(";") else f"{change.kind} "
         return f"{sign} {change.effect}: {word}{change.text}"
     sources, targets = _set_text(change.sources), _set_text(change.targets)
+    if change.kind in HOOKS:
+        return f"{sign} {change.effect}: {sources} -> {targets}: {HOOKS[change.kind].what}"
     if change.kind != "allow":
         return f"{sign} {change.effect}: {sources} {change.kind} {targets}"
     permissions = " ".join(change.permissions)

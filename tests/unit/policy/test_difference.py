@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from skerry.cli.policy import policy as policy_commands
 from skerry.errors import InputError
+from skerry.node.changes import system_changes
 from skerry.policy.difference import Change, differences
 from skerry.policy.load import load_policy, parse_acm
 from skerry.policy.policydb.read import read_policydb
@@ -246,3 +247,59 @@ def test_the_command_prints_lines_and_objects(tmp_path: Path) -> None:
     assert (found["class"], found["permissions"]) == ("grant", ["map_read", "map_write"])
     assert sorted(found["targets"]) == ["child_t", "dom0_t", "guest_t"]
     assert run.invoke(policy_commands, ["diff", old, old]).stdout == "no difference\n"
+
+
+SYSTEM = """\
+name = "guests"
+policy = "old.te"
+domains.one.label = "user_1:vm_r:guest_t"
+domains.other.label = "user_2:vm_r:guest_t"
+domains.child.label = "user_1:vm_r:child_t"
+"""
+
+
+def test_a_difference_for_a_system_counts_all_that_decides(tmp_path: Path) -> None:
+    """A constraint that falls lets two users share: no rule differs, and two domains may more."""
+    source = (DATA / "xen.conf").read_text()
+    (tmp_path / "old.te").write_text(source)
+    freer = source.replace("( u1 == u2 or", "( t1 == guest_t or")
+    assert freer != source
+    (tmp_path / "new.te").write_text(freer)
+    (tmp_path / "system.toml").write_text(SYSTEM)
+    files = [str(tmp_path / name) for name in ("old.te", "new.te")]
+    run = CliRunner()
+    words = ["diff", *files, "--system", str(tmp_path / "system.toml")]
+    rows = [
+        json.loads(line)
+        for line in run.invoke(policy_commands, [*words, "--json"]).stdout.splitlines()
+    ]
+    assert {row["effect"] for row in rows} == {"allowed"}
+    assert {row["kind"] for row in rows} == {
+        "channel_two_way", "channel_one_way", "memory_read", "memory_both"
+    }  # fmt: skip
+    pairs = {(s, t) for row in rows for s in row["sources"] for t in row["targets"]}
+    assert pairs == {("one", "other"), ("other", "one")}
+    text = run.invoke(policy_commands, words).stdout
+    assert "+ allowed: one -> other: a two-way stream or link between two domains" in text
+    assert {c.kind for c in differences(*map(load_policy, files))} == {"constraint"}
+    back = ["diff", *reversed(files), "--system", str(tmp_path / "system.toml"), "--json"]
+    denied = [json.loads(line) for line in run.invoke(policy_commands, back).stdout.splitlines()]
+    assert {row["effect"] for row in denied} == {"denied"}
+
+
+def test_a_domain_whose_label_is_gone_may_nothing(tmp_path: Path) -> None:
+    """Each operation on it becomes denied; one that stays is not named."""
+    source = (DATA / "xen.conf").read_text()
+    (tmp_path / "old.te").write_text(source)
+    (tmp_path / "new.te").write_text(source.replace("user user_2 roles vm_r;", ""))
+    (tmp_path / "system.toml").write_text(SYSTEM)
+    old, new = (load_policy(tmp_path / name) for name in ("old.te", "new.te"))
+    found = list(system_changes(tmp_path / "system.toml", old, new))
+    on_it = {c.kind for c in found if c.targets == ("other",) and c.sources == ("operator",)}
+    assert {"domain_create", "domain_pause", "domain_destroy"} <= on_it
+    assert {change.effect for change in found} == {"denied"}
+    operated = {t for c in found if c.sources == ("operator",) for t in c.targets}
+    assert operated == {"other"}
+    with pytest.raises(InputError, match="no policy of the module acm"):
+        acm = AcmModule(parse_acm(TOML.encode(), "banks.toml"))
+        list(system_changes(tmp_path / "system.toml", acm, acm))
