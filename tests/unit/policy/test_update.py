@@ -34,9 +34,7 @@ def test_a_policy_takes_the_place_of_its_own_module_only() -> None:
     assert new.names == stack.names
     assert new.modules[1] is stack.modules[1]
     assert new.digest != stack.digest
-    with pytest.raises(
-        PolicyError, match=r"new\.toml: .* module acm, but in force are"
-    ):
+    with pytest.raises(PolicyError, match=r"new\.toml: .* module acm, but in force are"):
         with_policy(Stack([DummyModule()]), TOML.encode(), "new.toml")
 
 
