@@ -112,7 +112,7 @@ def _show_flask(shown: Mapping[str, Any]) -> None:
     for name, state in shown["booleans"].items():
         click.echo(f"  bool {name} = {int(state)}")
     click.echo(f"  operator: {shown['operator']}")
-    click.echo("  contexts for domains:")
+    click.echo("  contexts for domains, as somebody may create them or relabel to them:")
 
 
 @click.command()

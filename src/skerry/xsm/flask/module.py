@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice, product
 
 import msgspec
 
@@ -17,13 +18,13 @@ from skerry.errors import InputError, Problem, UnknownLabel
 from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.labelling import Labelling
 from skerry.xsm.flask.model import (
+    ALLOW,
     OBJECT_ROLE,
     Context,
     FlaskPolicy,
     PolicyClass,
     Range,
     TeRule,
-    values,
 )
 from skerry.xsm.flask.reason import MODULE, Reasons
 from skerry.xsm.flask.server import SecurityServer, Vectors
@@ -36,14 +37,13 @@ SECURITY = "security"
 _INITIAL = {"selinux": {"operator": 1, SECURITY: 2}, "xen": {"operator": 3, SECURITY: 7}}
 """The numbers of initial SIDs: `kernel` or `dom0`, and `security`."""
 
-_DOMAINS = {"selinux": "domain", "xen": "domain_type"}
-"""The attribute that the reference policy and Xen's policy give to the types of domains."""
-
 _MAX_CONTEXTS = 65_536
 """Most texts of contexts kept parsed; beyond it, they are forgotten and parsed anew."""
 
-_MAX_LABELS = 1_000
-"""Most labels listed."""
+MAX_LABELS = 1_000
+"""Most contexts of a FLASK policy that are listed; beyond it, the list ends."""
+
+_MAX_TRIES = 200_000
 
 
 class FlaskModule:
@@ -121,23 +121,21 @@ class FlaskModule:
         return text
 
     def labels(self) -> tuple[str, ...]:
-        """Return contexts for domains: each domain type with the roles and users it may have.
+        """Return contexts for domains: types that somebody may create, or relabel a domain to.
 
-        A range is the user's default level; at most 1,000 are listed.
+        With each, the roles and users that it may have; a range is the user's default level. The
+        list ends after `MAX_LABELS`, or after as much searching as a sound policy never takes.
         """
-        found: list[str] = []
-        for kind in self._domain_types():
-            for role in self._policy.roles.values():
-                if role.value == OBJECT_ROLE or not role.types >> kind - 1 & 1:
-                    continue
-                for user in self._policy.users.values():
-                    span = Range(user.default_level, user.default_level)
-                    context = Context(user.value, role.value, kind, span)
-                    if not self._contexts.problem(context):
-                        found.append(self._contexts.text(context))
-                    if len(found) == _MAX_LABELS:
-                        return tuple(found)
-        return tuple(found)
+        policy = self._policy
+        triples = product(self._domain_types(), policy.roles.values(), policy.users.values())
+        tries = islice(triples, _MAX_TRIES)
+        contexts = (
+            Context(user.value, role.value, kind, Range(user.default_level, user.default_level))
+            for kind, role, user in tries
+            if role.value != OBJECT_ROLE and role.types >> kind - 1 & 1
+        )
+        sound = (context for context in contexts if not self._contexts.problem(context))
+        return tuple(map(self._contexts.text, islice(sound, MAX_LABELS)))
 
     def operator_label(self) -> str:
         """Return the context of domain 0 (Xen) or of the kernel (SELinux)."""
@@ -232,14 +230,19 @@ class FlaskModule:
         return self._contexts.text(context)
 
     def _domain_types(self) -> list[int]:
-        wanted = _DOMAINS[self._policy.flavour]
-        types = self._policy.types.values()
-        marks = {kind.value for kind in types if kind.attribute and kind.name == wanted}
+        wanted = {
+            known.value: known.vector(frozenset({permission}))
+            for name, permission in (("domain", "create"), ("domain2", "relabelto"))
+            if (known := self._policy.class_named(name))
+        }
+        targets = 0
+        for _, target, tclass, kind, vector in self.rules_in_force():
+            if kind == ALLOW and vector & wanted.get(tclass, 0):
+                targets |= 1 << target - 1
         return [
             kind.value
-            for kind in types
-            if not kind.attribute
-            and marks.intersection(values(self._policy.attributes[kind.value]))
+            for kind in self._policy.types.values()
+            if not kind.attribute and self._policy.attributes[kind.value] & targets
         ]
 
     def _unknown(
