@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from skerry.policy.load import load_policy
+from skerry.xsm.flask.model import Constraint, Term
 from skerry.xsm.flask.module import FlaskModule
+from skerry.xsm.flask.reason import MAX_EXPRESSION_TEXT
 from skerry.xsm.request import Answer
 from tests.support import policies
 
@@ -176,6 +179,28 @@ def test_a_constraint_is_shown_in_infix_form_with_its_values(module: FlaskModule
     )
     assert why(module, A, B, "grant copy").allowed
     assert why(module, A, "two_u:vm_r:b_t", "grant copy").allowed
+
+
+def test_an_endless_constraint_is_cut_off_in_a_reason(module: FlaskModule) -> None:
+    """A hostile policy can make no reason that fills a record, nor one that takes minutes."""
+    policy = module.policy
+    grant = module.classes["grant"]
+    same, other = Term("pair", "u1", "==", "u2"), Term("pair", "r1", "==", "r2")
+    terms = [
+        same,
+        *[term for _ in range(100_000) for term in (other, same, Term("and"), Term("or"))],
+    ]
+    long = msgspec.structs.replace(
+        grant, constraints=(Constraint(grant.vector(frozenset({"copy"})), tuple(terms)),)
+    )
+    classes = {**policy.classes, grant.value: long}
+    endless = FlaskModule(msgspec.structs.replace(policy, classes=classes))
+    denied = why(endless, A, "two_u:vm_r:b_t", "grant copy")
+    assert (denied.allowed, denied.code) == (False, "CONSTRAINT-FALSE")
+    assert denied.rule.text.startswith("constrain grant { copy } (u1 == u2 or r1 == r2 and u1 ==")
+    assert denied.rule.text.endswith(" ...);")
+    assert len(denied.rule.text) < MAX_EXPRESSION_TEXT + 100
+    assert why(endless, A, B, "grant copy").allowed
 
 
 def test_roles_are_named_where_they_may_not_change(module: FlaskModule) -> None:

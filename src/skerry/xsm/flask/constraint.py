@@ -5,6 +5,7 @@ The rule this module keeps: what is shown is what was evaluated; both come from 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from operator import attrgetter
 
@@ -157,20 +158,24 @@ def _level(side: str) -> Callable[[Context, Context], Level]:
 
 def infix(constraint: Constraint, policy: FlaskPolicy) -> str:
     """Write the expression as the policy language does, with as few brackets as needed."""
-    stack: list[tuple[str, int]] = []
+    # Pieces are joined once: a text that grew with each term would cost their number squared.
+    stack: list[tuple[deque[str], int]] = []
     for term in constraint.terms:
         if term.kind == "not":
-            stack.append((f"not {_bracket(stack.pop(), 3)}", 3))
+            pieces = _bracket(stack.pop(), 3)
+            pieces.appendleft("not ")
+            stack.append((pieces, 3))
         elif term.kind in ("and", "or"):
             rank = 2 if term.kind == "and" else 1
             right, left = stack.pop(), stack.pop()
-            joined = f"{_bracket(left, rank)} {term.kind} {_bracket(right, rank)}"
-            stack.append((joined, rank))
-        elif term.kind == "pair":
-            stack.append((f"{term.left} {term.operator} {term.right}", 4))
+            pieces = _bracket(left, rank)
+            pieces.append(f" {term.kind} ")
+            pieces.extend(_bracket(right, rank))
+            stack.append((pieces, rank))
         else:
-            stack.append((f"{term.left} {term.operator} {_set_text(term, policy)}", 4))
-    return stack.pop()[0]
+            right_side = term.right if term.kind == "pair" else _set_text(term, policy)
+            stack.append((deque([f"{term.left} {term.operator} {right_side}"]), 4))
+    return "".join(stack.pop()[0])
 
 
 def bindings(
@@ -192,9 +197,12 @@ def bindings(
     return ", ".join(written)
 
 
-def _bracket(part: tuple[str, int], rank: int) -> str:
-    text, own = part
-    return f"({text})" if own < rank else text
+def _bracket(part: tuple[deque[str], int], rank: int) -> deque[str]:
+    pieces, own = part
+    if own < rank:
+        pieces.appendleft("(")
+        pieces.append(")")
+    return pieces
 
 
 def _set_text(term: Term, policy: FlaskPolicy) -> str:

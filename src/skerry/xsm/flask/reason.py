@@ -17,6 +17,9 @@ from skerry.xsm.request import Answer, Rule
 
 MODULE = "flask"
 
+MAX_EXPRESSION_TEXT = 4096
+"""Longest expression of a constraint in a reason, in characters; the rest is cut off."""
+
 _NEAREST = 2
 """How many rules that come nearest a denial shows."""
 
@@ -101,7 +104,10 @@ class Reasons:
         names = " ".join(tclass.names(constraint.permissions))
         levels = any(term.left[:1] in ("l", "h") for term in constraint.terms)
         word = "mlsconstrain" if levels else "constrain"
-        text = f"{word} {tclass.name} {{ {names} }} ({infix(constraint, self._policy)});"
+        expression = infix(constraint, self._policy)
+        if len(expression) > MAX_EXPRESSION_TEXT:
+            expression = f"{expression[:MAX_EXPRESSION_TEXT]} ..."
+        text = f"{word} {tclass.name} {{ {names} }} ({expression});"
         values = bindings(constraint, self._policy, self._contexts, source, target)
         return "CONSTRAINT-FALSE", f"a constraint on {tclass.name} {lost} is false: {values}", text
 
