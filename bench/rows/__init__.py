@@ -16,6 +16,11 @@ ROWS = {
     "ps-seconds": ("running", "ps_seconds"),
     "node-rss-mb": ("running", "node_rss"),
     "helpers-pss-mb": ("running", "helpers_pss"),
+    "flask-load-s": ("flask", "load_seconds"),
+    "flask-rss-mb": ("flask", "rss"),
+    "flask-hit-per-s": ("flask", "hits"),
+    "flask-miss-per-s": ("flask", "misses"),
+    "flask-miss-vs-libsepol": ("flask", "misses_versus_libsepol"),
     "audit-per-s": ("audit", "per_second"),
     "audit-vs-fdatasync": ("audit", "one"),
 }
