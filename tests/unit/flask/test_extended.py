@@ -40,8 +40,8 @@ def theirs(path: Path, mls: bool) -> Rules:
     )
     found: Rules = {}
     for word, one, two, tclass, listed in RULE.findall(text.read_text()):
-        two = one if two == "self" else two
-        numbers = found.setdefault((WORDS[word], one, two, tclass), set())
+        other = one if two == "self" else two
+        numbers = found.setdefault((WORDS[word], one, other, tclass), set())
         for item in listed.split():
             low, _, high = item.partition("-")
             numbers.update(range(int(low, 16), int(high or low, 16) + 1))
