@@ -14,8 +14,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from skerry.errors import InputError, Problem
 from skerry.xsm.flask.model import ALLOW, values
 from skerry.xsm.flask.module import FlaskModule
+
+MAX_COMPARED_TYPES = 20_000
+"""Most types and attributes of two policies that are compared; more is an error."""
+
+_MAX_EXPANDED_BYTES = 64 * 1024 * 1024
+_MAX_KEPT = 4096
 
 Row = dict[str, int]
 """What one type or attribute may do: vectors of a class by the name of the target."""
@@ -32,8 +39,16 @@ class Gain(NamedTuple):
 
 
 def compare_allows(old: FlaskModule, new: FlaskModule) -> Iterator[Gain]:
-    """Yield what becomes allowed and denied, by class, effect, permissions and sources."""
+    """Yield what becomes allowed and denied, by class, effect, permissions and sources.
+
+    Raises `InputError` for policies with too many types.
+    """
     names = _Names(old, new)
+    if len(names.all) > MAX_COMPARED_TYPES:
+        message = (
+            f"{len(names.all)} types and attributes; at most {MAX_COMPARED_TYPES} are compared"
+        )
+        raise InputError([Problem(new.policy.file, 0, message)])
     sides = _Side(old, names), _Side(new, names)
     for tclass in sorted(old.classes.keys() | new.classes.keys()):
         yield from _Class(tclass, names, *sides).gains()
@@ -45,9 +60,9 @@ class _Names:
     def __init__(self, old: FlaskModule, new: FlaskModule) -> None:
         kinds = [kind for side in (old, new) for kind in side.policy.types.values()]
         self.types = sorted({kind.name for kind in kinds if not kind.attribute})
-        self.type_bits = {name: 1 << place for place, name in enumerate(self.types)}
         self.all = sorted({kind.name for kind in kinds})
-        self.bits = {name: 1 << place for place, name in enumerate(self.all)}
+        self.type_bits = _numbered(self.types)
+        self.bits = _numbered(self.all)
 
     def listed(self, bits: int) -> tuple[str, ...]:
         """Return the names of a set of types."""
@@ -107,6 +122,7 @@ class _Class:
         self.name, self._names, self._sides = tclass, names, (old, new)
         self._rows = tuple(side.rows(tclass, bits) for side in (old, new))
         self._expanded: tuple[dict[str, dict[int, int]], dict[str, dict[int, int]]] = ({}, {})
+        self._held = 0
 
     def gains(self) -> Iterator[Gain]:
         """Yield what sources gain and lose, those with the same in one."""
@@ -114,20 +130,17 @@ class _Class:
         known: dict[tuple[int, int], dict[tuple[str, int], list[int]]] = {}
         for source, key in self._affected():
             if key not in known:
+                if len(known) >= _MAX_KEPT:
+                    known.clear()
                 known[key] = self._compared(*key)
             for (effect, targets), permissions in known[key].items():
                 groups[effect, tuple(permissions), targets].append(source)
         found = [
-            Gain(
-                self.name,
-                effect,
-                tuple(self.permissions[place] for place in permissions),
-                tuple(sources),
-                self._names.listed(targets),
-            )
-            for (effect, permissions, targets), sources in groups.items()
+            (effect, tuple(self.permissions[place] for place in places), tuple(sources), targets)
+            for (effect, places, targets), sources in groups.items()
         ]
-        yield from sorted(found)
+        for effect, permissions, sources_, targets in sorted(found):
+            yield Gain(self.name, effect, permissions, sources_, self._names.listed(targets))
 
     def _affected(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Yield each source that could differ, with what it has rows by in either policy."""
@@ -177,5 +190,14 @@ class _Class:
             for vector, targets in by_vector.items():
                 for value in values(vector):
                     row[value - 1] |= targets
+            self._held += len(row) * len(self._names.types) // 8
+            if self._held > _MAX_EXPANDED_BYTES:
+                self._held = 0
+                for side_rows in self._expanded:
+                    side_rows.clear()
             expanded[name] = row
         return expanded[name]
+
+
+def _numbered(names: list[str]) -> dict[str, int]:
+    return {name: 1 << place for place, name in enumerate(names)}

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from skerry.cli.policy import policy as policy_commands
 from skerry.errors import InputError
 from skerry.node.changes import system_changes
+from skerry.policy import difference_allow
 from skerry.policy.difference import Change, differences
 from skerry.policy.load import load_policy, parse_acm
 from skerry.policy.policydb.read import read_policydb
@@ -203,6 +204,27 @@ def test_a_policy_of_another_kind_cannot_be_compared() -> None:
     for pair in ((acm, FlaskModule(SMALL)), (FlaskModule(SMALL), load_policy("dummy"))):
         with pytest.raises(InputError, match="can't be compared"):
             differences(*pair)
+
+
+def test_too_many_types_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is an error that names it; at the limit all goes well."""
+    monkeypatch.setattr(difference_allow, "MAX_COMPARED_TYPES", len(SMALL.types))
+    assert changes(SMALL, SMALL) == []
+    monkeypatch.setattr(difference_allow, "MAX_COMPARED_TYPES", len(SMALL.types) - 1)
+    with pytest.raises(InputError, match="at most 8 are compared"):
+        changes(SMALL, SMALL)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_forgotten_for_memory_changes_nothing(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one row and one comparison, the difference is the same."""
+    chance = random.Random(seed)
+    old, new = scrambled(SMALL, chance), scrambled(SMALL, chance)
+    monkeypatch.setattr(difference_allow, "_MAX_EXPANDED_BYTES", 1)
+    monkeypatch.setattr(difference_allow, "_MAX_KEPT", 1)
+    assert expanded(changes(old, new)) == expected(old, new)
 
 
 def test_acm_policies_are_compared_by_pairs_of_labels() -> None:
