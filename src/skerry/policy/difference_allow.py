@@ -139,8 +139,8 @@ class _Class:
             (effect, tuple(self.permissions[place] for place in places), tuple(sources), targets)
             for (effect, places, targets), sources in groups.items()
         ]
-        for effect, permissions, sources_, targets in sorted(found):
-            yield Gain(self.name, effect, permissions, sources_, self._names.listed(targets))
+        for effect, names, gaining, targets in sorted(found):
+            yield Gain(self.name, effect, names, gaining, self._names.listed(targets))
 
     def _affected(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Yield each source that could differ, with what it has rows by in either policy."""
