@@ -1,8 +1,6 @@
-"""A label (security context) and its interned form.
+"""A label (security context).
 
-A label has one text for each security module in force (`acm: bank-a`, `flask: u:r:t`). Interning
-gives a label a small number (a SID, as in Flask), so that caches key on integers and two labels
-are compared once.
+A label has one text for each security module in force (`acm: bank-a`, `flask: u:r:t`).
 """
 
 from __future__ import annotations
@@ -89,27 +87,3 @@ def _split(text: str, modules: Sequence[str]) -> dict[str, str]:
         else:
             return dict.fromkeys(modules, text)
     return parts
-
-
-class SidTable:
-    """Labels to small integers and back, in the order in which they were first seen.
-
-    A SID means the same label for as long as the table lives; the table only grows, so it is
-    bounded by the number of distinct labels that a policy and its system can name.
-    """
-
-    def __init__(self) -> None:
-        self._labels: list[Label] = []
-        self._sids: dict[Label, int] = {}
-
-    def sid(self, label: Label) -> int:
-        """Return the label's number, giving it the next one if it is new."""
-        sid = self._sids.get(label)
-        if sid is None:
-            sid = self._sids[label] = len(self._labels)
-            self._labels.append(label)
-        return sid
-
-    def label(self, sid: int) -> Label:
-        """Return the label of a number this table gave out. Raises `IndexError` otherwise."""
-        return self._labels[sid]
