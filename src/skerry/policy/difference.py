@@ -19,6 +19,7 @@ from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
 from skerry.xsm.classes import SHARE
 from skerry.xsm.flask.constraint import infix
+from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.model import values
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule, Standing
@@ -164,6 +165,7 @@ class _Side:
         policy = module.policy
         self.types = {t.name: t.value for t in policy.types.values() if not t.attribute}
         self.classes = module.classes
+        self.contexts = Contexts(module.policy)
 
     def written(self, kind: str) -> set[str]:
         """Return the statements of a kind as text."""
@@ -223,6 +225,42 @@ def _booleans(side: _Side) -> Iterator[str]:
         yield f"bool {name} {'true' if state else 'false'};"
 
 
+def _named_transitions(side: _Side) -> Iterator[str]:
+    policy = side.policy
+    for entry in policy.file_transitions:
+        names = f"{policy.type_name(entry.source)} {policy.type_name(entry.target)}"
+        where = policy.classes[entry.tclass].name
+        yield f'type_transition {names}:{where} {policy.type_name(entry.new_type)} "{entry.name}";'
+
+
+def _role_transitions(side: _Side) -> Iterator[str]:
+    policy = side.policy
+    for entry in policy.role_transitions:
+        tclass = f":{policy.classes[entry.tclass].name}" if entry.tclass else ""
+        names = f"{policy.roles[entry.role].name} {policy.type_name(entry.type)}{tclass}"
+        yield f"role_transition {names} {policy.roles[entry.new_role].name};"
+
+
+def _range_transitions(side: _Side) -> Iterator[str]:
+    policy = side.policy
+    for (source, target, tclass), span in policy.range_transitions.items():
+        names = f"{policy.type_name(source)} {policy.type_name(target)}"
+        where = policy.classes[tclass].name
+        yield f"range_transition {names}:{where} {side.contexts.range_text(span)};"
+
+
+def _user_ranges(side: _Side) -> Iterator[str]:
+    if side.policy.mls:
+        for user in side.policy.users.values():
+            yield f"user {user.name} range {side.contexts.range_text(user.range)};"
+
+
+def _initial_sids(side: _Side) -> Iterator[str]:
+    for entry in side.policy.object_contexts:
+        if entry.kind == "sid":
+            yield f"sid {entry.key[0]} {side.contexts.text(entry.contexts[0])};"
+
+
 def _unknown(side: _Side) -> Iterator[str]:
     yield f"handle_unknown {side.policy.handle_unknown}"
 
@@ -231,7 +269,12 @@ _TYPE_RULES = {0x10: "type_transition", 0x20: "type_member", 0x40: "type_change"
 _WRITTEN = {
     "constraint": _constraints,
     "type rule": _transitions,
+    "type rule by name": _named_transitions,
     "typebounds": _bounds,
+    "role transition": _role_transitions,
+    "range transition": _range_transitions,
+    "user range": _user_ranges,
+    "initial sid": _initial_sids,
     "role allow": _role_allows,
     "role types": _role_types,
     "user roles": _user_roles,

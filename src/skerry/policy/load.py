@@ -27,7 +27,7 @@ from skerry.xsm.module import SecurityModule
 from skerry.xsm.stack import Stack
 
 MAX_POLICY_BYTES = 4 * 1024 * 1024
-"""Longest policy file; a longer one is refused before it is read."""
+"""Longest policy file, or what a FLASK policy as text is compiled to; a longer one is refused."""
 
 DUMMY = "dummy"
 """In the place of a file: the module without a policy, which separates privilege only."""

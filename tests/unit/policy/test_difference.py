@@ -198,6 +198,37 @@ def test_what_decides_beside_the_rules_is_compared_as_written(tmp_path: Path) ->
             assert any(text.startswith(added) for text in texts["added"]), (added, texts)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "removed"),
+    [
+        ("role_transition user_r", "#", "role_transition user_r guard_t:process admin_r;"),
+        ("range_transition", "#", "range_transition app_t guard_t:process s1:c0,c1;"),
+        (
+            "type_transition app_t tmp_t:file log_t",
+            "#",
+            'type_transition app_t tmp_t:file log_t "app.log";',
+        ),
+        ("range s0 - s1:c0.c2", "range s0 - s1:c0", "user user_u range s0-s1:c0.c2;"),
+        (
+            "security admin_u:object_r:kernel_t",
+            "security admin_u:object_r:tmp_t",
+            "sid 2 admin_u:object_r:kernel_t:s0;",
+        ),
+    ],
+)
+def test_what_labels_new_things_is_compared_too(
+    tmp_path: Path, before: str, after: str, removed: str
+) -> None:
+    """Transitions of roles and ranges, ranges of users and initial SIDs, of an MLS policy."""
+    source = (DATA / "small.conf").read_text()
+    changed = source.replace(before, after)
+    assert changed != source
+    (tmp_path / "old").write_text(source)
+    (tmp_path / "new").write_text(changed)
+    found = list(differences(load_policy(tmp_path / "old"), load_policy(tmp_path / "new")))
+    assert removed in [change.text for change in found if change.effect == "removed"], found
+
+
 def test_a_policy_of_another_kind_cannot_be_compared() -> None:
     """ACM against Flask has no answer, and says so; so has the dummy module."""
     acm = AcmModule(parse_acm(TOML.encode(), "banks.toml"))
