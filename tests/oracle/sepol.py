@@ -6,11 +6,13 @@ linearly: a run keeps to some thousand of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from skerry.errors import PolicyError
 from skerry.image import package
 from skerry.policy.policydb.cursor import Cursor
 from skerry.policy.policydb.read import read_policydb
@@ -169,28 +171,35 @@ def palatable(policy: Path) -> bytes:
     if b"XenFlask" not in data[:16]:
         return data
     model = read_policydb(data, policy.name)
-    entries = {
-        entry.key: entry.contexts[0] for entry in model.object_contexts if entry.kind == "sid"
-    }
-    last = entries.get((LAST_XEN_SID,))
-    if last is None:
+    entries = [
+        (entry.key[0], context.user, context.role, context.type)
+        for entry in model.object_contexts
+        for context in entry.contexts
+        if entry.kind == "sid"
+    ]
+    table = -1
+    while True:  # until what follows are the entries, each a SID, a context and its range
+        table = data.index(struct.pack("<I", len(entries)), table + 1)
+        cursor = Cursor(data, policy.name)
+        cursor.offset = table + 4
+        places = [_skip(cursor, entry) for entry in entries]
+        if all(places):
+            break
+    cut = dict(zip((entry[0] for entry in entries), places, strict=True)).get(LAST_XEN_SID)
+    if not cut:
         return data
-    first_key, first = next(iter(entries.items()))
-    numbers = struct.Struct("<5I")
-    count = len(entries)
-    head = numbers.pack(count, int(first_key[0]), first.user, first.role, first.type)
-    entry = numbers.pack(LAST_XEN_SID, last.user, last.role, last.type, 0)[:16]
-    table = data.index(head)
-    start = data.index(entry, table + 4)
-    cursor = Cursor(data, policy.name)
-    cursor.offset = start + len(entry)
-    read_range(cursor)
-    return (
-        data[:table]
-        + struct.pack("<I", count - 1)
-        + data[table + 4 : start]
-        + data[cursor.offset :]
-    )
+    start, end = cut
+    return data[:table] + struct.pack("<I", len(entries) - 1) + data[table + 4 : start] + data[end:]
+
+
+def _skip(cursor: Cursor, entry: tuple[int | str, ...]) -> tuple[int, int] | None:
+    """Go past an entry of the table of initial SIDs; None if another thing stands here."""
+    start = cursor.offset
+    with contextlib.suppress(PolicyError):
+        if cursor.u32s(4) == entry:
+            read_range(cursor)
+            return start, cursor.offset
+    return None
 
 
 def with_booleans(policy: Path, booleans: dict[str, bool], to: Path) -> Path:
