@@ -21,6 +21,7 @@ ROWS = {
     "flask-hit-per-s": ("flask", "hits"),
     "flask-miss-per-s": ("flask", "misses"),
     "flask-miss-vs-libsepol": ("flask", "misses_versus_libsepol"),
+    "revoke-8k-s": ("revoke", "revoke"),
     "audit-per-s": ("audit", "per_second"),
     "audit-vs-fdatasync": ("audit", "one"),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections import defaultdict
 from collections.abc import Iterator
 
 from skerry.errors import LimitReached, NotFound
@@ -76,6 +77,7 @@ class ChannelTable:
         self._limit = limit
         self._next = 1
         self._channels: dict[int, Channel] = {}
+        self._ends: defaultdict[Domain, dict[int, Channel]] = defaultdict(dict)
 
     def __iter__(self) -> Iterator[Channel]:
         return iter(list(self._channels.values()))
@@ -91,6 +93,8 @@ class ChannelTable:
             )
         channel = Channel(self._next, kind, source, sink, port, one_way)
         self._channels[self._next] = channel
+        for domain in channel.ends:
+            self._ends[domain][self._next] = channel
         self._next += 1
         return channel
 
@@ -109,7 +113,7 @@ class ChannelTable:
 
     def of(self, domain: Domain) -> list[Channel]:
         """Return the channels with an end in this incarnation of a domain."""
-        return [c for c in self._channels.values() if domain in c.ends]
+        return list(self._ends[domain].values()) if domain in self._ends else []
 
     def port_taken(self, domain: Domain, port: str) -> bool:
         """Say whether one of the domain's channels already has this port name."""
@@ -118,3 +122,8 @@ class ChannelTable:
     def remove(self, channel: Channel) -> None:
         """Take a channel out of the table. Idempotent."""
         self._channels.pop(channel.number, None)
+        for domain in channel.ends:
+            held = self._ends.get(domain, {})
+            held.pop(channel.number, None)
+            if not held:
+                self._ends.pop(domain, None)
