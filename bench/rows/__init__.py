@@ -22,6 +22,7 @@ ROWS = {
     "flask-miss-per-s": ("flask", "misses"),
     "flask-miss-vs-libsepol": ("flask", "misses_versus_libsepol"),
     "revoke-8k-s": ("revoke", "revoke"),
+    "revoke-vm-ms": ("revoke", "revoke_vm"),
     "audit-per-s": ("audit", "per_second"),
     "audit-vs-fdatasync": ("audit", "one"),
 }

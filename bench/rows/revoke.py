@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from bench.measure import Row, say, single
-from bench.place import disk_folder
+from bench.node import RunningNode, running
+from bench.place import POLICY, disk_folder, system
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
 from skerry.errors import SkerryError
 from skerry.label import Label
+from skerry.machine.agent import Agent
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Exit, Kind
 from skerry.policy.history import MemoryHistory
@@ -28,6 +30,10 @@ from skerry.xsm.stack import Stack
 CHANNELS = 8_000
 PAIRS = 40
 SAMPLES = 5
+VM_SAMPLES = 20
+PORT = "bulk"
+DEVICE = f"/dev/virtio-ports/{PORT}"
+OVER = b"over"
 _SPARE = 500
 
 OWNER = Label((("acm", "owner"),))
@@ -76,6 +82,68 @@ def revoke() -> Row:
     say(f"binding {CHANNELS} channels between {2 * PAIRS} domains, {SAMPLES} times")
     seconds = [asyncio.run(_sample()) for _ in range(SAMPLES)]
     return single("revoke-8k-s", "s", seconds, "< 0.5")
+
+
+def revoke_vm() -> Row:
+    """From the call to the end of file in the guest that reads, as its agent tells the host."""
+    text = system(["one", "two"], "autostart = false", {PORT: ("one", "two")})
+    with running(text) as node:
+        say(f"two real machines, {VM_SAMPLES} loads")
+        return single("revoke-vm-ms", "ms", node.run(_vm_samples(node)), "< 50")
+
+
+async def _vm_samples(node: RunningNode) -> list[float]:
+    for name in ("one", "two"):
+        await node.start(name)
+    stack = node.node.setup.stack
+    text = POLICY.replace('[labels.bench]\nste = ["work"]', "[labels.bench]")
+    narrow = parse_acm(text.encode(), "narrow.toml")
+    source, sink = await node.agent("one"), await node.agent("two")
+    times = []
+    for _ in range(VM_SAMPLES):
+        ended = await _reading(source, sink)
+        begin = time.perf_counter()
+        done = await _load(node, Stack([AcmModule(narrow)]))
+        times.append((await ended - begin) * 1000)
+        if len(done) != 1:
+            raise SkerryError(f"{len(done)} channels were cut")
+        await _load(node, stack)
+        await node.node.monitor.bind("one", "two", port=PORT)
+    return times
+
+
+async def _reading(source: Agent, sink: Agent) -> asyncio.Task[float]:
+    """Return the moment at which the reader in the sink sees the end, as it says so.
+
+    It reads already when this returns. The shell itself reads and says: to start a program takes a
+    guest longer than what is measured.
+    """
+    arrived, over = asyncio.Event(), asyncio.Event()
+
+    def heard(_: object, untrusted: bytes) -> None:
+        (over if OVER in untrusted else arrived).set()
+
+    async def ended() -> float:
+        await over.wait()
+        moment = time.perf_counter()
+        await reading
+        return moment
+
+    there = f"until [ -e {DEVICE} ]; do :; done"
+    read = f"exec 3<{DEVICE}; read first <&3; echo $first; read next <&3; echo {OVER.decode()}"
+    reading = asyncio.ensure_future(sink.run(["sh", "-c", f"{there}; {read}"], output=heard))
+    write = f"{there}; echo begun >{DEVICE}"
+    await source.run(["sh", "-c", write], output=lambda _, data: None)
+    await arrived.wait()
+    return asyncio.ensure_future(ended())
+
+
+async def _load(node: RunningNode, stack: Stack) -> list[object]:
+    owner = node.node.setup.owner
+    done = await node.node.load("policy_load", owner, stack, what="bench")
+    cut = done["cut"]
+    assert isinstance(cut, list)
+    return cut
 
 
 def _check_descriptors() -> None:
