@@ -38,7 +38,7 @@ class ConditionalRules:
     def __init__(self, policy: FlaskPolicy) -> None:
         self._policy = policy
         self._rules: dict[int, list[ConditionalRule]] = {}
-        keys = set()
+        self._of: dict[tuple[int, int, int], list[ConditionalRule]] = {}
         for conditional in policy.conditionals:
             for branch, rules in ((True, conditional.if_true), (False, conditional.if_false)):
                 for source, target, tclass, kind, vector in rules:
@@ -47,11 +47,11 @@ class ConditionalRules:
                             source, target, vector, conditional.expression, branch
                         )
                         self._rules.setdefault(tclass, []).append(rule)
-                        keys.add((source, target, tclass))
+                        self._of.setdefault((source, target, tclass), []).append(rule)
         self._always: dict[tuple[int, int, int], int] = {}
         for source, target, tclass, kind, vector in policy.rules:
             key = source, target, tclass
-            if kind == ALLOW and key in keys:
+            if kind == ALLOW and key in self._of:
                 self._always[key] = self._always.get(key, 0) | vector
 
     def over(self, source: int, target: int, tclass: int, vector: int) -> Iterator[ConditionalRule]:
@@ -64,10 +64,11 @@ class ConditionalRules:
 
     def condition_of(self, source: int, target: int, tclass: int, vector: int) -> str:
         """Return under which condition a rule that is in force gives a vector; "" for none."""
-        if not vector & ~self._always.get((source, target, tclass), 0):
+        key = source, target, tclass
+        if not vector & ~self._always.get(key, 0):
             return ""
-        for rule in self._rules.get(tclass, ()):
-            if (rule.source, rule.target) == (source, target) and rule.vector & vector:
+        for rule in self._of.get(key, ()):
+            if rule.vector & vector:
                 return self.text(rule)
         return ""
 

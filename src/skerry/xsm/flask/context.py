@@ -21,11 +21,16 @@ MAX_CONTEXT = 4096
 """Longest text of a context; a longer one is refused unread. With many categories it is long."""
 
 
+MAX_TEXTS = 65_536
+"""Most contexts whose text is kept; beyond it, they are forgotten and written anew."""
+
+
 class Contexts:
     """Contexts of one policy, to and from text."""
 
     def __init__(self, policy: FlaskPolicy) -> None:
         self._policy = policy
+        self._texts: dict[Context, str] = {}
         self._users = {user.name: user.value for user in policy.users.values()}
         self._roles = {role.name: role.value for role in policy.roles.values()}
         self._types: dict[str, int] = {}
@@ -64,6 +69,14 @@ class Contexts:
 
     def text(self, context: Context) -> str:
         """Write a context."""
+        known = self._texts.get(context)
+        if known is None:
+            if len(self._texts) >= MAX_TEXTS:
+                self._texts.clear()
+            known = self._texts[context] = self._written(context)
+        return known
+
+    def _written(self, context: Context) -> str:
         policy = self._policy
         names = (
             policy.users[context.user].name,
