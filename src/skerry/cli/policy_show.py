@@ -156,12 +156,13 @@ def _change_json(change: Change) -> str:
 
 
 def _change_text(change: Change) -> str:
+    from skerry.wire.escape import escape
     from skerry.xsm.hooks import HOOKS
 
     sign = "+" if change.effect in ("allowed", "added") else "-"
     if change.text:
         word = "" if change.text.endswith(";") else f"{change.kind} "
-        return f"{sign} {change.effect}: {word}{change.text}"
+        return f"{sign} {change.effect}: {word}{escape(change.text)}"
     sources, targets = _set_text(change.sources), _set_text(change.targets)
     if change.kind in HOOKS:
         return f"{sign} {change.effect}: {sources} -> {targets}: {HOOKS[change.kind].what}"
