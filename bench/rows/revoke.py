@@ -140,7 +140,7 @@ async def _reading(source: Agent, sink: Agent) -> asyncio.Task[float]:
 
 async def _load(node: RunningNode, stack: Stack) -> list[object]:
     owner = node.node.setup.owner
-    done = await node.node.load("policy_load", owner, stack, what="bench")
+    done = await node.node.load("policy_load", owner, lambda _: stack, what="bench")
     cut = done["cut"]
     assert isinstance(cut, list)
     return cut

@@ -80,6 +80,8 @@ def _show(untrusted: object, as_json: bool) -> None:
     be = "would be " if dry else ""
     comes = "would come into force" if dry else "is in force"
     click.echo(f"generation {result['generation']} {comes}")
+    for warning in result["warnings"]:
+        click.echo(f"warning: {escape(warning)}", err=True)
     for fallen in result["cut"]:
         click.echo(f"{be}cut: channel {fallen['channel']}: {escape(fallen['why'])}")
     for fallen in result["evicted"]:

@@ -40,14 +40,18 @@ class Calls:
             case wire.Channels():
                 return await node.channels(operator)
             case wire.PolicyShow():
-                return self._policy()
+                return await asyncio.to_thread(self._policy)  # a large one takes its time
             case wire.PolicyLoad():
                 return await self._load(call, session)
             case wire.SetBooleans(values, evict, dry_run):
-                change = with_booleans(node.setup.stack, values)
                 what = " ".join(f"{name}={int(value)}" for name, value in sorted(values.items()))
                 return await node.load(
-                    "policy_setbool", operator, change, what=what, evict=evict, dry_run=dry_run
+                    "policy_setbool",
+                    operator,
+                    lambda stack: with_booleans(stack, values),
+                    what=what,
+                    evict=evict,
+                    dry_run=dry_run,
                 )
             case wire.RaiseAlarm(name):
                 return await node.alarm(operator, name)
@@ -87,20 +91,18 @@ class Calls:
 
     async def _load(self, call: wire.PolicyLoad, session: Session) -> dict[str, object]:
         untrusted = await _collect(session, MAX_POLICY_BYTES, "give it in a shorter form")
-        stack = self._node.setup.stack
         try:
-            change = await asyncio.to_thread(with_policy, stack, untrusted, call.file)
+            return await self._node.load(
+                "policy_load",
+                session.operator,
+                lambda stack: with_policy(stack, untrusted, call.file),
+                what=call.file,
+                evict=call.evict,
+                dry_run=call.dry_run,
+            )
         except PolicyError as error:
             self._node.monitor.mediator.failed("policy_load", error, file=call.file)
             raise
-        return await self._node.load(
-            "policy_load",
-            session.operator,
-            change,
-            what=call.file,
-            evict=call.evict,
-            dry_run=call.dry_run,
-        )
 
     async def _start(self, session: Session, name: str) -> dict[str, object]:
         started = await self._node.start(session.operator, name)

@@ -9,7 +9,7 @@ minted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 
@@ -436,22 +436,23 @@ class Monitor:
         *,
         evict: bool = False,
         dry_run: bool = False,
-        ending: Mapping[str, str] = {},
+        installed: Callable[[], Awaitable[object]] | None = None,
     ) -> Loaded:
         """Bring a policy into force and end at once what it does not allow.
 
         `hook` is asked of the policy in force, with the policy itself (`security`) as target. When
         this returns, no byte crosses a channel that the new policy refuses. Domains whose label it
         lacks, or that it lets not run beside each other, are ended with `evict` and otherwise
-        raise `EvictionNeeded`. A dry run only says what would happen. `ending` maps domains that
-        end in the same step, whatever the policy says, to the reason.
+        raise `EvictionNeeded`. A dry run only says what would happen. `installed` is called in the
+        step in which the policy comes into force, before anything is waited for.
         """
         parties = {"operator": operator, "security": security}
         async with self._admission:
-            for _ in range(MAX_TRIES):
+            for left in reversed(range(MAX_TRIES)):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
-                fall = await find_fall(candidate, standing, ending)
+                # The last time nobody else comes in between: who keeps binding can't hold it off.
+                fall = await find_fall(candidate, standing, yielding=left > 0)
                 if (
                     self._standing() == standing
                     and self.mediator.decider.generation == grant.generation
@@ -471,7 +472,14 @@ class Monitor:
             except Denied as error:
                 self.mediator.failed(hook, error, undone=grant.record)
                 raise
-        await self._remember(fall)
+            if installed is not None:
+                await installed()
+        forgotten = await self._remember(fall)
+        loaded = msgspec.structs.replace(
+            loaded,
+            cut=(*loaded.cut, *(Fallen(number, why) for number, why in forgotten.items())),
+            kept=tuple(number for number in loaded.kept if number not in forgotten),
+        )
         await self.settle()
         for domain in fall.domains:
             await domain.gone.wait()
@@ -505,14 +513,20 @@ class Monitor:
             },
         )
 
-    async def _remember(self, fall: Fall) -> None:
-        """Let what goes on count in the new policy's walls; what can't be remembered is cut."""
-        pairs = {(label, label) for label in fall.labels.values()}
-        pairs |= {(c.source.label, c.sink.label) for c in fall.kept}
-        for pair in sorted(pairs):
-            try:
-                await self.mediator.decider.touch(*pair)
-            except Exception as error:
+    async def _remember(self, fall: Fall) -> dict[int, str]:
+        """Let what goes on count in the new policy's walls; what can't be remembered is cut.
+
+        Returns the channels that were cut, each with the reason.
+        """
+        cut: dict[int, str] = {}
+        found = {(label, label) for label in fall.labels.values()}
+        found |= {(c.source.label, c.sink.label) for c in fall.kept}
+        pairs = sorted(found)
+        # All at once: what waits for the disk must not keep the rest from counting.
+        touches = (self.mediator.decider.touch(*pair) for pair in pairs)
+        done = await asyncio.gather(*touches, return_exceptions=True)
+        for pair, error in zip(pairs, done, strict=True):
+            if error is not None:
                 why = f"what it exchanged can't be remembered: {error}"
                 for channel in self.channels:
                     if channel.phase is Phase.LIVE and {
@@ -520,6 +534,8 @@ class Monitor:
                         channel.sink.label,
                     } & set(pair):
                         self._cut(channel, why)
+                        cut[channel.number] = why
+        return cut
 
     async def _refused_under(
         self, channels: Collection[Channel], domain: Domain, new: Label

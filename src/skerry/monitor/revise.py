@@ -8,6 +8,7 @@ can't run together it is the younger that falls.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -66,19 +67,16 @@ class EvictionNeeded(SkerryError):
         self.evicted = evicted
 
 
-async def find_fall(
-    candidate: Candidate, standing: Standing, ending: Mapping[str, str] = {}
-) -> Fall:
+async def find_fall(candidate: Candidate, standing: Standing, *, yielding: bool = False) -> Fall:
     """Judge everything that stands by a policy that is not yet in force. Changes nothing.
 
-    `ending` maps the names of domains that end in any case to the reason.
+    `yielding` lets others go on between two judgements; what stands may then change meanwhile.
     """
     labels: dict[Domain, Label] = {}
     evicted: dict[Domain, str] = {}
     for domain, label in standing.domains:
-        if domain.name in ending:
-            evicted[domain] = _why(ending[domain.name])
-            continue
+        if yielding:
+            await asyncio.sleep(0)
         try:
             new = candidate.carry(label)
             wall = await candidate.admit(new, tuple(labels.values()))
@@ -96,6 +94,8 @@ async def find_fall(
             continue
         key = channel.hook, labels[channel.source], labels[channel.sink]
         if key not in answers:
+            if yielding:
+                await asyncio.sleep(0)
             answers[key] = await _refusal(candidate, *key)
         if answers[key]:
             refused[channel] = answers[key]
@@ -113,7 +113,7 @@ async def _refusal(candidate: Candidate, hook: str, source: Label, sink: Label) 
     if verdict.allowed:
         return ""
     explanation = explain_for(verdict, parties)
-    return f"{explanation.sentence} [{explanation.code}]"
+    return f"{_why(explanation.sentence)} [{explanation.code}]"
 
 
 def _why(error: object) -> str:

@@ -8,21 +8,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
 
-from skerry.errors import Denied, MachineError, NotFound, SkerryError, StateError
+from skerry.errors import (
+    Denied,
+    MachineError,
+    NotFound,
+    SkerryError,
+    StaleGeneration,
+    StateError,
+)
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE, State
+from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
 from skerry.node.assertions import violations
 from skerry.node.guest import Guest, guest_of
 from skerry.node.sessions import Sessions
-from skerry.node.setup import Setup
+from skerry.node.setup import Setup, carried, carry
+from skerry.policy.fitness import check_fitness
 from skerry.policy.update import with_booleans
 from skerry.system.model import ChannelSpec, DomainSpec
 from skerry.xsm.explain import explain_error
@@ -184,20 +193,52 @@ class Node:
         self,
         hook: str,
         operator: Label,
-        stack: Stack,
+        change: Callable[[Stack], Stack],
         *,
         what: str,
         evict: bool = False,
         dry_run: bool = False,
-        ending: Mapping[str, str] = {},
     ) -> dict[str, object]:
         """Bring another stack into force, or say what that would do (see `Monitor.load`).
 
-        `what` names the change in the trail.
+        `change` makes it of the stack in force. It runs in a thread, and is called again if
+        another policy came into force meanwhile: no change is ever undone by one that did not
+        know it. `what` names it in the trail.
         """
         began = self._clock()
-        monitor, old = self.monitor, self.setup.stack
-        candidate = monitor.mediator.decider.candidate(stack)
+        await self._require(hook, operator, what)
+        for _ in range(MAX_TRIES):
+            setup = self.setup
+            stack = await asyncio.to_thread(_checked, setup, change)
+            if self.setup is not setup:
+                continue
+            try:
+                done = await self._load(hook, operator, stack, what, evict, dry_run)
+            except StaleGeneration:
+                if self.setup is setup:  # it was not another policy that came in between
+                    raise
+                continue
+            return {**done, "seconds": self._clock() - began}
+        raise StaleGeneration("other policies kept coming into force", fix="try again")
+
+    async def _require(self, hook: str, operator: Label, what: str) -> None:
+        """Refuse whom the policy does not let, on record, before any work is done for him."""
+        parties = {"operator": operator, "security": self._security()}
+        mediator = self.monitor.mediator
+        try:
+            allowed = (await mediator.judge(hook, parties)).allowed
+        except Denied:
+            allowed = False
+        if not allowed:
+            await mediator.permit(hook, lambda: parties, {"change": what})
+
+    def _security(self) -> Label:
+        return Label(tuple((name, "security") for name in sorted(self.setup.stack.names)))
+
+    async def _load(
+        self, hook: str, operator: Label, stack: Stack, what: str, evict: bool, dry_run: bool
+    ) -> dict[str, object]:
+        candidate = self.monitor.mediator.decider.candidate(stack)
         lost = self._operators_without(stack)
         if operator in lost.values():
             raise StateError(
@@ -210,29 +251,25 @@ class Node:
                 f"under this policy operators have no label: {shown}",
                 fix="--evict shuts them out",
             )
-        broken = violations(self._carried(stack))
-        if broken:
-            shown = "; ".join(violation.text for violation in broken)
-            raise StateError(
-                f"under this policy the system's assertions do not hold: {shown}",
-                fix="start the system anew with a file that asserts something else",
-            )
-        security = Label(tuple((name, "security") for name in sorted(old.names)))
+        cut = 0
+
+        async def installed() -> None:
+            nonlocal cut
+            # First of all: from here on this is what the next change is made of.
+            self.setup = carried(self.setup, stack)
+            cut = await self._judge_sessions()
+
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
-        done = await monitor.load(
+        done = await self.monitor.load(
             hook,
             operator,
-            security,
+            self._security(),
             candidate,
             about,
             evict=evict,
             dry_run=dry_run,
-            ending=ending,
+            installed=installed,
         )
-        cut = 0
-        if not dry_run:
-            self.setup = self._carried(stack)
-            cut = await self._judge_sessions()
         return {
             "dry_run": dry_run,
             "generation": done.generation,
@@ -243,67 +280,54 @@ class Node:
             "operators": {str(uid): str(label) for uid, label in lost.items()},
             "kept": len(done.kept),
             "sessions_cut": cut,
-            "seconds": self._clock() - began,
+            "warnings": [problem.message for problem in check_fitness(stack)],
         }
 
     async def alarm(self, operator: Label, name: str) -> dict[str, object]:
-        """Apply an emergency set of the file, its booleans and ends as one change of generation.
+        """Apply an emergency set of the file: its domains end, then its booleans are set.
 
-        Its domains end also where the operator may not set its booleans: taking away never asks.
+        The domains end first and whatever becomes of the booleans: taking away never asks, and
+        waits for nothing.
         """
         alarm = self.setup.system.alarms.get(name)
         if alarm is None:
             known = ", ".join(self.setup.system.alarms) or "none"
             raise NotFound(f"there is no alarm {name}", fix=f"the system file has: {known}")
         why = f"the alarm {name}"
-        if not alarm.booleans:
-            return await self._end(alarm.stop, why)
+        ended = self._end(alarm.stop, why)
+        evicted: list[object] = [{"domain": domain, "why": why} for domain in ended]
+        result: dict[str, object] = {"alarm": why}
         try:
-            return await self.load(
-                "policy_setbool",
-                operator,
-                with_booleans(self.setup.stack, alarm.booleans),
-                what=f"alarm {name}",
-                evict=True,
-                ending=dict.fromkeys(alarm.stop, why),
-            )
-        except SkerryError:
-            await self._end(alarm.stop, why)
-            raise
+            if alarm.booleans:
+                result = await self.load(
+                    "policy_setbool",
+                    operator,
+                    lambda stack: with_booleans(stack, alarm.booleans),
+                    what=f"alarm {name}",
+                    evict=True,
+                )
+                fallen = cast(list[dict[str, object]], result["evicted"])
+                evicted += [row for row in fallen if row["domain"] not in ended]
+        finally:
+            for domain in ended:
+                await self.monitor.domain(domain).gone.wait()
+        return {**result, "evicted": evicted}
 
-    async def _end(self, names: Iterable[str], why: str) -> dict[str, object]:
-        """End domains without asking; those that don't run are passed over."""
+    def _end(self, names: Iterable[str], why: str) -> list[str]:
+        """End domains without asking and name them; those that don't run are passed over."""
         ended = []
         for name in names:
             with contextlib.suppress(SkerryError):
                 self.monitor.kill(name)
                 ended.append(name)
-        for name in ended:
-            await self.monitor.domain(name).gone.wait()
-        return {"alarm": why, "evicted": [{"domain": name, "why": why} for name in ended]}
+                self.monitor.mediator.audit.note("evicted", {"domain": name, "why": why})
+        return ended
 
     def _operators_without(self, stack: Stack) -> dict[int, Label]:
         """Return the operators whose label a policy lacks."""
         return {
-            uid: label
-            for uid, label in self.setup.operators.items()
-            if _carry(stack, label) is None
+            uid: label for uid, label in self.setup.operators.items() if carry(stack, label) is None
         }
-
-    def _carried(self, stack: Stack) -> Setup:
-        """Return the setup under a policy; a label that it lacks stays, and is refused."""
-
-        def carried(label: Label) -> Label:
-            return _carry(stack, label) or label
-
-        setup = self.setup
-        return msgspec.structs.replace(
-            setup,
-            stack=stack,
-            labels={name: carried(label) for name, label in setup.labels.items()},
-            operators={uid: carried(label) for uid, label in setup.operators.items()},
-            owner=carried(setup.owner),
-        )
 
     async def _judge_sessions(self) -> int:
         """End the open sessions that the policy in force refuses; return how many."""
@@ -314,7 +338,7 @@ class Node:
                 parties = {"operator": session.operator, "domain": domain.label}
                 verdict = await self.monitor.mediator.judge(session.hook, parties)
                 allowed = verdict.allowed
-            except SkerryError:
+            except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if not allowed:
                 session.end("the policy changed")
@@ -414,12 +438,17 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
     }
 
 
-def _carry(stack: Stack, label: Label) -> Label | None:
-    """Return what a label is called under a policy, None if that has no such label."""
-    try:
-        return stack.carry(label)
-    except Denied:
-        return None
+def _checked(setup: Setup, change: Callable[[Stack], Stack]) -> Stack:
+    """Make another stack. Raises `StateError` if the system's assertions do not hold under it."""
+    stack = change(setup.stack)
+    broken = violations(carried(setup, stack))
+    if broken:
+        shown = "; ".join(violation.text for violation in broken)
+        raise StateError(
+            f"under this policy the system's assertions do not hold: {shown}",
+            fix="start the system anew with a file that asserts something else",
+        )
+    return stack
 
 
 def _refusal(what: str, error: SkerryError) -> Refusal:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.errors import InputError, PolicyError, Problem, UnknownLabel
+from skerry.errors import Denied, InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
 from skerry.policy.fitness import check_fitness
 from skerry.policy.load import load_stack
@@ -64,6 +64,29 @@ def load_setup(path: Path) -> Setup:
         operators[os.getuid()] = _owner(stack, system)
     owner = operators[os.getuid()]
     return Setup(system, stack, labels, operators, owner, tuple(warnings))
+
+
+def carry(stack: Stack, label: Label) -> Label | None:
+    """Return what a label is called under a policy, None if that has no such label."""
+    try:
+        return stack.carry(label)
+    except Denied:
+        return None
+
+
+def carried(setup: Setup, stack: Stack) -> Setup:
+    """Return the setup under another policy; a label that it lacks stays, and is refused."""
+
+    def new(label: Label) -> Label:
+        return carry(stack, label) or label
+
+    return msgspec.structs.replace(
+        setup,
+        stack=stack,
+        labels={name: new(label) for name, label in setup.labels.items()},
+        operators={uid: new(label) for uid, label in setup.operators.items()},
+        owner=new(setup.owner),
+    )
 
 
 def _alarm_problems(system: System, stack: Stack) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -21,10 +21,13 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.node.node import Node
 from skerry.node.setup import load_setup
+from skerry.policy.compile import compile_policy
 from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
+from skerry.policy.update import with_booleans, with_policy
 from skerry.system.model import DomainSpec
 from skerry.wire import control as wire
+from skerry.xsm.stack import Stack
 from tests.support.monitor import ToyAudit
 
 POLICY = """
@@ -505,3 +508,145 @@ def test_an_alarm_names_what_there_is(tmp_path: Path) -> None:
         (tmp_path / "system.toml").write_text(LOCKDOWN.replace(old, new))
         with pytest.raises(InputError, match=message):
             load_setup(tmp_path / "system.toml")
+
+
+PERMITTED = FLASK.replace("security load_policy;", "security { load_policy setbool };")
+BRIDGE = "if (bridged) {\nallow dom_t dom_t:grant { map_read map_write };\n}\n"
+UNBRIDGED = PERMITTED.replace(BRIDGE, "if (bridged) {\nallow dom_t dom_t:grant map_read;\n}\n")
+
+
+async def load_flask(host: Host, text: str) -> dict[str, object]:
+    """Compile a policy and load it as the command does."""
+    client = FlaskClient(OWNER)
+    client.type(compile_policy(text.encode(), "next.conf", "conf"))
+    client.type(b"")
+    return cast(dict[str, object], await host.handle(wire.PolicyLoad("next.conf"), client))
+
+
+async def reached(host: Host, generation: int) -> None:
+    """Wait until the policy of a generation is in force."""
+    for _ in range(10_000):
+        if host.monitor.mediator.decider.generation == generation:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"generation {generation} never came")
+
+
+def test_a_change_during_a_load_is_made_of_the_policy_that_is_in_force(tmp_path: Path) -> None:
+    """A load that still waits for a machine is not undone by a boolean that is set meanwhile."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        detach, waiting = host.machines["a"].detach, asyncio.Event()
+
+        async def slow(channel: int) -> None:
+            await asyncio.wait_for(waiting.wait(), 10)
+            await detach(channel)
+
+        host.machines["a"].detach = slow  # type: ignore[method-assign] # a guest that dawdles
+        loading = asyncio.create_task(load_flask(host, UNBRIDGED))
+        await reached(host, 2)
+        change = wire.SetBooleans({"bridged": True})
+        setting = asyncio.create_task(host.handle(change, FlaskClient(OWNER)))
+        await reached(host, 3)
+        with pytest.raises(Denied, match="no rule allows"):
+            await host.monitor.bind("a", "b", port="again")
+        waiting.set()
+        loaded = await loading
+        await setting
+        assert host.node.setup.stack is cast(PolicyManager, host.monitor.mediator.decider).stack
+        assert host.node.setup.stack.digest == loaded["policy"]
+
+    play(tmp_path, scene, PERMITTED, LOCKDOWN)
+
+
+def test_a_change_that_another_one_overtook_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made of a policy that is no longer in force never comes into force."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        loop, asked = asyncio.get_running_loop(), []
+
+        def slow(stack: Stack, values: Mapping[str, bool]) -> Stack:
+            asked.append(stack.digest)
+            if len(asked) == 1:
+                asyncio.run_coroutine_threadsafe(load_flask(host, UNBRIDGED), loop).result(9)
+            return with_booleans(stack, values)
+
+        monkeypatch.setattr("skerry.control.calls.with_booleans", slow)
+        await host.handle(wire.SetBooleans({"bridged": True}), FlaskClient(OWNER))
+        assert len(set(asked)) == 2
+        assert host.node.setup.stack.digest == asked[1]
+        with pytest.raises(Denied, match="no rule allows"):
+            await host.monitor.bind("a", "b", port="again")
+
+    play(tmp_path, scene, PERMITTED, LOCKDOWN)
+
+
+def test_sessions_end_with_the_policy_that_let_them(tmp_path: Path) -> None:
+    """Not only once every machine has dropped what was cut, which may take long."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        detach, waiting = host.machines["a"].detach, asyncio.Event()
+
+        async def slow(channel: int) -> None:
+            await asyncio.wait_for(waiting.wait(), 10)
+            await detach(channel)
+
+        host.machines["a"].detach = slow  # type: ignore[method-assign] # a guest that dawdles
+        console = asyncio.create_task(host.handle(wire.Console("a"), Client("helper")))
+        await ticks()
+        loading = asyncio.create_task(load(host, APART))
+        with pytest.raises(Denied, match="the policy changed"):
+            await asyncio.wait_for(console, 5)
+        assert not loading.done()
+        waiting.set()
+        assert (await loading)["sessions_cut"] == 1
+
+    play(tmp_path, scene)
+
+
+def test_nothing_is_read_for_whom_the_policy_does_not_let(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that is costly to read costs nothing before its sender is asked; a record says so.
+
+    The control: for the one who may, it is read.
+    """
+    read: list[str] = []
+
+    def counting(stack: Stack, untrusted: bytes, file: str) -> Stack:
+        read.append(file)
+        return with_policy(stack, untrusted, file)
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        monkeypatch.setattr("skerry.control.calls.with_policy", counting)
+        with pytest.raises(Denied, match="only the bootstrap label"):
+            await load(host, POLICY, "helper")
+        assert read == []
+        assert host.audit.events("deny")[-1]["change"] == "next.toml"
+        await load(host, POLICY)
+        assert read == ["next.toml"]
+
+    play(tmp_path, scene)
+
+
+def test_an_alarm_ends_its_domains_though_the_trail_does_not_answer(tmp_path: Path) -> None:
+    """Its booleans wait for the disk; its ends, like every end, do not."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        host.audit.gate = asyncio.Event()
+        raising = asyncio.create_task(host.handle(wire.RaiseAlarm("lockdown"), FlaskClient(OWNER)))
+        await asyncio.wait_for(host.monitor.domain("c").gone.wait(), 5)
+        assert not raising.done()
+        host.audit.gate.set()
+        done = cast(dict[str, object], await raising)
+        assert (done["generation"], done["kept"]) == (2, 0)
+        assert done["evicted"] == [{"domain": "c", "why": "the alarm lockdown"}]
+
+    play(tmp_path, scene, PERMITTED, LOCKDOWN)

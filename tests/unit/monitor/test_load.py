@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import Awaitable, Callable
 
@@ -279,7 +280,8 @@ def test_what_cannot_be_remembered_is_cut() -> None:
         world.decider = world.monitor.mediator.decider = Forgetful()
         numbers = await joined(world, ("a", "b"))
         world.decider.full = True
-        await load(world, candidate(world, ("a", "b")))
+        done = await load(world, candidate(world, ("a", "b")))
+        assert ([fallen.what for fallen in done.cut], done.kept) == ([numbers["a", "b"]], ())
         assert not sends(world, numbers["a", "b"], ("a", "b"))
 
     play(scene)
@@ -310,5 +312,49 @@ def test_evicting_waits_until_the_machine_is_gone() -> None:
         assert world.machines["a"].exited.done()
         with pytest.raises(StateError):
             await world.monitor.pause(world.operator, "a")
+
+    play(scene)
+
+
+def test_what_goes_on_counts_at_once_and_does_not_wait_for_the_disk_one_by_one() -> None:
+    """Meanwhile another exchange could pass a wall that a channel still to be noted closes."""
+
+    class Disk(ToyDecider):
+        gate_disk: asyncio.Event | None = None
+
+        async def touch(self, one, other):  # type: ignore[no-untyped-def]
+            await super().touch(one, other)
+            if self.gate_disk is not None:
+                await self.gate_disk.wait()
+
+    async def scene(world: World) -> None:
+        world.decider = world.monitor.mediator.decider = decider = Disk()
+        await joined(world, ("a", "b"), ("b", "c"))
+        decider.touched.clear()
+        decider.gate_disk = asyncio.Event()
+        loading = asyncio.ensure_future(load(world, candidate(world, ("a", "b"), ("b", "c"))))
+        await asyncio.sleep(0.2)  # and the load waits for the disk
+        assert decider.generation == 2
+        own = [(name, name) for name in "abc"]
+        assert sorted(decider.touched) == sorted([*own, ("a", "b"), ("b", "c")])
+        decider.gate_disk.set()
+        await loading
+
+    play(scene)
+
+
+def test_others_go_on_while_a_load_judges() -> None:
+    """However much there is to judge, a domain can be ended meanwhile."""
+
+    async def scene(world: World) -> None:
+        names = [f"d{number}" for number in range(20)]
+        pairs = list(itertools.pairwise(names))
+        await joined(world, *pairs)
+        loading = asyncio.ensure_future(load(world, candidate(world, *pairs)))
+        seen = 0
+        while not loading.done():
+            seen += world.decider.generation == 1
+            await asyncio.sleep(0)
+        assert seen > 2 * len(names)  # the toy itself waits once for each domain
 
     play(scene)
