@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from skerry.channel.stream import StreamBridges
 from skerry.errors import AuditUnavailable, MachineError, StaleGeneration, UnknownLabel
@@ -221,3 +221,27 @@ class World:
             machine.kill()
         for channel in self.monitor.channels:
             self.monitor.cut(channel.number)
+
+
+def play(scene: Callable[[World], Awaitable[None]], **limits: int) -> None:
+    """Run one scene in a fresh world, and end what it left."""
+
+    async def run() -> None:
+        world = World(**limits)
+        try:
+            await scene(world)
+        finally:
+            world.close()
+            await world.monitor.settle()
+
+    asyncio.run(run())
+
+
+def carries(world: World, channel: int, source: str, sink: str) -> bool:
+    """Say whether a byte written at one end arrives at the other now."""
+    try:
+        os.write(world.end(source, channel), b"x")
+        os.set_blocking(world.end(sink, channel), False)
+        return os.read(world.end(sink, channel), 10) == b"x"
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError, KeyError):
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,21 +23,7 @@ from skerry.monitor.domain import State
 from skerry.monitor.protocols import Bridge, Kind, Machine
 from skerry.xsm.explain import Refused
 from skerry.xsm.request import Answer, Verdict
-from tests.support.monitor import ToyMachine, World, label
-
-
-def play(scene: Callable[[World], Awaitable[None]], **limits: int) -> None:
-    """Run one scene in a fresh world, and end what it left."""
-
-    async def run() -> None:
-        world = World(**limits)
-        try:
-            await scene(world)
-        finally:
-            world.close()
-            await world.monitor.settle()
-
-    asyncio.run(run())
+from tests.support.monitor import ToyMachine, World, label, play
 
 
 async def ticks(count: int = 20) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,23 +12,9 @@ from skerry.errors import Denied, StaleGeneration, StateError
 from skerry.monitor.domain import State
 from skerry.monitor.revise import EvictionNeeded, Loaded
 from skerry.xsm.explain import Refused
-from tests.support.monitor import ToyDecider, World, label
+from tests.support.monitor import ToyDecider, World, carries, label, play
 
 Pair = tuple[str, str]
-
-
-def play(scene: Callable[[World], Awaitable[None]]) -> None:
-    """Run one scene in a fresh world, and end what it left."""
-
-    async def run() -> None:
-        world = World()
-        try:
-            await scene(world)
-        finally:
-            world.close()
-            await world.monitor.settle()
-
-    asyncio.run(run())
 
 
 def candidate(world: World, *pairs: Pair) -> ToyDecider:
@@ -55,16 +40,6 @@ async def joined(world: World, *pairs: Pair) -> dict[Pair, int]:
     return {pair: (await world.monitor.bind(*pair)).number for pair in pairs}
 
 
-def sends(world: World, number: int, pair: Pair) -> bool:
-    """Say whether a byte written at the source arrives at the sink."""
-    try:
-        os.write(world.end(pair[0], number), b"x")
-        os.set_blocking(world.end(pair[1], number), False)
-        return os.read(world.end(pair[1], number), 10) == b"x"
-    except (BlockingIOError, BrokenPipeError, ConnectionResetError, KeyError):
-        return False
-
-
 def test_after_a_load_no_byte_crosses_a_channel_that_the_new_policy_refuses() -> None:
     """What stays allowed never notices; the other is cut with what was queued in it."""
 
@@ -79,7 +54,7 @@ def test_after_a_load_no_byte_crosses_a_channel_that_the_new_policy_refuses() ->
         assert done.kept == (numbers[kept],)
         assert os.read(sink, 100) == b""
         os.close(sink)
-        assert sends(world, numbers[kept], kept)
+        assert carries(world, numbers[kept], *kept)
         assert world.decider.generation == done.generation == 2
         assert world.audit.events("cut")[-1]["channel"] == numbers[lost]
         assert world.audit.events("loaded") == [
@@ -111,7 +86,7 @@ def test_a_dry_run_says_what_would_fall_and_changes_nothing() -> None:
         numbers = await joined(world, pair)
         foretold = await load(world, candidate(world), dry_run=True)
         assert world.decider.generation == 1
-        assert sends(world, numbers[pair], pair)
+        assert carries(world, numbers[pair], *pair)
         assert not world.audit.events("loaded")
         done = await load(world, candidate(world))
         assert done.cut == foretold.cut
@@ -131,13 +106,13 @@ def test_a_label_that_the_new_policy_lacks_needs_evict() -> None:
         with pytest.raises(EvictionNeeded, match=r"no label a.*--evict"):
             await load(world, new)
         assert world.decider.generation == 1
-        assert sends(world, numbers[pair], pair)
+        assert carries(world, numbers[pair], *pair)
         done = await load(world, new, evict=True)
         assert [fallen.what for fallen in done.evicted] == ["a"]
         assert [fallen.what for fallen in done.cut] == [numbers[pair]]
         assert world.monitor.domain("a").state is State.ENDED
         assert world.monitor.domain("b").state is State.RUNNING
-        assert sends(world, numbers[other], other)
+        assert carries(world, numbers[other], *other)
 
     play(scene)
 
@@ -193,7 +168,7 @@ def test_a_load_is_asked_and_a_refused_one_changes_nothing() -> None:
         numbers = await joined(world, ("a", "b"))
         with pytest.raises(Denied, match="only the owner"):
             await load(world, candidate(world))
-        assert sends(world, numbers["a", "b"], ("a", "b"))
+        assert carries(world, numbers["a", "b"], "a", "b")
         assert world.audit.events("deny")[-1]["hook"] == "policy_load"
         world.operator = label("owner")
         assert (await load(world, candidate(world))).cut
@@ -240,11 +215,11 @@ def test_a_channel_bound_while_a_load_judges_is_judged_too() -> None:
         loading = asyncio.ensure_future(load(world, new))
         await new.asking.wait()
         channel = await world.monitor.bind("a", "b")
-        assert sends(world, channel.number, ("a", "b"))
+        assert carries(world, channel.number, "a", "b")
         new.reached.set()
         done = await loading
         assert [fallen.what for fallen in done.cut] == [channel.number]
-        assert not sends(world, channel.number, ("a", "b"))
+        assert not carries(world, channel.number, "a", "b")
 
     play(scene)
 
@@ -260,7 +235,7 @@ def test_of_two_loads_at_once_the_second_is_judged_after_the_first() -> None:
         )
         assert isinstance(results[0], Loaded)
         assert isinstance(results[1], StaleGeneration)
-        assert sends(world, numbers["a", "b"], ("a", "b"))
+        assert carries(world, numbers["a", "b"], "a", "b")
 
     play(scene)
 
@@ -282,7 +257,7 @@ def test_what_cannot_be_remembered_is_cut() -> None:
         world.decider.full = True
         done = await load(world, candidate(world, ("a", "b")))
         assert ([fallen.what for fallen in done.cut], done.kept) == ([numbers["a", "b"]], ())
-        assert not sends(world, numbers["a", "b"], ("a", "b"))
+        assert not carries(world, numbers["a", "b"], "a", "b")
 
     play(scene)
 
@@ -296,7 +271,7 @@ def test_a_dead_trail_lets_no_policy_in() -> None:
         with pytest.raises(Denied):
             await load(world, candidate(world))
         assert world.decider.generation == 1
-        assert sends(world, numbers["a", "b"], ("a", "b"))
+        assert carries(world, numbers["a", "b"], "a", "b")
 
     play(scene)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -18,31 +17,7 @@ from skerry.errors import (
 )
 from skerry.monitor.domain import State
 from skerry.xsm.explain import Refused
-from tests.support.monitor import World, label
-
-
-def play(scene: Callable[[World], Awaitable[None]], **limits: int) -> None:
-    """Run one scene in a fresh world, and end what it left."""
-
-    async def run() -> None:
-        world = World(**limits)
-        try:
-            await scene(world)
-        finally:
-            world.close()
-            await world.monitor.settle()
-
-    asyncio.run(run())
-
-
-def carries(world: World, channel: int, source: str, sink: str) -> bool:
-    """Say whether a byte written at one end arrives at the other now."""
-    try:
-        os.write(world.end(source, channel), b"x")
-        os.set_blocking(world.end(sink, channel), False)
-        return os.read(world.end(sink, channel), 10) == b"x"
-    except (BlockingIOError, BrokenPipeError, ConnectionResetError, KeyError):
-        return False
+from tests.support.monitor import World, carries, label, play
 
 
 def test_an_allowed_channel_carries_bytes_both_ways() -> None:
