@@ -1,7 +1,8 @@
 """The constraints of a class: postfix expressions over the two or three contexts.
 
 The rule this module keeps: an expression that is returned can be evaluated with a stack that
-neither underflows nor grows past the depth Linux and Xen allow, and leaves one truth value.
+neither underflows nor grows past the depth Linux and Xen allow, and leaves one truth value; and
+evaluating it takes neither long nor deep recursion.
 """
 
 from __future__ import annotations
@@ -13,6 +14,13 @@ from skerry.xsm.flask.model import Constraint, Term
 
 MAX_DEPTH = 5
 """Deepest stack of an expression; Linux and Xen refuse deeper ones."""
+
+MAX_TERMS = 16_384
+"""Most terms of all constraints of a policy; Debian's SELinux policy has 1,611. More is an error,
+since each decision may have to go through all of its class."""
+
+MAX_NESTING = 64
+"""Deepest nesting of `not`, `and` and `or` in one another; a deeper expression is an error."""
 
 _TYPE_NAMES_VERSION = 29
 
@@ -52,18 +60,27 @@ def _constraint(cursor: Cursor, version: int, permissions: int, third: bool) -> 
     if not third and vector & ~permissions:
         raise cursor.fail("a constraint names a permission that the class lacks", start)
     cursor.check_count(count, 12, start + 4)
-    depth = 0
+    cursor.within(count, 1, MAX_TERMS, "number of a constraint's terms")
+    stack: list[tuple[str, int]] = []  # of what is joined there, and how deep it is nested
     terms: list[Term] = []
     for _ in range(count):
         term = _term(cursor, version, third)
         terms.append(term)
-        needed, change = {"not": (1, 0), "and": (2, -1), "or": (2, -1)}.get(term.kind, (0, 1))
-        if depth < needed or depth + change > MAX_DEPTH:
+        needed = {"not": 1, "and": 2, "or": 2}.get(term.kind, 0)
+        if len(stack) < needed or len(stack) - needed >= MAX_DEPTH:
             raise cursor.fail("a constraint's expression does not add up", start)
-        depth += change
-    if depth != 1:
+        stack.append(_joined(term.kind, [stack.pop() for _ in range(needed)]))
+        if stack[-1][1] > MAX_NESTING:
+            raise cursor.fail(f"a constraint is nested deeper than {MAX_NESTING}", start)
+    if len(stack) != 1:
         raise cursor.fail("a constraint's expression does not add up", start)
     return Constraint(vector, tuple(terms))
+
+
+def _joined(kind: str, parts: list[tuple[str, int]]) -> tuple[str, int]:
+    """Return a term over others and its depth: `a or b or c` is one step, like `a or b`."""
+    deep = (depth + (inner != kind or kind == "not") for inner, depth in parts)
+    return kind, max(deep, default=0)
 
 
 def _term(cursor: Cursor, version: int, third: bool) -> Term:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from skerry.policy.policydb.constraints import read_constraints
+from skerry.policy.policydb.constraints import MAX_TERMS, read_constraints
 from skerry.policy.policydb.cursor import Cursor
 from skerry.xsm.flask.model import (
     NO_RANGE,
@@ -55,6 +55,7 @@ class Symbols:
         self._names: set[str] = set()
         self._most = 0
         self._known = 0
+        self._terms = 0
         for read in (
             self._common,
             self._class,
@@ -128,6 +129,8 @@ class Symbols:
         known = sum(1 << bit for bit, permission in enumerate(permissions) if permission)
         always = read_constraints(cursor, constraints, self._version, known, False)
         trans = read_constraints(cursor, cursor.u32(), self._version, known, True)
+        self._terms += sum(len(constraint.terms) for constraint in (*always, *trans))
+        cursor.within(self._terms, 0, MAX_TERMS, "number of terms of all constraints")
         user = role = rank = kind = 0
         if self._version >= _NEW_OBJECT_DEFAULTS:
             user, role, rank = cursor.u32s(3)

@@ -6,6 +6,9 @@ anything else is `UnknownLabel` with the reason, never a guess.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+
 from skerry.errors import UnknownLabel
 from skerry.xsm.flask.model import (
     NO_RANGE,
@@ -14,7 +17,6 @@ from skerry.xsm.flask.model import (
     FlaskPolicy,
     Level,
     Range,
-    values,
 )
 
 MAX_CONTEXT = 4096
@@ -93,16 +95,24 @@ class Contexts:
         return low if span.low == span.high else f"{low}-{self.level_text(span.high)}"
 
     def level_text(self, level: Level) -> str:
-        """Write a level, runs of categories as `c0.c3`."""
+        """Write a level, runs of categories as `c0.c3`.
+
+        What is longer than any context is cut off there, so it never reads as a context, and ends
+        with a digest of all categories.
+        """
         name = self._policy.sensitivities[level.sensitivity].name
-        runs: list[list[int]] = []
-        for value in values(level.categories):
-            if runs and value == runs[-1][-1] + 1:
-                runs[-1].append(value)
-            else:
-                runs.append([value])
-        written = ",".join(self._run(run) for run in runs)
-        return f"{name}:{written}" if written else name
+        written: list[str] = []
+        room = MAX_CONTEXT
+        for run in _runs(level.categories):
+            written.append(self._run(*run))
+            room -= len(written[-1]) + 1
+            if room < 0:
+                whole = hashlib.sha256(
+                    level.categories.to_bytes((level.categories.bit_length() + 7) // 8, "little")
+                )
+                written.append(f"... (sha256 {whole.hexdigest()})")
+                break
+        return f"{name}:{','.join(written)}" if written else name
 
     def problem(self, context: Context) -> str:
         """Say why the policy does not allow a context; "" if it does."""
@@ -148,12 +158,24 @@ class Contexts:
             categories |= (1 << last) - (1 << first - 1)
         return Level(rank, categories)
 
-    def _run(self, run: list[int]) -> str:
+    def _run(self, first: int, last: int) -> str:
         name = self._policy.categories
-        if len(run) == 1:
-            return name[run[0]].name
-        joint = "." if len(run) > 2 else ","
-        return name[run[0]].name + joint + name[run[-1]].name
+        if first == last:
+            return name[first].name
+        joint = "." if last - first > 1 else ","
+        return name[first].name + joint + name[last].name
+
+
+def _runs(categories: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and last value of each run of neighbours in a set."""
+    at, left = 0, categories
+    while left:
+        gap = (left & -left).bit_length() - 1
+        left >>= gap
+        length = (~left & left + 1).bit_length() - 1
+        left >>= length
+        yield at + gap + 1, at + gap + length
+        at += gap + length
 
 
 def _find(table: dict[str, int], untrusted: str, what: str, whole: str) -> int:

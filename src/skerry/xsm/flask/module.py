@@ -15,6 +15,7 @@ from itertools import islice, product
 import msgspec
 
 from skerry.errors import InputError, Problem, UnknownLabel
+from skerry.label import MAX_LABEL
 from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.labelling import Labelling
 from skerry.xsm.flask.model import (
@@ -25,6 +26,7 @@ from skerry.xsm.flask.model import (
     PolicyClass,
     Range,
     TeRule,
+    User,
 )
 from skerry.xsm.flask.reason import MODULE, Reasons
 from skerry.xsm.flask.server import SecurityServer, Vectors
@@ -123,11 +125,13 @@ class FlaskModule:
     def labels(self) -> tuple[str, ...]:
         """Return contexts for domains: types that somebody may create, or relabel a domain to.
 
-        With each, the roles and users that it may have; a range is the user's default level. The
-        list ends after `MAX_LABELS`, or after as much searching as a sound policy never takes.
+        With each, the roles and users that it may have; a range is the user's default level. What
+        is too long for a label is left out. The list ends after `MAX_LABELS`, or after as much
+        searching as a sound policy never takes.
         """
         policy = self._policy
-        triples = product(self._domain_types(), policy.roles.values(), policy.users.values())
+        users = [user for user in policy.users.values() if self._has_short_level(user)]
+        triples = product(self._domain_types(), policy.roles.values(), users)
         tries = islice(triples, _MAX_TRIES)
         contexts = (
             Context(user.value, role.value, kind, Range(user.default_level, user.default_level))
@@ -135,7 +139,8 @@ class FlaskModule:
             if role.value != OBJECT_ROLE and role.types >> kind - 1 & 1
         )
         sound = (context for context in contexts if not self._contexts.problem(context))
-        return tuple(map(self._contexts.text, islice(sound, MAX_LABELS)))
+        texts = map(self._contexts.text, sound)
+        return tuple(islice((text for text in texts if len(text) <= MAX_LABEL), MAX_LABELS))
 
     def operator_label(self) -> str:
         """Return the context of domain 0 (Xen) or of the kernel (SELinux)."""
@@ -228,6 +233,11 @@ class FlaskModule:
         if context is None:
             raise UnknownLabel(f"the policy gives its initial SID {sid} ({name}) no context")
         return self._contexts.text(context)
+
+    def _has_short_level(self, user: User) -> bool:
+        if not self._policy.mls:
+            return True
+        return len(self._contexts.level_text(user.default_level)) <= MAX_LABEL
 
     def _domain_types(self) -> list[int]:
         wanted = {
