@@ -70,7 +70,9 @@ def check_fitness(stack: Stack) -> list[Problem]:
 
 
 def _check(policy: FlaskPolicy) -> None:
-    absent = [name for name in DECIDING if policy.class_named(name) is None]
+    # A class of that name which has nothing of what is asked is another one.
+    known, missing = needed(), lacking(policy)
+    absent = [name for name in DECIDING if len(missing.get(name, ())) == len(known[name])]
     if absent:
         message = (
             f"a policy for {policy.flavour} without {', '.join(absent)}: the classes by which"

@@ -112,7 +112,15 @@ class PolicyManager:
 
     def candidate(self, stack: Stack) -> Candidate:
         """Return a policy that could come into force next: it answers, but decides nothing."""
-        return Candidate(stack, self.generation + 1, lambda: stack.carry_history(self._history))
+        known: tuple[History, History] | None = None
+
+        def carried() -> History:
+            nonlocal known
+            if known is None or known[0] is not self._history:
+                known = self._history, stack.carry_history(self._history)
+            return known[1]
+
+        return Candidate(stack, self.generation + 1, carried)
 
     def install(self, candidate: Candidate) -> int:
         """Bring a candidate into force and return the new generation.

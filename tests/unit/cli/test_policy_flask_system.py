@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -310,6 +311,28 @@ def test_a_policy_for_another_purpose_governs_no_domains(tmp_path: Path, name: s
     path = write(tmp_path, '"u:r:t"', '"u:r:t"', '"policy.cil"')
     (found,) = problems("check", path)
     assert f"without {name}: the classes by which domains and channels are decided" in found
+
+
+@pytest.mark.parametrize("name", ["domain", "event", "grant"])
+def test_a_class_of_that_name_with_nothing_that_is_asked_is_another_one(
+    tmp_path: Path, name: str
+) -> None:
+    """It would let everything pass as unknown; one permission that is asked makes it the class."""
+    asked = {"domain": "create", "event": "send", "grant": "map_read"}[name]
+    path = write(tmp_path, '"u:r:t"', '"u:r:t"', '"policy.cil"')
+
+    def let_it_have(permissions: str) -> None:
+        source = CIL.replace("UNKNOWN", "allow")
+        one = re.escape(f"(class {name} (") + r"[^)]*\)\)"
+        source, count = re.subn(one, f"(class {name} ({permissions}))", source)
+        assert count == 1
+        (tmp_path / "policy.cil").write_text(source)
+
+    let_it_have("xyzzy")
+    (found,) = problems("check", path)
+    assert f"without {name}: the classes by which" in found
+    let_it_have(f"xyzzy {asked}")
+    assert run("check", path).exit_code == 0
 
 
 def test_debians_selinux_policy_governs_no_domains(tmp_path: Path) -> None:

@@ -302,6 +302,22 @@ def test_the_command_prints_lines_and_objects(tmp_path: Path) -> None:
     assert run.invoke(policy_commands, ["diff", old, old]).stdout == "no difference\n"
 
 
+def test_a_name_that_may_hold_any_byte_is_shown_escaped(tmp_path: Path) -> None:
+    """A transition's file name can neither move the cursor nor forge a line of its own."""
+    policy = load_policy(DATA / "small.33")
+    assert isinstance(policy, FlaskModule)
+    entry = policy.policy.file_transitions[0]
+    old = (DATA / "small.33").read_bytes()
+    assert old.count(entry.name.encode()) == 1
+    odd = b"\x1b[2J\n- denied: all".ljust(len(entry.name), b"!")[: len(entry.name)]
+    (tmp_path / "odd").write_bytes(old.replace(entry.name.encode(), odd))
+    done = CliRunner().invoke(policy_commands, ["diff", str(DATA / "small.33"), f"{tmp_path}/odd"])
+    assert done.exit_code == 0
+    assert "\x1b" not in done.stdout
+    assert "\\x1b" in done.stdout
+    assert all("type_transition" in line for line in done.stdout.splitlines())
+
+
 SYSTEM = """\
 name = "guests"
 policy = "old.te"
