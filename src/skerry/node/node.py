@@ -326,7 +326,9 @@ class Node:
     def _operators_without(self, stack: Stack) -> dict[int, Label]:
         """Return the operators whose label a policy lacks."""
         return {
-            uid: label for uid, label in self.setup.operators.items() if carry(stack, label) is None
+            uid: label
+            for uid, label in self.setup.operators.items()
+            if carry(stack, label, self.setup.stack) is None
         }
 
     async def _judge_sessions(self) -> int:

@@ -66,10 +66,10 @@ def load_setup(path: Path) -> Setup:
     return Setup(system, stack, labels, operators, owner, tuple(warnings))
 
 
-def carry(stack: Stack, label: Label) -> Label | None:
-    """Return what a label is called under a policy, None if that has no such label."""
+def carry(stack: Stack, label: Label, before: Stack) -> Label | None:
+    """Return what a label is called under the next policy, None if that has no such label."""
     try:
-        return stack.carry(label)
+        return stack.carry(label, before)
     except Denied:
         return None
 
@@ -78,7 +78,7 @@ def carried(setup: Setup, stack: Stack) -> Setup:
     """Return the setup under another policy; a label that it lacks stays, and is refused."""
 
     def new(label: Label) -> Label:
-        return carry(stack, label) or label
+        return carry(stack, label, setup.stack) or label
 
     return msgspec.structs.replace(
         setup,

@@ -32,16 +32,18 @@ class Candidate:
         stack: Stack,
         generation: int,
         history: Callable[[], History],
+        before: Stack,
         cache: Avc | None = None,
     ) -> None:
         self.stack = stack
+        self.before = before
         self.generation = generation
         self.cache = cache or Avc()
         self._history = history
 
     def carry(self, label: Label) -> Label:
         """Return what a label of the policy before is called here. Raises `UnknownLabel`."""
-        return self.stack.carry(label)
+        return self.stack.carry(label, self.before)
 
     def decide_request(self, request: Request, *, cached: bool = True) -> Decision:
         """Decide one request, from the cache where that may be. Never raises."""
@@ -92,7 +94,7 @@ class PolicyManager:
         self._store = store
         self._history: History = store.load()
         self._saved = self._history
-        self._in_force = Candidate(stack, generation, lambda: self._history)
+        self._in_force = Candidate(stack, generation, lambda: self._history, stack)
         self._saving = asyncio.Lock()
 
     @property
@@ -117,10 +119,10 @@ class PolicyManager:
         def carried() -> History:
             nonlocal known
             if known is None or known[0] is not self._history:
-                known = self._history, stack.carry_history(self._history)
+                known = self._history, stack.carry_history(self._history, self.stack)
             return known[1]
 
-        return Candidate(stack, self.generation + 1, carried)
+        return Candidate(stack, self.generation + 1, carried, self.stack)
 
     def install(self, candidate: Candidate) -> int:
         """Bring a candidate into force and return the new generation.
@@ -129,10 +131,10 @@ class PolicyManager:
         """
         if candidate.generation != self.generation + 1:
             raise StaleGeneration("another policy came into force meanwhile", fix="try again")
-        self._history = candidate.stack.carry_history(self._history)
-        self._in_force = Candidate(
-            candidate.stack, candidate.generation, lambda: self._history, candidate.cache
-        )
+        stack, before = candidate.stack, candidate.before
+        self._history = stack.carry_history(self._history, before)
+        generation, cache = candidate.generation, candidate.cache
+        self._in_force = Candidate(stack, generation, lambda: self._history, before, cache)
         return candidate.generation
 
     def load(self, stack: Stack) -> int:

@@ -33,6 +33,7 @@ class Stack:
             raise PolicyError([Problem("policy", 0, message)])
         lines = "".join(f"{module.name} {module.digest}\n" for module in self.modules)
         self.digest = hashlib.sha256(lines.encode()).hexdigest()
+        self.digests = frozenset(module.digest for module in self.modules)
 
     def operator_label(self) -> Label:
         """Return the label of the node's owner where the system file names none."""
@@ -45,20 +46,25 @@ class Stack:
             module.check_label(label.of(module.name), tclass)
         return label
 
-    def carry(self, label: Label) -> Label:
-        """Return what a label of the policy before is called under this one.
+    def carry(self, label: Label, before: Stack) -> Label:
+        """Return what a label of the stack before is called under this one.
 
-        Raises `UnknownLabel` if a module knows it no more, or the label has no part for it.
+        A module that is the same in both renames nothing, whatever it once renamed. Raises
+        `UnknownLabel` if a module knows it no more, or the label has no part for it.
         """
-        return Label(tuple((m.name, m.carry(label.of(m.name))) for m in self._sorted()))
+        same = {module.name for module in self.modules if module.digest in before.digests}
+        texts = {module: label.of(module.name) for module in self._sorted()}
+        return Label(tuple((m.name, t if m.name in same else m.carry(t)) for m, t in texts.items()))
 
-    def carry_history(self, history: History) -> History:
+    def carry_history(self, history: History, before: Stack) -> History:
         """Return a history under this policy: a renamed label has touched what its old one did.
 
         Entries under old names stay: a history only grows.
         """
         carried = dict(history)
         for module in self.modules:
+            if module.digest in before.digests:
+                continue
             entries = dict(history.get(module.name, {}))
             for text, touched in history.get(module.name, {}).items():
                 try:

@@ -54,12 +54,12 @@ def test_an_update_follows_the_policy_that_it_names() -> None:
 def test_a_renamed_label_is_carried_and_a_lost_one_is_not() -> None:
     """`from` names the label's old name; a name that exists stays itself."""
     new = Stack([AcmModule(parse_acm(CLASSICAL.encode(), "f"))])
-    assert new.carry(_label("Fizz")) == _label("Soda")
-    assert new.carry(_label("Cola")) == _label("Cola")
+    assert new.carry(_label("Fizz"), BANKS) == _label("Soda")
+    assert new.carry(_label("Cola"), BANKS) == _label("Cola")
     with pytest.raises(UnknownLabel):
-        new.carry(_label("Beer"))
+        new.carry(_label("Beer"), BANKS)
     with pytest.raises(UnknownLabel):
-        new.carry(Label((("flask", "u:r:t"),)))
+        new.carry(Label((("flask", "u:r:t"),)), BANKS)
 
 
 def test_a_label_renamed_twice_keeps_what_it_touched() -> None:
@@ -108,3 +108,16 @@ def test_booleans_belong_to_a_flask_policy() -> None:
     """Without one, the error says what is in force."""
     with pytest.raises(InputError, match="only a FLASK policy has booleans; in force are: acm"):
         with_booleans(BANKS, {"x": True})
+
+
+def test_two_labels_that_swap_their_names_are_each_carried_to_their_own() -> None:
+    """A running domain keeps its types, not its label's name; loaded again, nothing moves."""
+    swapped = CLASSICAL.replace("<Name>Cola</Name>", '<Name from="Soda">Cola</Name>', 1)
+    swapped = swapped.replace('<Name from="Fizz">Soda</Name>', '<Name from="Cola">Soda</Name>')
+    new = Stack([AcmModule(parse_acm(swapped.encode(), "f"))])
+    assert new.carry(_label("Cola"), BANKS) == _label("Soda")
+    assert new.carry(_label("Soda"), BANKS) == _label("Cola")
+    assert new.carry(_label("Cola"), new) == _label("Cola")
+    moved = Stack([AcmModule(parse_acm(swapped.replace(' from="Cola"', "").encode(), "f"))])
+    with pytest.raises(UnknownLabel):
+        moved.carry(_label("Cola"), BANKS)  # its name went to what was Soda

@@ -88,9 +88,13 @@ class AcmModule:
 
     def carry(self, text: str) -> str:
         """Return the label, or the one that was renamed from it (`from`, as in sHype)."""
-        if text in self._domains:
+        labels = self._policy.labels
+        renamed = [label.name for label in labels if label.from_ == text != label.name]
+        # In an update, a name may have gone to another label: then it is not this one's any more.
+        update = self._policy.from_policy is not None
+        taken = any(label.name == text and label.from_ not in ("", text) for label in labels)
+        if text in self._domains and not (update and (renamed or taken)):
             return text
-        renamed = [label.name for label in self._policy.labels if label.from_ == text]
         if len(renamed) != 1:
             raise UnknownLabel(self._unknown(text, "domains"))
         return renamed[0]
