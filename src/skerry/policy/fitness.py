@@ -79,6 +79,13 @@ def _check(policy: FlaskPolicy) -> None:
             " domains and channels are decided; use one written for Xen's classes"
         )
         raise PolicyError([Problem(policy.file, 0, message)])
+    if lets_unknown_pass(policy) and "security" in missing:
+        shown = " ".join(missing["security"])
+        message = (
+            f"handle_unknown is allow, and the policy lacks the class security {{ {shown} }}: every"
+            " operator could change it; add the class, or compile it with handle_unknown deny"
+        )
+        raise PolicyError([Problem(policy.file, 0, message)])
     if policy.handle_unknown == "reject" and policy.flavour == "selinux" and lacking(policy):
         shown = ", ".join(
             f"{name} {{ {' '.join(permissions)} }}" for name, permissions in lacking(policy).items()

@@ -293,6 +293,13 @@ def test_what_the_hooks_ask_and_the_policy_lacks_is_told(
     assert "lacks the class domain { getdomaininfo }" in done.stderr
 
 
+def test_a_policy_that_would_let_every_operator_change_it_is_refused(tmp_path: Path) -> None:
+    """What it does not know it allows, and it does not know who may load; the control denies."""
+    (found,) = problems("check", selinux(tmp_path, "allow", " setbool"))
+    assert "lacks the class security { setbool }: every operator could change it" in found
+    assert run("check", selinux(tmp_path, "deny", " setbool")).exit_code == 0
+
+
 def test_a_policy_that_rejects_what_it_does_not_know_is_refused(tmp_path: Path) -> None:
     """As the kernel refuses it: the error names what is missing."""
     (found,) = problems("check", selinux(tmp_path, "reject"))
