@@ -57,12 +57,14 @@ def make_label(untrusted_value: str | Mapping[str, str], modules: Sequence[str])
                 f"label names the module {name!r}, which is not in force",
                 fix=f"the modules are: {', '.join(modules)}",
             )
+    parts = ", ".join(f'{name} = "..."' for name in modules)
+    typed = ",".join(f"{name}=..." for name in modules)
     for name in modules:
         text = value.get(name, "")
         if not text or len(text) > MAX_LABEL or not text.isprintable():
             raise UnknownLabel(
                 f"label needs a printable text of 1 to {MAX_LABEL} characters for module {name}",
-                fix=f"write label = {{ {name} = ... }}",
+                fix=f"write label = {{ {parts} }}, or on the command line {typed}",
             )
     label = Label(tuple(sorted(value.items())))
     if _split(str(label), modules) != value:

@@ -36,11 +36,18 @@ file_option = click.option(
 
 @click.group()
 def audit() -> None:
-    """Read and verify the audit trail."""
+    """Read, export and verify the audit trail."""
 
 
 @audit.command()
-@click.option("-n", "count", default=20, show_default=True, type=click.IntRange(0, MAX_TAIL))
+@click.option(
+    "-n",
+    "count",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0, MAX_TAIL),
+    help="How many records.",
+)
 @click.option("--follow", is_flag=True, help="Go on with what is written from now on.")
 @json_option
 @file_option
@@ -119,7 +126,10 @@ def verify_(head: str | None, as_json: bool, file: Path | None) -> None:
 )
 @file_option
 def export(form: str, style: str | None, file: Path | None) -> None:
-    """Write the trail for other tools; what is broken is named, and then the exit code is 1."""
+    """Write the trail for other tools.
+
+    Lines that are no whole, unaltered record are named, and then the exit code is 1.
+    """
     if style and form != "avc":
         raise click.UsageError("--style goes with --format avc")
     path = file or audit_file()

@@ -115,9 +115,13 @@ def _port(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @domain_argument("source")
 @domain_argument("sink")
 @click.option(
-    "--kind", type=click.Choice(["stream", "link", "memory"]), default="stream", show_default=True
+    "--kind",
+    type=click.Choice(["stream", "link", "memory"]),
+    default="stream",
+    show_default=True,
+    help="In this release: stream.",
 )
-@click.option("--one-way", is_flag=True, help="From SOURCE to SINK only.")
+@click.option("--one-way", is_flag=True, help="From SOURCE to SINK only; not in this release.")
 @click.option(
     "--name", default="", callback=_port, help="The port's name in both guests.  [default: ch<ID>]"
 )

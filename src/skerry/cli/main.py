@@ -58,8 +58,8 @@ SUMMARIES = {
     "alarm": "Apply an emergency set of the system file.",
     "exec": "Run a command in a domain.",
     "console": "Open a domain's serial console.",
-    "policy": "Check, ask and convert policies.",
-    "audit": "Read and verify the audit trail.",
+    "policy": "Check, ask, convert and load policies.",
+    "audit": "Read, export and verify the audit trail.",
     "why": "Explain a decision of the audit trail.",
     "image": "Build and list guest images.",
 }

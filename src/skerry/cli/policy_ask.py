@@ -13,7 +13,7 @@ import click
 
 from skerry.cli.common import json_option, parse_booleans, policies_option
 from skerry.errors import InputError, Problem, UnknownLabel
-from skerry.label import make_label
+from skerry.label import Label, make_label
 from skerry.policy.load import load_stack
 from skerry.policy.update import with_booleans
 from skerry.xsm.classes import CLASSES
@@ -42,7 +42,7 @@ def decide(
     """Decide one request and explain the answer (exit 3 for a denial), or a batch of them.
 
     Without permissions, all those of the class are asked. A batch answers each line with a line
-    of JSON.
+    of JSON. With several policies a label is written acm=broker,flask=user:role:type.
     """
     values = parse_booleans(booleans)
     stack = load_stack(policies)
@@ -115,21 +115,28 @@ def _decide_one(
         message = f"class {tclass} has no {unknown[0]!r}; it has {shown}"
         raise InputError([Problem("argument", 0, message)])
     asked = tuple(sorted(set(permissions or known)))
-    labels = make_label(subject, stack.names), make_label(target, stack.names)
-    for module in stack.modules:
-        if isinstance(module, FlaskModule):
-            for label in labels:
-                check_context(module, label.of(module.name), "argument", 0)
+    labels = read_label(stack, subject, "argument", 0), read_label(stack, target, "argument", 0)
     return explain_decision(stack.decide(Request(*labels, tclass, asked), 0))
 
 
-def check_context(module: FlaskModule, text: str, file: str, line: int) -> None:
-    """Refuse a text that is no context of the policy as the mistake in typing it is."""
+def read_label(stack: Stack, untrusted_text: str, file: str, line: int) -> Label:
+    """Read a label of a question; a name that ACM lacks is left to the decision.
+
+    Raises `InputError` for what is a mistake in typing: a missing part, or no context.
+    """
     try:
-        if text != SECURITY:
-            module.check_label(text, "domain")
+        label = make_label(untrusted_text, stack.names)
+        for module in stack.modules:
+            text = label.of(module.name)
+            if isinstance(module, FlaskModule) and text != SECURITY:
+                module.check_label(text, "domain")
     except UnknownLabel as error:
-        raise InputError([Problem(file, line, error.message)]) from None
+        message = str(error)
+        if len(stack.names) > 1 and "=" not in untrusted_text:
+            parts = ",".join(f"{name}=..." for name in stack.names)
+            message += f"; with several policies, write {parts}"
+        raise InputError([Problem(file, line, message)]) from None
+    return label
 
 
 def _split_labels(text: str, modules: tuple[str, ...]) -> list[str]:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import click
 
-from skerry.cli.policy_ask import askable_permissions, check_context
-from skerry.errors import InputError, Problem, UnknownLabel
-from skerry.label import Label, make_label
+from skerry.cli.policy_ask import askable_permissions, read_label
+from skerry.errors import InputError, Problem
+from skerry.label import Label
 from skerry.xsm.classes import CLASSES
 from skerry.xsm.flask.model import PolicyClass
 from skerry.xsm.flask.module import FlaskModule
@@ -179,12 +179,7 @@ class _Answerer:
         return found
 
     def _side(self, untrusted: str, number: int) -> _Side:
-        try:
-            label = make_label(untrusted, self._stack.names)
-        except UnknownLabel as error:
-            raise _error(self._file, number, str(error)) from None
-        if self._flask:
-            check_context(self._flask, label.of(self._flask.name), self._file, number)
+        label = read_label(self._stack, untrusted, self._file, number)
         if len(self._sides) >= _MAX_KEPT:
             self._sides.clear()
         found = self._sides[untrusted] = _Side(label, json.dumps(untrusted))

@@ -56,8 +56,9 @@ def _size(module: SecurityModule) -> str:
         return counted(len(module.labels()), "label")
     found = summary(module)
     counts = found["counts"]
-    parts = [f"{counts[name]} {name}" for name in ("classes", "types", "booleans")]
-    parts += [f"{counts['allow']} allow rules"]
+    parts = [f"{counts['classes']} {'class' if counts['classes'] == 1 else 'classes'}"]
+    parts += [counted(counts[name + "s"], name) for name in ("type", "boolean")]
+    parts += [counted(counts["allow"], "allow rule")]
     levels = "with MLS" if found["mls"] else "no MLS"
     return f"target {found['target']}, version {found['version']}, {levels}, {', '.join(parts)}"
 

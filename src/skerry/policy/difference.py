@@ -48,7 +48,8 @@ def differences(old: SecurityModule, new: SecurityModule) -> Iterator[Change]:
     if isinstance(old, AcmModule) and isinstance(new, AcmModule):
         return _acm(old, new)
     message = f"a policy of the module {new.name} can't be compared with one of {old.name}"
-    raise InputError([Problem("policy", 0, message)])
+    file = new.policy.file if isinstance(new, (FlaskModule, AcmModule)) else new.name
+    raise InputError([Problem(file, 0, message)])
 
 
 def _acm(old: AcmModule, new: AcmModule) -> Iterator[Change]:

@@ -38,7 +38,8 @@ def find_flask_warnings(module: FlaskModule) -> list[Problem]:
     for kind, names in unused(policy).items():
         if names:
             shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-            found.append(Problem(policy.file, 0, f"{_UNUSED[kind].format(len(names))}: {shown}"))
+            noun = kind.removesuffix("s") if len(names) == 1 else kind
+            found.append(Problem(policy.file, 0, f"{len(names)} {noun} {_UNUSED[kind]}: {shown}"))
     permissive = [policy.type_name(value) for value in values(policy.permissive >> 1)]
     if permissive:
         message = f"permissive, so nothing is refused to them: {', '.join(sorted(permissive))}"
@@ -48,9 +49,9 @@ def find_flask_warnings(module: FlaskModule) -> list[Problem]:
 
 _SHOWN = 10
 _UNUSED = {
-    "types": "{} types that no rule names",
-    "attributes": "{} attributes without a type that rules name, so the rules give nothing",
-    "booleans": "{} booleans that no condition asks",
+    "types": "that no rule names",
+    "attributes": "without a type that rules name, so the rules give nothing",
+    "booleans": "that no condition asks",
 }
 
 _Found = list[tuple[int, str]]

@@ -124,7 +124,7 @@ def parse_acm(untrusted: bytes, file: str) -> AcmPolicy:
     if content.lstrip().startswith(b"<"):
         return read_shype(content, file)
     if b"\0" in content:
-        raise _error(file, "neither XML nor TOML in UTF-8")
+        raise _error(file, "neither a FLASK policy, nor XML nor TOML in UTF-8")
     return read_acm_toml(content, file)
 
 

@@ -123,9 +123,9 @@ def test_counts_that_promise_gigabytes_are_refused_unread(tmp_path: Path, xen: b
     [
         (b"", "the file is empty"),
         (b"\x8c\xff\x7c\xf9", "at offset 4"),
-        (b"\xf9\x7c\xff\x8c\x00\x00\x00\x08XenFlask", "neither XML nor TOML"),
+        (b"\xf9\x7c\xff\x8c\x00\x00\x00\x08XenFlask", "nor XML nor TOML"),
         (b"\x8f\xff\x7c\xf9\x01\x00\x00\x00", "compiled policy module"),
-        (b"BZh91AY&SY\0\0", "neither XML nor TOML"),
+        (b"BZh91AY&SY\0\0", "nor XML nor TOML"),
         (b"policy_module(guests, 1.0)\n", "a part of a policy"),
         (b"class domain\nnonsense\n", "syntax error"),
         (b"(nonsense", "parenthesis"),

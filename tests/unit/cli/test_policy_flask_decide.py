@@ -246,6 +246,23 @@ def test_in_a_stack_all_must_allow(tmp_path: Path) -> None:
     assert "map_read" not in users["allowed"]
 
 
+def test_in_a_stack_a_label_without_a_part_is_a_mistake_in_typing(tmp_path: Path) -> None:
+    """In a question and in a batch alike: the message says how to write the parts."""
+    (tmp_path / "acm.toml").write_text(ACM)
+    stack = ("--policy", SMALL, "--policy", str(tmp_path / "acm.toml"))
+    whole = f"acm=red,flask={ONE}"
+    for lacking, words in (
+        ("red", "with several policies, write flask=...,acm=..."),
+        ("acm=red", "on the command line flask=...,acm=..."),
+        (f"flask={ONE}", "for module acm"),
+    ):
+        _, message = problem("decide", *stack, whole, lacking, "grant")
+        assert words in message
+        given = f"{whole} {whole} grant\n{lacking} {whole} grant\n"
+        assert problem("decide", *stack, "--batch", "-", given=given) == (2, message)
+    assert run("decide", *stack, whole, whole, "grant", "map_read").exit_code == 0
+
+
 def test_a_batch_over_debians_policy_is_exact_for_its_classes() -> None:
     """Classes of SELinux, MLS contexts, dontaudit."""
     asked = "system_u:system_r:sshd_t:s0 system_u:object_r:shadow_t:s0 file\n"

@@ -140,8 +140,8 @@ def test_the_form_is_recognised_by_content(tmp_path: Path) -> None:
         (bytes.fromhex("8cff7cf9") + b"XenFlask", "offset"),
         (bytes.fromhex("0001debc"), "compiled ACM policy"),
         (b" \n", "empty"),
-        (b"a\0b", "neither XML nor TOML"),
-        ("<a/>".encode("utf-16"), "neither XML nor TOML"),
+        (b"a\0b", "nor XML nor TOML"),
+        ("<a/>".encode("utf-16"), "nor XML nor TOML"),
     ):
         (tmp_path / "x").write_bytes(broken)
         with pytest.raises(PolicyError, match=message):
