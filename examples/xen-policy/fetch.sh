@@ -62,6 +62,7 @@ for version in $versions; do
     say "downloading the source package xen $version"
     with apt-get source --download-only "xen=$version" >>"$work/log" 2>&1 && break
     rm -f ./*
+    say "it could not be downloaded"
 done
 set -- ./xen_*.orig.tar.*
 [ -f "$1" ] || { cat "$work/log" >&2; fail "apt could not download the package; see above"; }
