@@ -164,7 +164,10 @@ def require(results: list[LayerResult], accepted: frozenset[str]) -> None:
     failed = [r for r in results if not r.held and r.layer not in accepted]
     if failed:
         words = "; ".join(f"{r.layer} ({r.detail})" for r in failed)
+        layers = sorted(accepted.union(r.layer for r in failed))
+        names = ", ".join(f'"{layer}"' for layer in layers)
         raise LayerOff(
             f"layers of the jail do not hold: {words}",
-            fix="provide them, or accept their absence by name in the system file",
+            fix=f"provide them, or accept their absence with [jail] accept-missing = [{names}] "
+            "in the system file",
         )
