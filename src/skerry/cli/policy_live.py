@@ -6,6 +6,7 @@ The file is read here, with the rights of who types, and sent; the node reads no
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,11 @@ def set_boolean(settings: tuple[str, ...], dry_run: bool, evict: bool, as_json: 
 @json_option
 def alarm(name: str, as_json: bool) -> None:
     """Apply the emergency set [alarm.NAME] of the system file, as one change of generation."""
-    _show(ask(RaiseAlarm(name)), as_json)
+    result = ask(RaiseAlarm(name))
+    _show(result, as_json)
+    if "failed" in result:
+        click.echo(result["failed"]["text"], err=True)
+        sys.exit(int(result["failed"]["exit_code"]))
 
 
 def _show(untrusted: object, as_json: bool) -> None:
@@ -72,7 +77,7 @@ def _show(untrusted: object, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result))
         return
-    if "generation" not in result:  # an alarm without booleans
+    if "generation" not in result:  # an alarm that set no booleans
         for fallen in result["evicted"]:
             click.echo(f"stopped: domain {fallen['domain']}: {escape(fallen['why'])}")
         return

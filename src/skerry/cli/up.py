@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from skerry.cli.common import Seconds, ask, channel_line, emit, json_option
+from skerry.cli.common import Seconds, ask, channel_line, counted, emit, json_option
 from skerry.cli.progress import progress_bar
 from skerry.cli.system import checked, system_argument
 from skerry.errors import SkerryError, StateError
@@ -203,6 +203,6 @@ def down(timeout: float, as_json: bool) -> None:
         if as_json:
             emit([result])
         else:
-            click.echo(f"stopped {len(result['stopped'])} domains")
+            click.echo("stopped " + counted(len(result["stopped"]), "domain"))
         return
     raise StartFailed("the supervisor has not ended", fix="end it by its pid; `ps` lists it")

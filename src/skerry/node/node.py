@@ -287,7 +287,7 @@ class Node:
         """Apply an emergency set of the file: its domains end, then its booleans are set.
 
         The domains end first and whatever becomes of the booleans: taking away never asks, and
-        waits for nothing.
+        waits for nothing. What kept the booleans from being set is in the result as `failed`.
         """
         alarm = self.setup.system.alarms.get(name)
         if alarm is None:
@@ -308,9 +308,11 @@ class Node:
                 )
                 fallen = cast(list[dict[str, object]], result["evicted"])
                 evicted += [row for row in fallen if row["domain"] not in ended]
-        finally:
-            for domain in ended:
-                await self.monitor.domain(domain).gone.wait()
+        except SkerryError as error:
+            refusal = _refusal(f"alarm {name}", error)
+            result["failed"] = {"text": refusal.text, "exit_code": error.exit_code}
+        for domain in ended:
+            await self.monitor.domain(domain).gone.wait()
         return {**result, "evicted": evicted}
 
     def _end(self, names: Iterable[str], why: str) -> list[str]:

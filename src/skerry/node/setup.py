@@ -58,7 +58,7 @@ def load_setup(path: Path) -> Setup:
     }
     problems = reader.problems + _alarm_problems(system, stack)
     if problems:
-        raise InputError(problems)
+        raise InputError(sorted(problems, key=lambda problem: problem.line))
     # The owner of the node may always call it; without a line of its own it has domain 0's label.
     if os.getuid() not in operators:
         operators[os.getuid()] = _owner(stack, system)

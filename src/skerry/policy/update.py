@@ -44,7 +44,7 @@ def with_booleans(stack: Stack, values: Mapping[str, bool]) -> Stack:
             return _replaced(stack, module.with_booleans(values))
     shown = ", ".join(stack.names)
     message = f"only a FLASK policy has booleans; in force are: {shown}"
-    raise InputError([Problem("policy", 0, message)])
+    raise InputError([Problem("argument", 0, message)])
 
 
 def _replaced(stack: Stack, new: SecurityModule) -> Stack:

@@ -487,8 +487,11 @@ def test_an_alarm_ends_its_domains_also_where_its_booleans_are_refused(tmp_path:
 
     async def scene(host: Host) -> None:
         await host.up()
-        with pytest.raises(Denied, match="no rule allows dom0_t security_t:security setbool"):
-            await host.handle(wire.RaiseAlarm("lockdown"), FlaskClient(OWNER))
+        done = await host.handle(wire.RaiseAlarm("lockdown"), FlaskClient(OWNER))
+        assert isinstance(done, dict)
+        assert done["evicted"] == [{"domain": "c", "why": "the alarm lockdown"}]
+        assert "no rule allows dom0_t security_t:security setbool" in done["failed"]["text"]
+        assert done["failed"]["exit_code"] == 3
         assert host.monitor.mediator.decider.generation == 1
         assert host.monitor.domain("c").state is State.ENDED
         assert host.monitor.domain("a").state is State.RUNNING
