@@ -41,7 +41,7 @@ def xen_mls() -> Path:
 def selinux() -> Path:
     """Return Debian's SELinux policy as its package installs it, with MCS; version 33."""
     tools = debian.unpacked("policycoreutils")
-    recipe = "default modules, version 33"
+    recipe = "default modules, declared more than once or not, version 33"
     made = debian.cached("selinux", recipe, lambda work: _make_selinux(work, tools))
     return made / "policy.33"
 
@@ -83,7 +83,8 @@ def _make_selinux(work: Path, tools: Path) -> None:
         module.write_bytes(bz2.decompress(packed.read_bytes()))
         written.append(module.with_suffix(".cil"))
         _compile([str(convert), str(module), str(written[-1])])
-    argv = ["secilc", "-c", "33", "-f", "/dev/null", "-o", str(work / "policy.33")]
+    # Debian 13's modules declare some roles more than once; semodule lets them, by this option.
+    argv = ["secilc", "-m", "-c", "33", "-f", "/dev/null", "-o", str(work / "policy.33")]
     _compile([*argv, *map(str, written)])
     shutil.rmtree(root)
     shutil.rmtree(modules)

@@ -20,6 +20,7 @@ from skerry.policy.manager import PolicyManager
 from skerry.policy.policydb.read import read_policydb
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.stack import Stack
+from tests.oracle.sepol import palatable
 from tests.support.selinux_tools import run_tool
 
 SOURCE = Path(__file__).parents[1] / "policydb/data/xen.conf"
@@ -94,9 +95,16 @@ def export(trail: Path, folder: Path, *words: str) -> Path:
     return made
 
 
+def explained(tool: str, policy: Path, log: Path) -> str:
+    """Return what a tool that looks into the policy says of a log."""
+    readable = log.with_name("readable.30")
+    readable.write_bytes(palatable(policy))
+    return run_tool(tool, "-p", str(readable), "-i", str(log))
+
+
 def proposed(policy: Path, log: Path) -> list[str]:
     """Return the rules that audit2allow proposes, without its comments."""
-    said = run_tool("audit2allow", "-p", str(policy), "-i", str(log))
+    said = explained("audit2allow", policy, log)
     return [line for line in said.splitlines() if line.startswith("allow ")]
 
 
@@ -133,7 +141,7 @@ def test_a_violated_constraint_is_named(
     trail = tmp_path / "audit.log"
     assert decide(policy, trail, channel(GUEST, OTHER)) == [False]
     log = export(trail, tmp_path, *style)
-    said = run_tool("audit2allow", "-p", str(policy), "-i", str(log))
+    said = explained("audit2allow", policy, log)
     assert "constrain grant { map_read map_write } ((u1 == u2 -Fail-)" in said
     assert "source user (user_1) and target user (user_2) are different" in said
     assert "missing" not in said.lower()
@@ -179,7 +187,7 @@ def test_audit2why_says_why_of_each_record(policy: Path, tmp_path: Path) -> None
     trail = tmp_path / "audit.log"
     decide(policy, trail, channel(GUEST, PLAIN), channel(GUEST, OTHER))
     log = export(trail, tmp_path)
-    why = run_tool("audit2why", "-p", str(policy), "-i", str(log))
+    why = explained("audit2why", policy, log)
     reasons = why.split("type=USER_AVC")[1:]
     assert ["Missing type enforcement (TE) allow rule" in reason for reason in reasons] == [
         True,

@@ -40,12 +40,17 @@ user one_u roles run_r; user two_u roles run_r;
     ],
 )
 def test_an_expression_is_written_in_infix(tmp_path: Path, source: str, shown: str) -> None:
-    """With as few brackets as its meaning needs."""
+    """With as few brackets as its meaning needs; a set in the order of its numbers."""
     text = small.conf(TYPES + f"constrain file read ({source});")
     policy = small.ask(tmp_path, text).policy
     tclass = policy.class_named("file")
     assert tclass
-    assert infix(tclass.constraints[0], policy) == shown
+    assert _sets_sorted(infix(tclass.constraints[0], policy)) == shown
+
+
+def _sets_sorted(text: str) -> str:
+    """Return an expression with its sets in order: versions of checkpolicy number differently."""
+    return re.sub(r"\{ (.*?) \}", lambda found: f"{{ {' '.join(sorted(found[1].split()))} }}", text)
 
 
 def test_bindings_name_what_each_side_stood_for(tmp_path: Path) -> None:
@@ -85,6 +90,7 @@ def _compared(seed: int, tmp_path: Path) -> list[bool]:
     """Compare the constraints of one policy; return what they said."""
     made = draw(seed, "selinux", "conf")
     made.version = 33
+    made.dominance = None  # Debian 13's checkpolicy has unlearnt it
     source = conf(made)
     first = _compiled(source, tmp_path / "first.33", made.mls)
     texts = [text for _, text, _ in _shown(first)]

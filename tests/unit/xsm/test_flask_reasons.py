@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -354,7 +355,13 @@ def test_xens_default_policy_explains_itself() -> None:
     assert off.reason.endswith("not while guest_writeconsole = 0")
     isolated = xen_default("domU_t", "isolated_domU_t", "grant map_read")
     assert isolated.reason == "no rule allows domU_t isolated_domU_t:grant map_read"
-    assert "allow domU_t domU_t:grant { map_read };" in isolated.rule.text
+    # Several come as near; which of them are shown hangs on the compiler's numbers.
+    nearest, *others = isolated.rule.text.removeprefix("nearest: ").split("; ")
+    assert len(others) == 1
+    for shown in (nearest, others[0]):
+        found = re.fullmatch(r"allow domU_t (\w+):grant \{ map_read \};?", shown)
+        assert found, isolated.rule.text
+        assert xen_default("domU_t", found[1], "grant map_read").allowed
     module = load_policy(policies.xen())
     users = module.decide("user_1:vm_r:domU_t", "user_2:vm_r:domU_t", "grant", ("map_read",))
     assert users.reason.endswith("false: u1 = user_1, u2 = user_2")
