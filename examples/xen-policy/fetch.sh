@@ -65,7 +65,10 @@ for version in $versions; do
     say "it could not be downloaded"
 done
 set -- ./xen_*.orig.tar.*
-[ -f "$1" ] || { cat "$work/log" >&2; fail "apt could not download the package; see above"; }
+[ -f "$1" ] || {
+    why=$(sed -n 's/^E: //p' "$work/log" | head -n 1 | tr -s ' ')
+    fail "no source package xen could be downloaded; try later, or with another mirror: ${why:-no word}"
+}
 
 mkdir "$work/source"
 tar -x -f "$1" -C "$work/source" --strip-components=1 --no-same-owner \
