@@ -7,10 +7,10 @@ the text is passed on with the line, and a text that it refuses is never a polic
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -44,6 +44,7 @@ Language = Literal["conf", "cil"]
 _VERSIONS: dict[Flavour, int] = {"selinux": 33, "xen": 30}
 _MAX_WORDS = 256 * 1024
 _MAX_MESSAGE = 300
+_PRLIMIT = "/usr/bin/prlimit"  # of util-linux, which every Debian has
 
 # A name that TOML could not begin with: what follows is no `=` and no `.`.
 _CONF_START = re.compile(
@@ -145,10 +146,13 @@ def _argv(untrusted: bytes, language: Language, source: str) -> list[str]:
 
 
 def _run(argv: list[str], work: Path, file: str, source: str) -> None:
+    found = shutil.which(argv[0])
+    if not found:
+        raise _missing(argv[0], file)
     with (work / "words").open("w+b") as words:
         try:
             process = subprocess.Popen(
-                argv,
+                [*_bounds(), found, *argv[1:]],
                 cwd=work,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
                 stdin=subprocess.DEVNULL,
@@ -156,7 +160,8 @@ def _run(argv: list[str], work: Path, file: str, source: str) -> None:
                 stderr=words,
             )
         except OSError as error:
-            raise _missing(argv[0], file, error) from None
+            message = f"{argv[0]} can't be run: {error.strerror}"
+            raise PolicyError([Problem(file, 0, message)]) from None
         with process:
             code = _wait(process)
         words.seek(0)
@@ -166,14 +171,7 @@ def _run(argv: list[str], work: Path, file: str, source: str) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    """Wait for a compiler within its bounds; `None` if its time was up."""
-    for kind, limit in (
-        (resource.RLIMIT_AS, MAX_COMPILER_MEMORY),
-        (resource.RLIMIT_FSIZE, MAX_COMPILED_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or is bounded more closely
-            resource.prlimit(process.pid, kind, (limit, limit))
+    """Wait for a compiler within its time, and end it if it takes longer."""
     try:
         return process.wait(MAX_COMPILE_SECONDS)
     except BaseException as error:
@@ -184,11 +182,22 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
         raise
 
 
-def _missing(tool: str, file: str, error: OSError) -> PolicyError:
-    if isinstance(error, FileNotFoundError):
-        message = f"a policy as text is compiled by {tool}, which is not on this machine"
-        return PolicyError([Problem(file, 0, f"{message}; apt-get install {tool}")])
-    return PolicyError([Problem(file, 0, f"{tool} can't be run: {error.strerror}")])
+def _bounds() -> list[str]:
+    """Return the command that bounds what follows it before it starts: later would be too late."""
+    words = [_PRLIMIT]
+    for name, kind, limit in (
+        ("as", resource.RLIMIT_AS, MAX_COMPILER_MEMORY),
+        ("fsize", resource.RLIMIT_FSIZE, MAX_COMPILED_BYTES),
+        ("core", resource.RLIMIT_CORE, 0),
+    ):
+        _, most = resource.getrlimit(kind)
+        words.append(f"--{name}={limit if most == resource.RLIM_INFINITY else min(limit, most)}")
+    return [*words, "--"]
+
+
+def _missing(tool: str, file: str) -> PolicyError:
+    message = f"a policy as text is compiled by {tool}, which is not on this machine"
+    return PolicyError([Problem(file, 0, f"{message}; apt-get install {tool}")])
 
 
 def _ending(tool: str, code: int | None, file: str) -> Problem:
