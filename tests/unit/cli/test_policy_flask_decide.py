@@ -140,7 +140,8 @@ def test_booleans_are_set_for_one_question_and_for_a_batch() -> None:
 )
 def test_an_unknown_boolean_is_an_input_error(setting: str) -> None:
     """The message lists those that there are."""
-    _, message = problem("decide", "--policy", SMALL, "--boolean", setting, ONE, ONE, "grant")
+    options = f"--boolean {setting}".split()
+    _, message = problem("decide", "--policy", SMALL, *options, ONE, ONE, "grant")
     assert message.endswith("it has: guests_may_share")
 
 
