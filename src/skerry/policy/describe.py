@@ -15,7 +15,6 @@ from skerry.xsm.flask.model import (
     XALLOW,
     XAUDITALLOW,
     XDONTAUDIT,
-    Constraint,
     FlaskPolicy,
     TeRule,
     values,
@@ -61,10 +60,10 @@ def counts(policy: FlaskPolicy) -> dict[str, int]:
         "type_transition by name": len(policy.file_transitions),
         "role allow": len(policy.role_allows),
         "role_transition": len(policy.role_transitions),
-        "constraints": sum(not is_mls(c) for c in constraints),
-        "mls constraints": sum(map(is_mls, constraints)),
-        "validatetrans": sum(not is_mls(c) for c in validate),
-        "mls validatetrans": sum(map(is_mls, validate)),
+        "constraints": sum(not c.mls for c in constraints),
+        "mls constraints": sum(c.mls for c in constraints),
+        "validatetrans": sum(not c.mls for c in validate),
+        "mls validatetrans": sum(c.mls for c in validate),
         "typebounds": sum(bool(kind.bounds) for kind in types),
         "permissive": policy.permissive.bit_count(),
         "capabilities": policy.capabilities.bit_count(),
@@ -78,11 +77,6 @@ def all_rules(policy: FlaskPolicy) -> Iterable[TeRule]:
     for conditional in policy.conditionals:
         yield from conditional.if_true
         yield from conditional.if_false
-
-
-def is_mls(constraint: Constraint) -> bool:
-    """Tell whether a constraint compares levels."""
-    return any(term.left[:1] in ("l", "h") for term in constraint.terms)
 
 
 def summary(module: FlaskModule) -> dict[str, Any]:
@@ -99,7 +93,7 @@ def summary(module: FlaskModule) -> dict[str, Any]:
         "attributes": _names(kind.name for kind in policy.types.values() if kind.attribute),
         "roles": _names(role.name for role in policy.roles.values()),
         "users": _names(user.name for user in policy.users.values()),
-        "permissive": _names(policy.type_name(value) for value in values(policy.permissive >> 1)),
+        "permissive": _names(policy.permissive_types()),
         "classes": _classes(policy),
     }
 

@@ -217,8 +217,8 @@ def _bounds(side: _Side) -> Iterator[str]:
 
 
 def _permissives(side: _Side) -> Iterator[str]:
-    for value in values(side.policy.permissive >> 1):
-        yield f"permissive {side.policy.type_name(value)};"
+    for name in side.policy.permissive_types():
+        yield f"permissive {name};"
 
 
 def _booleans(side: _Side) -> Iterator[str]:

@@ -86,9 +86,9 @@ def _check(policy: FlaskPolicy) -> None:
             " operator could change it; add the class, or compile it with handle_unknown deny"
         )
         raise PolicyError([Problem(policy.file, 0, message)])
-    if policy.handle_unknown == "reject" and policy.flavour == "selinux" and lacking(policy):
+    if policy.handle_unknown == "reject" and policy.flavour == "selinux" and missing:
         shown = ", ".join(
-            f"{name} {{ {' '.join(permissions)} }}" for name, permissions in lacking(policy).items()
+            f"{name} {{ {' '.join(permissions)} }}" for name, permissions in missing.items()
         )
         message = f"handle_unknown is reject, and the policy lacks: {shown}"
         raise PolicyError([Problem(policy.file, 0, message)])

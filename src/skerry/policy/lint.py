@@ -11,7 +11,6 @@ from skerry.errors import Problem
 from skerry.policy.describe import unused
 from skerry.policy.fitness import fitness_warnings
 from skerry.xsm.acm.model import AcmPolicy
-from skerry.xsm.flask.model import values
 from skerry.xsm.flask.module import FlaskModule
 
 XEN_MAX_TYPES = 256
@@ -40,7 +39,7 @@ def find_flask_warnings(module: FlaskModule) -> list[Problem]:
             shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
             noun = kind.removesuffix("s") if len(names) == 1 else kind
             found.append(Problem(policy.file, 0, f"{len(names)} {noun} {_UNUSED[kind]}: {shown}"))
-    permissive = [policy.type_name(value) for value in values(policy.permissive >> 1)]
+    permissive = policy.permissive_types()
     if permissive:
         message = f"permissive, so nothing is refused to them: {', '.join(sorted(permissive))}"
         found.append(Problem(policy.file, 0, message))

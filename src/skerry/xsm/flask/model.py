@@ -101,6 +101,11 @@ class Constraint(msgspec.Struct, frozen=True):
     permissions: int
     terms: tuple[Term, ...]
 
+    @property
+    def mls(self) -> bool:
+        """Whether it compares levels: then the policy language calls it `mlsconstrain`."""
+        return any(term.left[:1] in ("l", "h") for term in self.terms)
+
 
 class PolicyClass(msgspec.Struct, frozen=True):
     """An object class; `permissions` holds names by bit, "" where a bit has none."""
@@ -278,6 +283,11 @@ class FlaskPolicy(msgspec.Struct, frozen=True):
         """Return the name of a type or attribute, or its number where the file has no name."""
         found = self.types.get(value)
         return found.name if found else f"#{value}"
+
+    def permissive_types(self) -> list[str]:
+        """Return the names of the types to which nothing is refused, by their values."""
+        # Unlike other sets, this one has bit `value` for a value.
+        return [self.type_name(value) for value in values(self.permissive >> 1)]
 
     @property
     def process_class(self) -> str:

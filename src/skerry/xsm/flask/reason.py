@@ -102,8 +102,7 @@ class Reasons:
         if constraint is None:
             return "CONSTRAINT-FALSE", f"a constraint forbids {tclass.name} {lost}", ""
         names = " ".join(tclass.names(constraint.permissions))
-        levels = any(term.left[:1] in ("l", "h") for term in constraint.terms)
-        word = "mlsconstrain" if levels else "constrain"
+        word = "mlsconstrain" if constraint.mls else "constrain"
         expression = infix(constraint, self._policy)
         if len(expression) > MAX_EXPRESSION_TEXT:
             expression = f"{expression[:MAX_EXPRESSION_TEXT]} ..."
