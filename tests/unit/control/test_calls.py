@@ -526,6 +526,18 @@ async def load_flask(host: Host, text: str) -> dict[str, object]:
     return cast(dict[str, object], await host.handle(wire.PolicyLoad("next.conf"), client))
 
 
+def dawdle(host: Host, name: str) -> asyncio.Event:
+    """Let a domain drop what was cut only once the event is set."""
+    detach, waiting = host.machines[name].detach, asyncio.Event()
+
+    async def slow(channel: int) -> None:
+        await asyncio.wait_for(waiting.wait(), 10)
+        await detach(channel)
+
+    host.machines[name].detach = slow  # type: ignore[method-assign] # a guest that dawdles
+    return waiting
+
+
 async def reached(host: Host, generation: int) -> None:
     """Wait until the policy of a generation is in force."""
     for _ in range(10_000):
@@ -540,13 +552,7 @@ def test_a_change_during_a_load_is_made_of_the_policy_that_is_in_force(tmp_path:
 
     async def scene(host: Host) -> None:
         await host.up()
-        detach, waiting = host.machines["a"].detach, asyncio.Event()
-
-        async def slow(channel: int) -> None:
-            await asyncio.wait_for(waiting.wait(), 10)
-            await detach(channel)
-
-        host.machines["a"].detach = slow  # type: ignore[method-assign] # a guest that dawdles
+        waiting = dawdle(host, "a")
         loading = asyncio.create_task(load_flask(host, UNBRIDGED))
         await reached(host, 2)
         change = wire.SetBooleans({"bridged": True})
@@ -593,13 +599,7 @@ def test_sessions_end_with_the_policy_that_let_them(tmp_path: Path) -> None:
 
     async def scene(host: Host) -> None:
         await host.up()
-        detach, waiting = host.machines["a"].detach, asyncio.Event()
-
-        async def slow(channel: int) -> None:
-            await asyncio.wait_for(waiting.wait(), 10)
-            await detach(channel)
-
-        host.machines["a"].detach = slow  # type: ignore[method-assign] # a guest that dawdles
+        waiting = dawdle(host, "a")
         console = asyncio.create_task(host.handle(wire.Console("a"), Client("helper")))
         await ticks()
         loading = asyncio.create_task(load(host, APART))
