@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bench.measure import Row, single
 from skerry.policy.history import MemoryHistory
-from skerry.policy.load import load_stack
 from skerry.policy.manager import PolicyManager
+from skerry.policy.source import load_stack
 from skerry.xsm.request import Request
 
 POLICY = Path(__file__).parents[2] / "examples/two-banks/policy.xml"

@@ -41,7 +41,7 @@ CACHED = 20_000
 _LOAD = """\
 import sys, time
 begin = time.perf_counter()
-from skerry.policy.load import load_stack
+from skerry.policy.source import load_stack
 from skerry.xsm.request import Request
 imported = time.perf_counter()
 stack = load_stack([sys.argv[1]])

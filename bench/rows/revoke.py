@@ -24,6 +24,7 @@ from skerry.monitor.protocols import Exit, Kind
 from skerry.policy.history import MemoryHistory
 from skerry.policy.load import parse_acm
 from skerry.policy.manager import PolicyManager
+from skerry.policy.source import NewPolicy
 from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.stack import Stack
 
@@ -95,19 +96,18 @@ def revoke_vm() -> Row:
 async def _vm_samples(node: RunningNode) -> list[float]:
     for name in ("one", "two"):
         await node.start(name)
-    stack = node.node.setup.stack
     text = POLICY.replace('[labels.bench]\nste = ["work"]', "[labels.bench]")
-    narrow = parse_acm(text.encode(), "narrow.toml")
+    wide, narrow = (NewPolicy("bench", each.encode()) for each in (POLICY, text))
     source, sink = await node.agent("one"), await node.agent("two")
     times = []
     for _ in range(VM_SAMPLES):
         ended = await _reading(source, sink)
         begin = time.perf_counter()
-        done = await _load(node, Stack([AcmModule(narrow)]))
+        done = await _load(node, narrow)
         times.append((await ended - begin) * 1000)
         if len(done) != 1:
             raise SkerryError(f"{len(done)} channels were cut")
-        await _load(node, stack)
+        await _load(node, wide)
         await node.node.monitor.bind("one", "two", port=PORT)
     return times
 
@@ -138,9 +138,9 @@ async def _reading(source: Agent, sink: Agent) -> asyncio.Task[float]:
     return asyncio.ensure_future(ended())
 
 
-async def _load(node: RunningNode, stack: Stack) -> list[object]:
+async def _load(node: RunningNode, change: NewPolicy) -> list[object]:
     owner = node.node.setup.owner
-    done = await node.node.load("policy_load", owner, lambda _: stack, what="bench")
+    done = await node.node.load("policy_load", owner, change, what="bench")
     cut = done["cut"]
     assert isinstance(cut, list)
     return cut

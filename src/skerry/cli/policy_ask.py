@@ -14,7 +14,7 @@ import click
 from skerry.cli.common import json_option, parse_booleans, policies_option
 from skerry.errors import InputError, Problem, UnknownLabel
 from skerry.label import Label, make_label
-from skerry.policy.load import load_stack
+from skerry.policy.source import load_stack
 from skerry.policy.update import with_booleans
 from skerry.xsm.classes import CLASSES
 from skerry.xsm.explain import Explanation, explain, explain_decision

@@ -72,7 +72,8 @@ def show(policies: tuple[str, ...], as_json: bool) -> None:
     Of a FLASK policy: what `seinfo` prints, its booleans, and contexts for domains.
     """
     if policies:
-        from skerry.policy.load import load_stack, module_info
+        from skerry.policy.load import module_info
+        from skerry.policy.source import load_stack
 
         stack = load_stack(policies)
         found: dict[str, Any] = {

@@ -12,7 +12,7 @@ from skerry.monitor.domain import State
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.policy.load import MAX_POLICY_BYTES, module_info
-from skerry.policy.update import with_booleans, with_policy
+from skerry.policy.source import NewBooleans, NewPolicy
 from skerry.wire import control as wire
 
 _T = TypeVar("_T")
@@ -48,7 +48,7 @@ class Calls:
                 return await node.load(
                     "policy_setbool",
                     operator,
-                    lambda stack: with_booleans(stack, values),
+                    NewBooleans(values),
                     what=what,
                     evict=evict,
                     dry_run=dry_run,
@@ -95,7 +95,7 @@ class Calls:
             return await self._node.load(
                 "policy_load",
                 session.operator,
-                lambda stack: with_policy(stack, untrusted, call.file),
+                NewPolicy(call.file, untrusted),
                 what=call.file,
                 evict=call.evict,
                 dry_run=call.dry_run,

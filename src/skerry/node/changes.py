@@ -14,7 +14,7 @@ from pathlib import Path
 from skerry.errors import Denied, InputError, Problem
 from skerry.label import Label
 from skerry.policy.difference import Change
-from skerry.policy.load import load_stack
+from skerry.policy.source import load_stack
 from skerry.system.load import load_system
 from skerry.system.model import RawLabel, System
 from skerry.xsm.hooks import HOOKS, Hook, expand

@@ -32,10 +32,9 @@ from skerry.node.guest import Guest, guest_of
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
-from skerry.policy.update import with_booleans
+from skerry.policy.source import Change, NewBooleans, Policy, changed
 from skerry.system.model import ChannelSpec, DomainSpec
 from skerry.xsm.explain import explain_error
-from skerry.xsm.stack import Stack
 
 Report = Callable[[Mapping[str, object]], None]
 """Takes one event of a start (an object with `event`) and shows or drops it."""
@@ -193,27 +192,27 @@ class Node:
         self,
         hook: str,
         operator: Label,
-        change: Callable[[Stack], Stack],
+        change: Change,
         *,
         what: str,
         evict: bool = False,
         dry_run: bool = False,
     ) -> dict[str, object]:
-        """Bring another stack into force, or say what that would do (see `Monitor.load`).
+        """Bring another policy into force, or say what that would do (see `Monitor.load`).
 
-        `change` makes it of the stack in force. It runs in a thread, and is called again if
-        another policy came into force meanwhile: no change is ever undone by one that did not
-        know it. `what` names it in the trail.
+        `change` is applied to the policy in force, in a thread, and again if another one came
+        into force meanwhile: no change is ever undone by one that did not know it. `what` names
+        it in the trail.
         """
         began = self._clock()
         await self._require(hook, operator, what)
         for _ in range(MAX_TRIES):
             setup = self.setup
-            stack = await asyncio.to_thread(_checked, setup, change)
+            policy = await asyncio.to_thread(_checked, setup, change)
             if self.setup is not setup:
                 continue
             try:
-                done = await self._load(hook, operator, stack, what, evict, dry_run)
+                done = await self._load(hook, operator, policy, what, evict, dry_run)
             except StaleGeneration:
                 if self.setup is setup:  # it was not another policy that came in between
                     raise
@@ -236,10 +235,11 @@ class Node:
         return Label(tuple((name, "security") for name in sorted(self.setup.stack.names)))
 
     async def _load(
-        self, hook: str, operator: Label, stack: Stack, what: str, evict: bool, dry_run: bool
+        self, hook: str, operator: Label, policy: Policy, what: str, evict: bool, dry_run: bool
     ) -> dict[str, object]:
+        stack = policy.stack
         candidate = self.monitor.mediator.decider.candidate(stack)
-        lost = self._operators_without(stack)
+        lost = self._operators_without(policy)
         if operator in lost.values():
             raise StateError(
                 f"your own label {operator} is none of this policy's, so you could not go back",
@@ -256,7 +256,7 @@ class Node:
         async def installed() -> None:
             nonlocal cut
             # First of all: from here on this is what the next change is made of.
-            self.setup = carried(self.setup, stack)
+            self.setup = carried(self.setup, policy)
             cut = await self._judge_sessions()
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
@@ -302,7 +302,7 @@ class Node:
                 result = await self.load(
                     "policy_setbool",
                     operator,
-                    lambda stack: with_booleans(stack, alarm.booleans),
+                    NewBooleans(alarm.booleans),
                     what=f"alarm {name}",
                     evict=True,
                 )
@@ -325,12 +325,12 @@ class Node:
                 self.monitor.mediator.audit.note("evicted", {"domain": name, "why": why})
         return ended
 
-    def _operators_without(self, stack: Stack) -> dict[int, Label]:
+    def _operators_without(self, policy: Policy) -> dict[int, Label]:
         """Return the operators whose label a policy lacks."""
         return {
             uid: label
             for uid, label in self.setup.operators.items()
-            if carry(stack, label, self.setup.stack) is None
+            if carry(policy.stack, label, self.setup.stack) is None
         }
 
     async def _judge_sessions(self) -> int:
@@ -442,17 +442,17 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
     }
 
 
-def _checked(setup: Setup, change: Callable[[Stack], Stack]) -> Stack:
-    """Make another stack. Raises `StateError` if the system's assertions do not hold under it."""
-    stack = change(setup.stack)
-    broken = violations(carried(setup, stack))
+def _checked(setup: Setup, change: Change) -> Policy:
+    """Make another policy. Raises `StateError` if the system's assertions do not hold under it."""
+    policy = changed(setup.policy, change)
+    broken = violations(carried(setup, policy))
     if broken:
         shown = "; ".join(violation.text for violation in broken)
         raise StateError(
             f"under this policy the system's assertions do not hold: {shown}",
             fix="start the system anew with a file that asserts something else",
         )
-    return stack
+    return policy
 
 
 def _refusal(what: str, error: SkerryError) -> Refusal:

@@ -14,8 +14,7 @@ import msgspec
 from skerry.errors import Denied, InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
 from skerry.policy.fitness import check_fitness
-from skerry.policy.load import load_stack
-from skerry.policy.update import with_booleans
+from skerry.policy.source import NewBooleans, Policy, changed, read_policy
 from skerry.system.load import load_system
 from skerry.system.model import RawLabel, System
 from skerry.xsm.stack import Stack
@@ -29,11 +28,16 @@ class Setup(msgspec.Struct, frozen=True):
     """
 
     system: System
-    stack: Stack
+    policy: Policy
     labels: Mapping[str, Label]
     operators: Mapping[int, Label]
     owner: Label
     warnings: tuple[Problem, ...] = ()
+
+    @property
+    def stack(self) -> Stack:
+        """The modules that decide."""
+        return self.policy.stack
 
 
 def load_setup(path: Path) -> Setup:
@@ -43,10 +47,11 @@ def load_setup(path: Path) -> Setup:
     """
     system = load_system(path)
     try:
-        stack = load_stack(system.policy)
-        warnings = check_fitness(stack)
+        policy = read_policy(system.policy)
+        warnings = check_fitness(policy.stack)
     except PolicyError as error:
         raise InputError(error.problems) from None
+    stack = policy.stack
     reader = _Labels(system, stack)
     labels = {
         name: reader.read(domain.label, system.line(("domains", name, "label")))
@@ -56,14 +61,14 @@ def load_setup(path: Path) -> Setup:
         uid: reader.read(label, system.operator_line(uid))
         for uid, label in system.operators.items()
     }
-    problems = reader.problems + _alarm_problems(system, stack)
+    problems = reader.problems + _alarm_problems(system, policy)
     if problems:
         raise InputError(sorted(problems, key=lambda problem: problem.line))
     # The owner of the node may always call it; without a line of its own it has domain 0's label.
     if os.getuid() not in operators:
         operators[os.getuid()] = _owner(stack, system)
     owner = operators[os.getuid()]
-    return Setup(system, stack, labels, operators, owner, tuple(warnings))
+    return Setup(system, policy, labels, operators, owner, tuple(warnings))
 
 
 def carry(stack: Stack, label: Label, before: Stack) -> Label | None:
@@ -74,28 +79,28 @@ def carry(stack: Stack, label: Label, before: Stack) -> Label | None:
         return None
 
 
-def carried(setup: Setup, stack: Stack) -> Setup:
+def carried(setup: Setup, policy: Policy) -> Setup:
     """Return the setup under another policy; a label that it lacks stays, and is refused."""
 
     def new(label: Label) -> Label:
-        return carry(stack, label, setup.stack) or label
+        return carry(policy.stack, label, setup.stack) or label
 
     return msgspec.structs.replace(
         setup,
-        stack=stack,
+        policy=policy,
         labels={name: new(label) for name, label in setup.labels.items()},
         operators={uid: new(label) for uid, label in setup.operators.items()},
         owner=new(setup.owner),
     )
 
 
-def _alarm_problems(system: System, stack: Stack) -> list[Problem]:
+def _alarm_problems(system: System, policy: Policy) -> list[Problem]:
     """Return the alarms whose booleans the policy lacks: too late to learn in an emergency."""
     problems = []
     for name, alarm in system.alarms.items():
         try:
             if alarm.booleans:
-                with_booleans(stack, alarm.booleans)
+                changed(policy, NewBooleans(alarm.booleans))
         except InputError as error:
             line = system.line(("alarm", name, "booleans"))
             problems.append(Problem(str(system.path), line, error.problems[0].message))

@@ -8,7 +8,6 @@ regular file is read, within bounds (`MAX_POLICY_BYTES`; for a FLASK policy as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.dummy import DummyModule
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
-from skerry.xsm.stack import Stack
 
 MAX_POLICY_BYTES = 4 * 1024 * 1024
 """Longest policy file, or what a FLASK policy as text is compiled to; a longer one is refused."""
@@ -35,20 +33,6 @@ DUMMY = "dummy"
 _ACM_MAGIC = bytes.fromhex("0001debc")
 _MODULE_MAGICS = tuple(bytes.fromhex(magic) for magic in ("8fff7cf9", "8dff7cf9"))
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def load_stack(untrusted_paths: Sequence[str | Path]) -> Stack:
-    """Load one policy or several, all of which must allow. Raises `PolicyError`."""
-    problems: list[Problem] = []
-    modules: list[SecurityModule] = []
-    for path in untrusted_paths:
-        try:
-            modules.append(load_policy(path))
-        except PolicyError as error:
-            problems += error.problems
-    if problems:
-        raise PolicyError(problems)
-    return Stack(modules)
 
 
 def load_policy(untrusted_path: str | Path) -> SecurityModule:

@@ -584,7 +584,7 @@ def test_a_change_that_another_one_overtook_is_made_anew(
                 asyncio.run_coroutine_threadsafe(load_flask(host, UNBRIDGED), loop).result(9)
             return with_booleans(stack, values)
 
-        monkeypatch.setattr("skerry.control.calls.with_booleans", slow)
+        monkeypatch.setattr("skerry.policy.source.with_booleans", slow)
         await host.handle(wire.SetBooleans({"bridged": True}), FlaskClient(OWNER))
         assert len(set(asked)) == 2
         assert host.node.setup.stack.digest == asked[1]
@@ -627,7 +627,7 @@ def test_nothing_is_read_for_whom_the_policy_does_not_let(
 
     async def scene(host: Host) -> None:
         await host.up()
-        monkeypatch.setattr("skerry.control.calls.with_policy", counting)
+        monkeypatch.setattr("skerry.policy.source.with_policy", counting)
         with pytest.raises(Denied, match="only the bootstrap label"):
             await load(host, POLICY, "helper")
         assert read == []

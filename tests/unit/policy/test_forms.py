@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from skerry.errors import PolicyError
 from skerry.policy.acm_toml import read_acm_toml, write_acm_toml
 from skerry.policy.lint import find_warnings
-from skerry.policy.load import MAX_POLICY_BYTES, load_policy, load_stack, parse_acm
+from skerry.policy.load import MAX_POLICY_BYTES, load_policy, parse_acm
 from skerry.policy.shype import read_shype
 from skerry.policy.shype_write import write_shype
+from skerry.policy.source import load_stack
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import AcmModule
 from tests.unit.policy.samples import CLASSICAL, DEFAULT, TOML, policies

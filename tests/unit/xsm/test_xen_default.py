@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from skerry.label import Label
-from skerry.policy.load import load_stack
+from skerry.policy.source import load_stack
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.hooks import HOOKS, expand
 from skerry.xsm.stack import Stack

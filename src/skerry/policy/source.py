@@ -1,0 +1,126 @@
+"""What a policy in force is made from, so that it can be made again: after a restart, elsewhere.
+
+The rule this module keeps: the same sources make the same stack, to the digest; a change of policy
+is data, and is applied to what is in force in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from skerry.errors import PolicyError, Problem
+from skerry.policy.load import DUMMY, parse_policy, policy_bytes
+from skerry.policy.update import with_booleans, with_policy
+from skerry.xsm.dummy import DummyModule
+from skerry.xsm.flask.module import FlaskModule
+from skerry.xsm.module import SecurityModule
+from skerry.xsm.stack import Stack
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One module's policy: the file's name, its bytes (compiled), and the booleans set since.
+
+    The module without a policy has the name `dummy` and no bytes.
+    """
+
+    file: str
+    content: bytes
+    booleans: Mapping[str, bool] = {}
+
+
+class NewPolicy(msgspec.Struct, frozen=True, tag="policy"):
+    """A change: this policy takes the place of the one of its module."""
+
+    file: str
+    content: bytes
+
+
+class NewBooleans(msgspec.Struct, frozen=True, tag="booleans"):
+    """A change: these booleans of the Flask policy get these values."""
+
+    values: Mapping[str, bool]
+
+
+Change = NewPolicy | NewBooleans
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A stack and, module by module in the same order, what it is made from."""
+
+    sources: tuple[Source, ...]
+    stack: Stack
+
+
+def load_stack(untrusted_paths: Sequence[str | Path]) -> Stack:
+    """Load one policy or several, all of which must allow. Raises `PolicyError`."""
+    return read_policy(untrusted_paths).stack
+
+
+def read_policy(untrusted_paths: Sequence[str | Path]) -> Policy:
+    """Read the files of a policy and make its stack. Raises `PolicyError` with every problem."""
+    return _policy(partial(_read, path) for path in untrusted_paths)
+
+
+def make_policy(sources: Sequence[Source]) -> Policy:
+    """Make the stack of some sources. Raises `PolicyError` with every problem."""
+    return _policy(partial(_same, source) for source in sources)
+
+
+def _policy(readers: Iterable[Callable[[], Source]]) -> Policy:
+    problems: list[Problem] = []
+    sources: list[Source] = []
+    modules: list[SecurityModule] = []
+    for read in readers:
+        try:
+            sources.append(read())
+            modules.append(_module(sources[-1]))
+        except PolicyError as error:
+            problems += error.problems
+    if problems:
+        raise PolicyError(problems)
+    return Policy(tuple(sources), Stack(modules))
+
+
+def _same(source: Source) -> Source:
+    return source
+
+
+def _read(untrusted_path: str | Path) -> Source:
+    content = b"" if untrusted_path == DUMMY else policy_bytes(untrusted_path)
+    return Source(str(untrusted_path), content)
+
+
+def changed(policy: Policy, change: Change) -> Policy:
+    """Return the policy after a change. Raises `PolicyError`, `InputError` for booleans."""
+    if isinstance(change, NewBooleans):
+        stack = with_booleans(policy.stack, change.values)
+    else:
+        stack = with_policy(policy.stack, change.content, change.file)
+    return Policy(
+        tuple(
+            source if new is old else _source(source, change)
+            for source, old, new in zip(
+                policy.sources, policy.stack.modules, stack.modules, strict=True
+            )
+        ),
+        stack,
+    )
+
+
+def _module(source: Source) -> SecurityModule:
+    if source.file == DUMMY and not source.content:
+        return DummyModule()
+    module = parse_policy(source.content, source.file)
+    if source.booleans and isinstance(module, FlaskModule):
+        return module.with_booleans(source.booleans)
+    return module
+
+
+def _source(source: Source, change: Change) -> Source:
+    if isinstance(change, NewPolicy):
+        return Source(change.file, change.content)
+    return msgspec.structs.replace(source, booleans={**source.booleans, **change.values})
