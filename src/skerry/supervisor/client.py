@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from skerry.supervisor import wire
 
@@ -49,7 +49,8 @@ class Process:
         self.pidfd = pidfd
         self.exited: asyncio.Future[int] = loop.create_future()
         # The pidfd tells of the end even when the supervisor is frozen.
-        loop.add_reader(pidfd, self._dead)
+        if pidfd >= 0:
+            loop.add_reader(pidfd, self._dead)
 
     def kill(self) -> None:
         """End the process at once; nothing happens if it has ended."""
@@ -75,6 +76,16 @@ class Process:
             self.pidfd = -1
 
 
+class Inherited(NamedTuple):
+    """What the supervisor held when a node began, by name; ended processes too."""
+
+    processes: Mapping[str, Process]
+    kept: Mapping[str, int]
+
+
+_Answer = Process | Inherited | None
+
+
 class SupervisorClient:
     """Speaks to the supervisor over `sock`, which it takes over. Make it inside a running loop."""
 
@@ -83,8 +94,9 @@ class SupervisorClient:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Process | None]] = {}
+        self._answers: dict[int, asyncio.Future[_Answer]] = {}
         self._processes: dict[int, Process] = {}
+        self._heritage = Inherited({}, {})
         self._sending = asyncio.Lock()
         self.gone: asyncio.Future[str] = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -97,35 +109,55 @@ class SupervisorClient:
         *,
         env: Mapping[str, str] | None = None,
         cgroup: str = "",
+        keep: Mapping[str, int] | None = None,
     ) -> Process:
         """Start a program with exactly the descriptors in `fds` (its number to ours).
 
         `argv[0]` is an absolute path, `env` its whole environment, `cgroup` directories joined
-        first, separated by colons. Our descriptors stay open. Raises SpawnFailed with the cause,
-        SupervisorGone.
+        first, separated by colons. Descriptors in `keep` (name to ours) are kept as `keep` does
+        it, if and only if the program was forked. Our descriptors stay open. Raises SpawnFailed
+        with the cause, SupervisorGone.
         """
+        held = keep or {}
         order: dict[str, Any] = {"op": "spawn", "name": name, "argv": list(argv), "fds": list(fds)}
-        order |= {"env": dict(env or {}), "cgroup": cgroup}
-        process = await self._ask(order, list(fds.values()))
-        if process is None:
+        order |= {"env": dict(env or {}), "cgroup": cgroup, "keep": list(held)}
+        process = await self._ask(order, [*fds.values(), *held.values()])
+        if not isinstance(process, Process):
             raise SupervisorGone("the supervisor broke the protocol")
         return process
 
-    async def keep(self, name: str, fd: int) -> None:
-        """Have the supervisor hold a copy of a descriptor. Raises SpawnFailed, SupervisorGone."""
-        await self._ask({"op": "keep", "name": name}, [fd])
+    async def keep(self, fds: Mapping[str, int]) -> None:
+        """Have the supervisor hold copies of descriptors, by name: all of them or none.
 
-    async def drop(self, name: str) -> None:
-        """Have the supervisor close what it keeps under a name; an unknown name is no error."""
-        await self._ask({"op": "drop", "name": name}, [])
+        At most `wire.MAX_FDS`. Raises SpawnFailed, SupervisorGone.
+        """
+        await self._ask({"op": "keep", "names": list(fds)}, list(fds.values()))
+
+    async def drop(self, *names: str) -> None:
+        """Have the supervisor close what it keeps under these names, and forget ended processes.
+
+        An unknown name is no error, and a process that lives is not forgotten.
+        """
+        for start in range(0, len(names), wire.MAX_FDS):
+            await self._ask({"op": "drop", "names": names[start : start + wire.MAX_FDS]}, [])
+
+    async def inherit(self) -> Inherited:
+        """Take over what the supervisor holds: processes and copies of descriptors.
+
+        The descriptors are the caller's to close. To be called first, and once.
+        """
+        found = await self._ask({"op": "inherit"}, [])
+        if not isinstance(found, Inherited):
+            raise SupervisorGone("the supervisor broke the protocol")
+        return found
 
     def close(self) -> None:
         """Close the socket: the supervisor of `--peer` then kills everything and ends."""
         self._lost("closed")
 
-    async def _ask(self, message: dict[str, Any], fds: Sequence[int]) -> Process | None:
+    async def _ask(self, message: dict[str, Any], fds: Sequence[int]) -> _Answer:
         number = next(self._numbers)
-        answer: asyncio.Future[Process | None] = self._loop.create_future()
+        answer: asyncio.Future[_Answer] = self._loop.create_future()
         try:
             data = wire.encode(message | {"id": number})
             async with asyncio.timeout(ANSWER_SECONDS), self._sending:
@@ -144,11 +176,11 @@ class SupervisorClient:
         finally:
             self._answers.pop(number, None)
 
-    def _abandon(self, answer: asyncio.Future[Process | None]) -> None:
+    def _abandon(self, answer: asyncio.Future[_Answer]) -> None:
         """Kill what was started for a caller that no longer waits."""
         if answer.done() and not answer.cancelled() and answer.exception() is None:
             process = answer.result()
-            if process is not None:
+            if isinstance(process, Process):
                 process.kill()
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
@@ -190,11 +222,31 @@ class SupervisorClient:
         elif operation == "failed":
             answer.set_exception(SpawnFailed(message["error"], message["errno"]))
         elif operation == "spawned":
-            process = Process(message["pid"], fds[0])
-            self._processes[process.pid] = process
-            answer.set_result(process)
+            answer.set_result(self._process(message["pid"], fds[0]))
+        elif operation == "inherited":
+            self._inherit(message, fds)
+            if message["last"]:
+                answer.set_result(self._heritage)
         else:
             answer.set_result(None)
+
+    def _process(self, pid: int, pidfd: int) -> Process:
+        process = self._processes[pid] = Process(pid, pidfd)
+        return process
+
+    def _inherit(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Take one batch: a descriptor for each name, then one for each process that lives."""
+        names = message["kept"]
+        processes, kept = dict(self._heritage.processes), dict(self._heritage.kept)
+        kept |= zip(names, fds, strict=False)
+        pidfds = iter(fds[len(names) :])
+        for name, pid, status in message["processes"]:
+            process = self._process(pid, next(pidfds) if status is None else -1)
+            if status is not None:
+                self._processes.pop(pid)
+                process._ended(status)
+            processes[name] = process
+        self._heritage = Inherited(processes, kept)
 
     def _lost(self, reason: str) -> None:
         """The supervisor is gone: fail what waits; its processes are dead, their status unknown."""

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from skerry.supervisor import client as client_module
 from skerry.supervisor import wire
 from skerry.supervisor.client import STATUS_UNKNOWN, SpawnFailed, SupervisorClient, SupervisorGone
+from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS
 from tests.support.supervisor import SOURCE, running_supervisor
 
 PYTHON = "/usr/bin/python3"
@@ -116,12 +118,15 @@ def test_kept_descriptors_are_held_and_dropped() -> None:
     async def test(client: SupervisorClient) -> None:
         r, w = os.pipe()
         os.set_blocking(r, False)
-        await client.keep("end", w)
+        await client.keep({"end": w})
         os.close(w)
         with pytest.raises(BlockingIOError):
             os.read(r, 1)
-        with pytest.raises(SpawnFailed, match="cannot keep end"):
-            await client.keep("end", r)
+        with pytest.raises(SpawnFailed, match="used once"):
+            await client.keep({"other": r, "end": r})
+        ((name, copy),) = (await client.inherit()).kept.items()
+        assert name == "end"  # all of them or none
+        os.close(copy)
         await client.drop("end")
         assert os.read(r, 1) == b""
         await client.drop("end")
@@ -217,11 +222,91 @@ def run_node(script: str) -> subprocess.Popen[bytes]:
 
 
 def test_the_node_is_started_with_its_socket_and_its_status_is_ours() -> None:
-    """The supervisor ends when the node does, with the node's status."""
-    with run_node("test -S /proc/self/fd/$SKERRY_SUPERVISOR && exit 5") as supervisor:
+    """The supervisor ends when the node says that it is over, with the node's status."""
+    with run_node("test -S /proc/self/fd/$SKERRY_SUPERVISOR && exit 1") as supervisor:
         _, err = supervisor.communicate(timeout=10)
-        assert supervisor.returncode == 5
-        assert b"the node ended with 5; everything is stopped" in err
+        assert supervisor.returncode == 1
+        assert b"the node ended with 1; everything is stopped" in err
+
+
+def test_nodes_that_keep_dying_are_the_end_of_everything() -> None:
+    """One more than `MAX_DEATHS` in a row; each is reported."""
+    with run_node("echo born; kill -9 $$") as supervisor:
+        out, err = supervisor.communicate(timeout=20)
+        assert out == b"born\n" * (MAX_DEATHS + 1)
+        assert err.count(b"the node ended with -9; another one is started") == MAX_DEATHS
+        assert b"the node ended with -9; everything is stopped" in err
+        assert supervisor.returncode == 70
+
+
+def test_a_node_that_asks_for_another_is_no_failure() -> None:
+    """Its exit code says so; it may as often as it likes."""
+    count = "n=$(cat count 2>/dev/null); echo x$n >count"
+    script = f"{count}; [ ${{#n}} -gt {MAX_DEATHS + 3} ] && exit; exit {EXIT_RESTART}"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        run_node(f"cd {folder}; {script}") as supervisor,
+    ):
+        supervisor.communicate(timeout=20)
+        assert supervisor.returncode == 0
+
+
+HEIR = """
+import asyncio, os, signal, socket, sys
+sys.path.insert(0, "{source}")
+from skerry.supervisor.client import SupervisorClient
+async def main():
+    client = SupervisorClient(socket.socket(fileno=int(os.environ["SKERRY_SUPERVISOR"])))
+    found = await client.inherit()
+    if not found.kept:
+        (r, w), (r2, w2) = os.pipe(), os.pipe()
+        both = {{"in": w, "out": r2}}
+        lives = await client.spawn("lives", ["/bin/cat"], {{0: r, 1: w2}}, keep=both)
+        ended = await client.spawn("ended", ["/bin/sh", "-c", "sleep 0.05; exit 7"], {{}})
+        late = await client.spawn("late", ["/bin/sh", "-c", "exit 8"], {{}})
+        for start in range(0, {many}, 200):
+            await client.keep({{f"more.{{n}}": w for n in range(start, start + 200)}})
+        await late.exited
+        os.kill(os.getpid(), signal.SIGKILL)
+    lives, ended, late = (found.processes[name] for name in ("lives", "ended", "late"))
+    print(len(found.kept), await ended.exited, await late.exited, lives.exited.done(), flush=True)
+    os.write(found.kept["in"], b"still there")
+    print(os.read(found.kept["out"], 99).decode(), flush=True)
+    lives.kill()
+    print(await lives.exited, flush=True)
+    await client.drop("ended", "late", "lives", "out", *found.kept)
+    again = await client.inherit()
+    print(set(again.processes) - set(found.processes), flush=True)
+asyncio.run(main())
+"""
+
+
+def test_a_new_node_inherits_processes_statuses_and_descriptors() -> None:
+    """More than fit into one message; what ended while there was no node has its status."""
+    code = HEIR.format(source=SOURCE, many=600)
+    with run_node(f"exec {sys.executable} -I -c '{code}'") as supervisor:
+        out, err = supervisor.communicate(timeout=20)
+        first, taken, killed, left = out.decode().splitlines()
+        assert first == "602 7 8 False", err
+        assert (taken, killed, left) == ("still there", "-9", "set()")
+        assert supervisor.returncode == 0
+
+
+def test_a_process_that_does_not_start_leaves_nothing_kept() -> None:
+    """What a start would have kept is kept if and only if the program was forked."""
+
+    async def test(client: SupervisorClient) -> None:
+        r, w = os.pipe()
+        with pytest.raises(SpawnFailed, match="absolute"):
+            await client.spawn("x", ["sh"], {}, keep={"x.in": w})
+        await client.spawn("y", [SLEEP, "100"], {}, keep={"y.in": w})
+        ((name, copy),) = (await client.inherit()).kept.items()
+        assert name == "y.in"
+        os.close(copy)
+        os.close(r)
+        os.close(w)
+
+    with_supervisor(test)
 
 
 def test_sigterm_lets_the_node_stop_by_itself() -> None:
