@@ -25,7 +25,7 @@ from skerry.audit.chain import Link
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.ending import MAX_BATCH, DamagedTrailError
 from skerry.audit.record import RecordError, fields_json, shortened_fields
-from skerry.audit.segments import KEEP, Opened, Segments
+from skerry.audit.segments import Opened, Segments
 from skerry.errors import AuditUnavailable
 
 MAX_WAITING = 16_384
@@ -89,7 +89,7 @@ class AuditTrail:
         mono: Clock = time.monotonic_ns,
         *,
         rotate: int = 0,
-        keep: int = KEEP,
+        keep: int = 1,
         at_least: Link | None = None,
     ) -> AuditTrail:
         """Open a trail, or begin one, and continue its chain.

@@ -18,6 +18,7 @@ from skerry.system.model import (
     Accel,
     Alarm,
     Assertion,
+    Audit,
     Board,
     ChannelSpec,
     DomainSpec,
@@ -83,6 +84,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         operators=operators,
         operator_keys=uids,
         limits=limits,
+        audit=_audit(top.section("audit")),
         alarms=alarms,
         lines=report.document.lines,
     )
@@ -261,3 +263,13 @@ def _limits(table: Section) -> Limits:
     )
     table.end()
     return limits
+
+
+def _audit(table: Section) -> Audit:
+    default = Audit()
+    audit = Audit(
+        rotate=table.size("rotate", default.rotate, "1M", "1T"),
+        keep=table.number("keep", default.keep, 1, 256),
+    )
+    table.end()
+    return audit

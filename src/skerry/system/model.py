@@ -34,6 +34,12 @@ MAX_DOMAINS = 256
 MAX_CHANNELS = 4096
 """Live channels of a system where `[limits]` does not say; one more is refused."""
 
+AUDIT_ROTATE = 64 << 20
+"""Bytes at which a segment of the audit trail is closed where `[audit]` does not say."""
+
+AUDIT_KEEP = 16
+"""Closed segments that are kept where `[audit]` does not say; the oldest beyond it are removed."""
+
 JAIL_LAYERS = (
     "uid",
     "user-namespace",
@@ -99,6 +105,13 @@ class Limits(msgspec.Struct, frozen=True):
     channels: int = MAX_CHANNELS
 
 
+class Audit(msgspec.Struct, frozen=True):
+    """`[audit]`: a segment is closed at `rotate` bytes, and `keep` closed ones are kept."""
+
+    rotate: int = AUDIT_ROTATE
+    keep: int = AUDIT_KEEP
+
+
 class System(msgspec.Struct, frozen=True):
     """A whole system file.
 
@@ -116,6 +129,7 @@ class System(msgspec.Struct, frozen=True):
     operators: Mapping[int, RawLabel] = {}
     operator_keys: Mapping[int, str] = {}
     limits: Limits = Limits()
+    audit: Audit = Audit()
     alarms: Mapping[str, Alarm] = {}
     lines: Mapping[Path, int] = {}
 
