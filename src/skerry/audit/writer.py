@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from skerry.audit.appender import FULL, Appender, Clock
+from skerry.audit.appender import FULL, RECOVERY, RESERVE, Appender, Clock
 from skerry.audit.bell import Bell, Ear, Result
 from skerry.audit.chain import Link
 from skerry.audit.disk import Disk, HostDisk
@@ -226,13 +226,14 @@ class AuditTrail:
     def _recover(self) -> bool:
         reason, refused = self._failure, self._refused
         fields = fields_json({"reason": reason, "refused": refused})
+        spare = RECOVERY if self._full else RESERVE
         try:
-            self._appender.write([_Entry("recovered", fields, self._wall(), self._mono())])
+            self._appender.write([_Entry("recovered", fields, self._wall(), self._mono())], spare)
         except OSError as error:
             self._failure, self._full = words(error), error.errno in FULL
             while self._full and self._queue:  # only notes: appends are refused
                 self._take()
-                self._write(reserve=True)
+                self._write(spare=0)
             return False
         with self._lock:
             self._failure, self._full = "", False
@@ -256,12 +257,12 @@ class AuditTrail:
                 self._notes -= entry.future is None
                 batch.append(entry)
 
-    def _write(self, reserve: bool = False) -> None:
+    def _write(self, spare: int = RESERVE) -> None:
         """Make what was taken durable, and tell those who wait."""
         try:
-            first = self._appender.write(self._taken, reserve)
+            first = self._appender.write(self._taken, spare)
         except OSError as error:
-            self._fail(words(error), not reserve and error.errno in FULL)
+            self._fail(words(error), bool(spare) and error.errno in FULL)
             return
         done, self._taken = self._taken, []
         _settle(done, first)
