@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -22,6 +23,7 @@ SEGMENT = "segment"
 """The event of a segment's first record: which one it continues, and what retention removed."""
 
 _SEAL = b',"hash":"'
+_HASH = re.compile(r"[0-9a-f]{64}")
 _SEALED = len(_SEAL) + 64 + len(b'"}\n')
 
 
@@ -50,6 +52,11 @@ class Proof(msgspec.Struct, frozen=True):
 
 class BrokenLinkError(Exception):
     """A line does not continue the chain; the message says how."""
+
+
+def is_hash(untrusted_text: str) -> bool:
+    """Tell whether a text could be a record's hash."""
+    return _HASH.fullmatch(untrusted_text) is not None
 
 
 def seal(body: str, prev: str) -> tuple[bytes, str]:

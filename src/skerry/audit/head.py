@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.audit.chain import Link
+from skerry.audit.chain import Link, is_hash
 from skerry.audit.record import MAX_NUMBER
 from skerry.errors import SkerryError
 
@@ -38,8 +38,7 @@ def read_head(path: Path) -> Link | None:
         head = msgspec.json.decode(untrusted_text, type=Link)
     except msgspec.MsgspecError:
         head = Link(-1)
-    digits = set("0123456789abcdef")
-    if not 0 <= head.n <= MAX_NUMBER or len(head.hash) != 64 or set(head.hash) - digits:
+    if not 0 <= head.n <= MAX_NUMBER or not is_hash(head.hash):
         raise SkerryError(
             f"the trail's head {path} is damaged",
             fix="run 'skerry audit verify --head HASH' with a head noted elsewhere, keep the file "

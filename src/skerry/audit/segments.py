@@ -126,6 +126,10 @@ class Segments:
             for path in doomed:
                 self._disk.remove(path)
 
+    def close(self, fd: int) -> None:
+        """Close a descriptor of a segment that was passed on."""
+        self._disk.close(fd)
+
     def written_after(self, opened: Opened, number: int) -> list[Record]:
         """Return the records of the live segment behind `number`, of its last batches."""
         return records_after(self._disk, opened.fd, opened.size, number)

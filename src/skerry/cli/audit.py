@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from skerry.audit.chain import BrokenLinkError, Link, open_line, verify
+from skerry.audit.chain import BrokenLinkError, Link, is_hash, open_line, verify
 from skerry.audit.checkpoint import Checks, read_public
 from skerry.audit.export import AvcExport
 from skerry.audit.head import read_head
@@ -96,7 +96,7 @@ def verify_(head: str | None, keys: tuple[Path, ...], as_json: bool, file: Path 
     path = file or audit_file()
     if head is not None:
         head = head.lower()
-        if len(head) != 64 or set(head) - set("0123456789abcdef"):
+        if not is_hash(head):
             raise click.BadParameter("a hash is 64 hexadecimal digits", param_hint="--head")
     noted = _journal_head(path)  # before the trail is opened, which only grows
     checks = _checks(path, keys)
