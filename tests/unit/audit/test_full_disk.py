@@ -153,10 +153,12 @@ SMALL = r"""
 import asyncio, os, subprocess, sys, time
 from pathlib import Path
 from skerry.audit.chain import verify
+from skerry.audit.client import AuditClient
 from skerry.audit.read import first_kept, read_lines
 from skerry.audit.record import parse_record
 from skerry.audit.writer import AuditTrail
 from skerry.errors import AuditUnavailable
+from tests.support.audit import Writers
 
 folder = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], check=True)
@@ -164,7 +166,10 @@ path = folder / "audit.log"
 
 async def main():
     (folder / "half").write_bytes(bytes(2 << 20))
-    trail = AuditTrail.open(path, rotate=1 << 20, keep=16, retry_s=0.05)
+    if sys.argv[2] == "thread":
+        trail = AuditTrail.open(path, rotate=1 << 20, keep=16, retry_s=0.05)
+    else:
+        trail = await AuditClient.open(path, Writers().start, rotate=1 << 20, keep=16)
     count = 0
     try:
         while True:
@@ -192,7 +197,10 @@ async def main():
         assert time.monotonic() < end, trail.failure
         await asyncio.sleep(0.05)
     await trail.append("allow", {})
-    await asyncio.to_thread(trail.close)
+    if sys.argv[2] == "thread":
+        await asyncio.to_thread(trail.close)
+    else:
+        await trail.close()
     lines = list(read_lines(path))
     assert not verify(lines, first=first_kept(path)).broken
     events = [parse_record(line).event for line in lines]
@@ -205,10 +213,11 @@ asyncio.run(main())
 """
 
 
-def test_a_real_full_file_system_is_survived(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", ["thread", "process"])
+def test_a_real_full_file_system_is_survived(tmp_path: Path, writer: str) -> None:
     """On a file system of 6 MB, filled to its last block, refusal and cuts are written."""
     argv = ["unshare", "--user", "--map-root-user", "--mount"]
-    python = [sys.executable, "-c", SMALL, str(tmp_path)]
+    python = [sys.executable, "-c", SMALL, str(tmp_path), writer]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*argv, *python],
