@@ -100,23 +100,35 @@ class Service:
             self._say(Written(first, len(entries), appender.link.hash))
 
     def _gather(self) -> bool:
-        """Wait for something to write, and take what has come with it; false at the end."""
+        """Take what has come meanwhile, or wait for something to come; false at the end."""
         size = 0
         while not self._ended and size < MAX_BATCH:
-            try:
-                packet = self._sock.recv(MAX_MESSAGE, socket.MSG_DONTWAIT if self._inbox else 0)
-            except BlockingIOError:
+            packet = self._receive(socket.MSG_DONTWAIT)
+            if packet is None:
+                if not self._inbox:  # what comes after a wait is written at once
+                    self._take(self._receive(0) or b"")
                 break
-            except ConnectionResetError:
-                packet = b""
-            self._ended = not packet
-            if packet:
-                size += len(packet)
-                message = order(packet)
-                if not isinstance(message, Write):
-                    raise WireError("an order out of turn")
-                self._inbox.append(message)
+            self._take(packet)
+            size += len(packet)
         return bool(self._inbox)
+
+    def _receive(self, flags: int) -> bytes | None:
+        """Return the next packet, empty at the end; None if that would mean to wait."""
+        try:
+            return self._sock.recv(MAX_MESSAGE, flags)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b""
+
+    def _take(self, untrusted_packet: bytes) -> None:
+        if not untrusted_packet:
+            self._ended = True
+            return
+        message = order(untrusted_packet)
+        if not isinstance(message, Write):
+            raise WireError("an order out of turn")
+        self._inbox.append(message)
 
     def _batch(self) -> tuple[int, list[Entry]]:
         """Take what may be written in one piece: the same spare room, a bounded size."""
