@@ -302,7 +302,7 @@ def open_segments(segments: Segments, at_least: Link | None = None) -> Opened:
     except DamagedTrailError as error:
         raise AuditUnavailable(
             f"the audit trail {segments.path} is damaged: {error}",
-            fix="run 'skerry audit verify', keep audit.log* and audit.head as evidence, and move them away",
+            fix="run 'skerry audit verify', and move audit.log* and audit.head away, as evidence",
         ) from None
 
 
