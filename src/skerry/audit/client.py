@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -34,11 +35,12 @@ from skerry.audit.messages import (
     Write,
     Written,
 )
+from skerry.audit.opening import append_text, open_again, unavailable, words
 from skerry.audit.outbox import Item, Outbox
-from skerry.audit.record import MAX_NUMBER, Record, RecordError, fields_json, shortened_fields
-from skerry.audit.segments import Opened, Segments
-from skerry.audit.writer import MAX_NOTES, RETRY_S, open_segments, unavailable, words
-from skerry.errors import AuditUnavailable, SkerryError, WireError
+from skerry.audit.record import MAX_NUMBER, fields_json, note_text
+from skerry.audit.segments import Segments
+from skerry.audit.writer import MAX_NOTES, RETRY_S
+from skerry.errors import SkerryError, WireError
 from skerry.wire.escape import escape
 
 ANSWER_S = 2.0
@@ -46,9 +48,6 @@ ANSWER_S = 2.0
 
 START_S = 15.0
 """How long a writer may take to start, in seconds."""
-
-LOCK_S = 5.0
-"""How long a new writer waits for the end of the one before, which may still hold the file."""
 
 FIRST_PAUSE_S = 0.1
 """How long after a writer's death the next is started, in seconds; doubled with each failure."""
@@ -86,6 +85,8 @@ class AuditClient:
         self._full = False
         self._spent = False  # the reserve is used up
         self._writer: Connection | None = None
+        self._live = -1  # the live segment, as the writer has it
+        self._first = 0  # the number of its first record
         self._begun: asyncio.Future[None] = self._loop.create_future()
         self._gone = asyncio.Event()
         self._news = asyncio.Event()  # set with every answer, and at the writer's end
@@ -147,10 +148,7 @@ class AuditClient:
 
         Raises `AuditUnavailable` if it can't be: at once while the writer is known to fail.
         """
-        try:
-            text = fields_json(fields)
-        except RecordError as error:
-            raise unavailable(f"the record {event} cannot be written: {error}") from None
+        text = append_text(event, fields)
         why = self._failure or self._outbox.full()
         if why:
             self._outbox.refused += 1
@@ -169,11 +167,7 @@ class AuditClient:
         What can't be written now is kept, up to `MAX_NOTES`, and written later; what is lost is
         counted in a `lost` record.
         """
-        try:
-            text = fields_json(fields)
-        except RecordError:
-            text = shortened_fields(fields)
-        self._outbox.note(Entry(event, text, self._wall(), self._mono()))
+        self._outbox.note(Entry(event, note_text(fields), self._wall(), self._mono()))
         self._flush_soon()
 
     async def close(self) -> None:
@@ -221,56 +215,37 @@ class AuditClient:
         """Start a writer where the trail ends. Raises `SkerryError`, `OSError`."""
         if self._following is not None:
             await asyncio.wait([self._following])
-        opened, written = await asyncio.to_thread(self._open_segments)
+        opened, written = await asyncio.to_thread(open_again, self._segments, self._head)
+        self._outbox.reconcile(written)
+        self._head = link = opened.link
+        self._live, self._first = opened.fd, opened.first
+        if opened.cut:
+            self.note("recovered", {"reason": "a crash while writing", "cut_bytes": opened.cut})
         try:
-            self._outbox.reconcile(written)
-            self._head = link = opened.link
-            if opened.cut:
-                cut = {"reason": "a crash while writing", "cut_bytes": opened.cut}
-                self.note("recovered", cut)
-            self._gone.clear()
-            self._begun = self._loop.create_future()
-            writer = self._writer = Connection(self._heard, self._flush, self._ended)
-            try:
-                await writer.start(self._start)
-                begin = Begin(
-                    opened.size, link.n, link.hash, opened.first, opened.continues, self._rotate
-                )
-                writer.order(begin, opened.fd)
-            except BaseException:
-                writer.end("it could not be started")
-                raise
-        finally:
-            self._segments.close(opened.fd)
+            writer = Connection(self._heard, self._flush, self._ended)
+        except OSError:
+            self._close_live()
+            raise
+        self._writer = writer
+        self._gone.clear()
+        self._begun = self._loop.create_future()
         try:
+            await writer.start(self._start)
+            rest = opened.first, opened.continues, self._rotate
+            writer.order(Begin(opened.size, link.n, link.hash, *rest), self._live)
             async with asyncio.timeout(START_S):
                 await self._begun
         except TimeoutError:
             writer.end(f"it did not start in {START_S:g} s")
             raise unavailable(self._refusal(self._failure)) from None
-
-    def _open_segments(self) -> tuple[Opened, Sequence[Record]]:
-        """Open the live segment once the writer before has let it go. In a thread."""
-        end = time.monotonic() + LOCK_S
-        while True:
-            try:
-                opened = open_segments(self._segments, self._head)
-                break
-            except AuditUnavailable as error:
-                if not isinstance(error.__context__, BlockingIOError) or time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-        if not self._outbox.unanswered:
-            return opened, ()
-        try:
-            return opened, self._segments.written_after(opened, self._head.n)
-        except OSError:
-            self._segments.close(opened.fd)
+        except BaseException:
+            writer.end("it could not be started")
             raise
 
     def _ended(self, why: str) -> None:
         """Hear that the writer is gone."""
         self._writer = None
+        self._close_live()
         for timer in (self._watch, self._retry):
             if timer is not None:
                 timer.cancel()
@@ -281,6 +256,11 @@ class AuditClient:
             self._begun.exception()  # perhaps nobody waits for it yet
         self._gone.set()
         self._news.set()
+
+    def _close_live(self) -> None:
+        if self._live >= 0:
+            self._segments.close(self._live)
+            self._live = -1
 
     # Failing, and recovering.
 
@@ -371,9 +351,12 @@ class AuditClient:
             case Refused():
                 self._refused(untrusted)
             case Follow():
-                if self._following is not None:
-                    raise WireError("the audit writer asked for two segments at once")
-                self._following = asyncio.ensure_future(self._follow(untrusted))
+                # Each one may cost the oldest segment: none is given before its time.
+                if self._following is not None or not self._rotate:
+                    raise WireError("the audit writer asked for a segment out of turn")
+                if os.fstat(self._live).st_size < self._rotate:
+                    raise WireError("the audit writer asked for a segment too early")
+                self._following = asyncio.ensure_future(self._follow())
             case Begun():
                 if self._begun.done():
                     raise WireError("the audit writer began twice")
@@ -404,19 +387,21 @@ class AuditClient:
             self._retry = self._loop.call_later(RETRY_S, self._try_again)
         self._flush_soon()
 
-    async def _follow(self, untrusted: Follow) -> None:
+    async def _follow(self) -> None:
         """Give the writer its next segment; no records are sent meanwhile."""
-        writer = self._writer
-        link = Link(untrusted.n, untrusted.hash)
+        writer, first, link = self._writer, self._first, self._head
         try:
-            fd, continues = await asyncio.to_thread(self._segments.follow, untrusted.first, link)
+            fd, continues = await asyncio.to_thread(self._segments.follow, first, link)
         except OSError as error:
             if writer is not None:
                 writer.order(NoNext(words(error)))
         else:
-            if writer is not None:
+            if writer is None or writer is not self._writer:  # it ended meanwhile
+                self._segments.close(fd)
+            else:
                 writer.order(Next(continues), fd)
-            self._segments.close(fd)
+                self._close_live()
+                self._live, self._first = fd, link.n + 1
         finally:
             self._following = None
             self._answered_s = self._loop.time()

@@ -87,11 +87,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=7):
 
 
 class Follow(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """Close the segment that holds records `first` to `n`, and give me the next."""
-
-    first: int
-    n: int
-    hash: str
+    """This segment is full, and all that was answered stands in it: give me the next."""
 
 
 class Continued(msgspec.Struct, frozen=True, array_like=True, tag=9):

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 from skerry.audit.messages import MAX_PACKED, Entry
+from skerry.audit.opening import unavailable
 from skerry.audit.record import Record, fields_json
-from skerry.audit.writer import MAX_NOTES, MAX_WAITING, unavailable
+from skerry.audit.writer import MAX_NOTES, MAX_WAITING
 from skerry.errors import WireError
 
 Future = asyncio.Future[int]

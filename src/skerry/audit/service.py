@@ -72,8 +72,8 @@ class Service:
             appender.close()
 
     def follow(self, first: int, link: Link) -> tuple[int, str]:
-        """Ask the node for the next segment; see `Successors`."""
-        self._say(Follow(first, link.n, link.hash))
+        """Ask the node for the next segment; it knows both. See `Successors`."""
+        self._say(Follow())
         while True:
             message, fd = self._receive_with_descriptor()
             if self._ended:

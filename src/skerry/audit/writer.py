@@ -23,10 +23,10 @@ from skerry.audit.appender import FULL, RECOVERY, RESERVE, Appender, Clock
 from skerry.audit.bell import Bell, Ear, Result
 from skerry.audit.chain import Link
 from skerry.audit.disk import Disk, HostDisk
-from skerry.audit.ending import MAX_BATCH, DamagedTrailError
-from skerry.audit.record import RecordError, fields_json, shortened_fields
-from skerry.audit.segments import Opened, Segments
-from skerry.errors import AuditUnavailable
+from skerry.audit.ending import MAX_BATCH
+from skerry.audit.opening import append_text, open_segments, unavailable, words
+from skerry.audit.record import fields_json, note_text
+from skerry.audit.segments import Segments
 
 MAX_WAITING = 16_384
 """Appends that may wait for the disk; one more is refused."""
@@ -129,10 +129,7 @@ class AuditTrail:
 
         Raises `AuditUnavailable` if it can't be: at once while the trail is known to fail.
         """
-        try:
-            text = fields_json(fields)
-        except RecordError as error:
-            raise unavailable(f"the record {event} cannot be written: {error}") from None
+        text = append_text(event, fields)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         ear = self._ears.get(loop) or self._listen(loop)
@@ -172,11 +169,7 @@ class AuditTrail:
         What can't be written now is kept, up to `MAX_NOTES`, and written later; what is lost is
         counted in a `lost` record.
         """
-        try:
-            text = fields_json(fields)
-        except RecordError:
-            text = shortened_fields(fields)
-        entry = _Entry(event, text, self._wall(), self._mono())
+        entry = _Entry(event, note_text(fields), self._wall(), self._mono())
         with self._lock:
             if self._notes >= MAX_NOTES:
                 self._lost += 1
@@ -290,27 +283,3 @@ def _settle(entries: list[_Entry], first: int, error: str = "") -> None:
             heard.setdefault(entry.ear, []).append((entry.future, result))
     for ear, results in heard.items():
         ear.tell(results)
-
-
-def open_segments(segments: Segments, at_least: Link | None = None) -> Opened:
-    """Open a trail's live segment. Raises `AuditUnavailable`, with what to do."""
-    try:
-        return segments.open(at_least)
-    except OSError as error:
-        what = f"the audit trail {segments.path} cannot be opened"
-        raise unavailable(f"{what}: {words(error)}") from None
-    except DamagedTrailError as error:
-        raise AuditUnavailable(
-            f"the audit trail {segments.path} is damaged: {error}",
-            fix="run 'skerry audit verify', and move audit.log* and audit.head away, as evidence",
-        ) from None
-
-
-def unavailable(message: str) -> AuditUnavailable:
-    """Return the denial that a trail which can't be written is."""
-    return AuditUnavailable(message, fix="nothing is allowed until it can; make room or mend it")
-
-
-def words(error: BaseException) -> str:
-    """Return why something failed, in words that are never empty."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from skerry.audit import client as client_module
+from skerry.audit import opening, service
 from skerry.audit import outbox as outbox_module
-from skerry.audit import service
 from skerry.audit.chain import SEGMENT, Link, verify
 from skerry.audit.client import AuditClient
 from skerry.audit.disk import HostDisk
-from skerry.audit.messages import MAX_MESSAGE, Begin, Begun, Write, Written, order, packed
+from skerry.audit.messages import MAX_MESSAGE, Begin, Begun, Follow, Write, Written, order, packed
 from skerry.audit.read import first_kept, read_lines
 from skerry.audit.record import Record, parse_record
 from skerry.audit.writer import AuditTrail
@@ -224,6 +224,37 @@ def test_the_first_append_after_a_death_is_refused_at_once(tmp_path: Path) -> No
     assert ("recovered", None) in found
 
 
+def test_the_very_first_records_are_not_doubled_by_a_death(tmp_path: Path) -> None:
+    """Written and not acknowledged, before anything was: the trail tells, nothing is sent again."""
+    path = tmp_path / "audit.log"
+    silent = Writers(SILENT)
+
+    async def main() -> None:
+        async with trail(path, silent) as log:
+            for i in range(5):
+                log.note("cut", {"i": i})
+            await until(lambda: log.state == "running" and len(silent.started) > 1)
+            await log.append("allow", {})
+
+    asyncio.run(main())
+    found = proven(path)
+    assert [record.fields["i"] for record in found if record.event == "cut"] == list(range(5))
+
+
+SILENT = """
+import os, sys
+os.dup2(int(sys.argv[1]), {number})
+from skerry.audit import service
+say = service.Service._say
+def mute(self, answer):
+    if isinstance(answer, service.Written) and answer.first == 1:
+        os.kill(os.getpid(), 9)
+    say(self, answer)
+service.Service._say = mute
+service.main()
+"""
+
+
 def test_a_frozen_writer_refuses_and_goes_on_when_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +342,7 @@ def test_a_new_node_waits_for_the_writer_of_the_old_one(tmp_path: Path) -> None:
 
 def test_a_trail_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes do not write one trail."""
-    monkeypatch.setattr(client_module, "LOCK_S", 0.2)
+    monkeypatch.setattr(opening, "LOCK_S", 0.2)
     path = tmp_path / "audit.log"
 
     async def main() -> None:
@@ -349,7 +380,7 @@ LIMITED = """
 import os, resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 os.dup2(int(__import__("sys").argv[1]), {number})
-from skerry.audit import service
+from skerry.audit import opening, service
 service.main()
 """
 
@@ -446,6 +477,7 @@ HOSTILE = [
     b"\x94\x06\xcf" + b"\xff" * 8 + b"\x01\xa0",
     b"\x94\x07\x00\xa1x\xc2",
     b"\x94\x07\x01\xa1x\xc2",
+    packed(Follow()),
     b"\xdd\xff\xff\xff\xff",
     b"\xdb\xff\xff\xff\xff",
 ]
@@ -471,6 +503,21 @@ def test_a_writer_that_talks_nonsense_is_given_up(
     asyncio.run(main())
     assert liar.killed
     assert list(read_lines(tmp_path / "audit.log")) == []
+
+
+def test_a_writer_gets_no_segment_before_its_time(tmp_path: Path) -> None:
+    """Asking again and again would let retention remove the whole past: it is given up."""
+    path = tmp_path / "audit.log"
+    greedy = Liar(packed(Follow()))
+
+    async def main() -> None:
+        with pytest.raises(AuditUnavailable):
+            log = await AuditClient.open(path, greedy.start, rotate=1 << 20, keep=1)
+            await log.append("allow", {})
+
+    asyncio.run(main())
+    assert greedy.killed
+    assert [name.name for name in tmp_path.iterdir()] == ["audit.log"]
 
 
 ORDERS = [

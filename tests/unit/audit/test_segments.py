@@ -3,10 +3,13 @@
 import asyncio
 import errno
 import itertools
+import json
 import os
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +17,7 @@ from skerry.audit.chain import SEGMENT, Link, verify
 from skerry.audit.read import find_line, first_kept, follow_lines, read_lines, read_tail
 from skerry.audit.record import Record, parse_record
 from skerry.audit.writer import AuditTrail
+from skerry.cli.audit import audit, why
 from skerry.errors import AuditUnavailable
 from skerry.machine.simulator.disk import SimulatedDisk
 from tests.unit.audit.trails import FILE, first_of, lines_of, records, segment_bytes
@@ -107,6 +111,28 @@ def test_readers_see_one_trail(tmp_path: Path) -> None:
         assert parse_record(find_line(path, number)).n == number
     for count in (0, 1, 5, 20, 100):
         assert read_tail(path, count)[0] == whole[len(whole) - min(count, len(whole)) :]
+
+
+def test_the_commands_see_one_trail(tmp_path: Path) -> None:
+    """`why`, `audit tail`, `export` and `verify` reach across segments."""
+    path = tmp_path / "audit.log"
+    trail = AuditTrail.open(path, rotate=1000, keep=4)
+    fill(trail, 40)
+    trail.close()
+    found = on_disk(path)
+
+    def run(command: click.Command, *argv: str) -> str:
+        result = CliRunner().invoke(command, [*argv, "--file", str(path)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert run(why, str(found[3].n)).startswith(f"record {found[3].n}: ")
+    assert len(run(audit, "tail", "-n", "10").splitlines()) == 10
+    exported = run(audit, "export", "--format", "json").splitlines()
+    assert [json.loads(line)["n"] for line in exported] == [record.n for record in found]
+    shown = json.loads(run(audit, "verify", "--json"))
+    assert (shown["first"], shown["count"]) == (found[0].n, len(found))
+    assert f"from record {found[0].n} on" in run(audit, "verify")
 
 
 def test_follow_goes_on_in_the_next_segments(tmp_path: Path) -> None:
