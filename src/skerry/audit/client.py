@@ -84,6 +84,7 @@ class AuditClient:
         self._failure = "its writer has not started"
         self._full = False
         self._spent = False  # the reserve is used up
+        self._confessed = 0  # how many refusals the probe that is on its way tells of
         self._writer: Connection | None = None
         self._live = -1  # the live segment, as the writer has it
         self._first = 0  # the number of its first record
@@ -271,12 +272,14 @@ class AuditClient:
 
     def _recovered(self, told: bool = False) -> None:
         """Take appends again; with `told`, the trail says why there were none."""
-        fields = {"reason": self._failure, "refused": self._outbox.refused}
+        why, refused = self._failure, self._outbox.refused
         self._state, self._failure = "running", ""
         self._full = self._spent = False
-        self._outbox.refused = 0
         if told:
-            self.note("recovered", fields)
+            self.note("recovered", {"reason": why, "refused": refused})
+            self._confessed = refused
+        self._outbox.refused -= self._confessed
+        self._confessed = 0
         self._flush_soon()
 
     def _refusal(self, why: str) -> str:
@@ -298,7 +301,8 @@ class AuditClient:
         self._retry = None
         if self._state != "failing":
             return
-        fields = {"reason": self._failure, "refused": self._outbox.refused}
+        self._confessed = self._outbox.refused
+        fields = {"reason": self._failure, "refused": self._confessed}
         entry = Entry("recovered", fields_json(fields), self._wall(), self._mono())
         if not self._send([Item(entry, "probe")], RECOVERY if self._full else RESERVE):
             self._retry = self._loop.call_later(RETRY_S, self._try_again)

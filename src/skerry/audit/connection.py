@@ -51,7 +51,9 @@ class Connection:
     async def start(self, start: Start) -> None:
         """Start the process at the other end. Raises what `start` raises."""
         with self._theirs:
-            self._process = await start(self._theirs.fileno())
+            process = self._process = await start(self._theirs.fileno())
+        if self._over:  # it was given up meanwhile
+            process.kill()
 
     def write(self, message: Write) -> bool:
         """Send records; false if there is no room now, and then `writable` follows, or nobody."""
