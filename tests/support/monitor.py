@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from skerry.channel.stream import StreamBridges
 from skerry.errors import AuditUnavailable, MachineError, StaleGeneration, UnknownLabel
 from skerry.label import Label
+from skerry.monitor.journal import Journal
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Exit, Kind
 from skerry.xsm.request import Answer, Decision, Request, Verdict
@@ -182,14 +183,19 @@ class ToyMachine:
 class World:
     """A monitor with its stand-ins, and shorthands for tests."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, journal: Journal | None = None, **limits: int) -> None:
         self.decider = ToyDecider()
         self.audit = ToyAudit()
         self.now = 0.0
         self.operator = label("operator")
         self.machines: dict[str, ToyMachine] = {}
         self.monitor = Monitor(
-            self.decider, self.audit, {"stream": StreamBridges()}, lambda: self.now, **limits
+            self.decider,
+            self.audit,
+            {"stream": StreamBridges()},
+            lambda: self.now,
+            journal=journal,
+            **limits,
         )
 
     def maker(self, name: str, fails: Collection[str] = ()) -> Callable[[], ToyMachine]:
@@ -223,11 +229,13 @@ class World:
             self.monitor.cut(channel.number)
 
 
-def play(scene: Callable[[World], Awaitable[None]], **limits: int) -> None:
+def play(
+    scene: Callable[[World], Awaitable[None]], journal: Journal | None = None, **limits: int
+) -> None:
     """Run one scene in a fresh world, and end what it left."""
 
     async def run() -> None:
-        world = World(**limits)
+        world = World(journal, **limits)
         try:
             await scene(world)
         finally:

@@ -67,16 +67,12 @@ class EvictionNeeded(SkerryError):
         self.evicted = evicted
 
 
-async def find_fall(candidate: Candidate, standing: Standing, *, yielding: bool = False) -> Fall:
-    """Judge everything that stands by a policy that is not yet in force. Changes nothing.
-
-    `yielding` lets others go on between two judgements; what stands may then change meanwhile.
-    """
+async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
+    """Judge everything that stands by a policy. Changes nothing, but what stands may meanwhile."""
     labels: dict[Domain, Label] = {}
     evicted: dict[Domain, str] = {}
     for domain, label in standing.domains:
-        if yielding:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others go on meanwhile
         try:
             new = candidate.carry(label)
             wall = await candidate.admit(new, tuple(labels.values()))
@@ -94,8 +90,7 @@ async def find_fall(candidate: Candidate, standing: Standing, *, yielding: bool 
             continue
         key = channel.hook, labels[channel.source], labels[channel.sink]
         if key not in answers:
-            if yielding:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
             answers[key] = await _refusal(candidate, *key)
         if answers[key]:
             refused[channel] = answers[key]
