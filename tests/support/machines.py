@@ -48,9 +48,16 @@ class BareLauncher:
         """Every file of the host is there."""
         return str(file)
 
-    async def launch(self, name: str, argv: Sequence[str], fds: Mapping[int, int]) -> Process:
+    async def launch(
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        *,
+        keep: Mapping[str, int] | None = None,
+    ) -> Process:
         """Start it as it is."""
-        return await self._client.spawn(name, argv, fds)
+        return await self._client.spawn(name, argv, fds, keep=keep)
 
 
 class Host:

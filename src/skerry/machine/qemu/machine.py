@@ -58,7 +58,12 @@ class QemuMachine:
     console: Console
     agent: Agent
 
-    def __init__(self, spec: QemuSpec, launcher: Launcher) -> None:
+    def __init__(self, spec: QemuSpec, launcher: Launcher, incarnation: str = "") -> None:
+        """Describe a machine that is to be started.
+
+        With an `incarnation` its process and our ends of its sockets are kept by the supervisor
+        from the start on, under `launch.kept_names(incarnation)`, until they are dropped.
+        """
         self._spec = spec
         self._launcher = launcher
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -116,6 +121,37 @@ class QemuMachine:
         except BaseException:
             self.kill()
             raise
+
+    @classmethod
+    def heir(
+        cls, name: str, incarnation: str, process: Process, kept: Mapping[str, int]
+    ) -> QemuMachine:
+        """Take over a machine that an earlier node started; `adopt` must follow.
+
+        `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
+        four belong to the machine from now on. `exited`, `kill`, `console` and `agent` work at
+        once. Raises `MachineError` if one is missing; then kill the process.
+        """
+        raise NotImplementedError
+
+    async def adopt(self) -> None:
+        """Take up the control of a machine made by `heir`; what an earlier node left is undone.
+
+        Then `running` and `attached` are known, and all works as after `prepare`; the agent must
+        be greeted again (`agent.ready`). Raises `MachineError` if QEMU has ended or does not
+        answer as it should by a deadline; then kill it.
+        """
+        raise NotImplementedError
+
+    @property
+    def running(self) -> bool:
+        """Whether the processors run, as far as this object has ordered or asked it."""
+        raise NotImplementedError
+
+    @property
+    def attached(self) -> frozenset[int]:
+        """The channels of which QEMU may hold a descriptor; `detach` works for each of them."""
+        return frozenset(self._ports)
 
     async def resume(self) -> None:
         """Let the processors run."""

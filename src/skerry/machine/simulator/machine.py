@@ -76,6 +76,34 @@ class SimulatedMachine:
             self._end(1, "it did not start")
             raise
 
+    def release(self) -> None:
+        """Leave the machine as a killed node does: from now on no call of this object acts.
+
+        Only `die`, which is the guest's own doing, still does.
+        """
+        raise NotImplementedError
+
+    def heir(self) -> SimulatedMachine:
+        """Return the next node's object for the same guest, ports and console; releases this one.
+
+        `adopt` must follow. It may be made in another event loop than this one's.
+        """
+        raise NotImplementedError
+
+    async def adopt(self) -> None:
+        """Take up the control of a machine made by `heir`. Raises `MachineError`, then kill it."""
+        raise NotImplementedError
+
+    @property
+    def running(self) -> bool:
+        """Whether the processors run."""
+        raise NotImplementedError
+
+    @property
+    def attached(self) -> frozenset[int]:
+        """The channels of which the machine holds a descriptor."""
+        return frozenset(self._ports)
+
     async def resume(self) -> None:
         """Let the guest run."""
         self._step("resume")
