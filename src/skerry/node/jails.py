@@ -48,25 +48,40 @@ class Inmate(msgspec.Struct, frozen=True):
 
 
 class MachineJail(msgspec.Struct, frozen=True):
-    """A jail to start one machine in; give it to `MachineJails.ended` when that has ended."""
+    """A jail to start one machine in; `MachineJails.ended` takes what was made for it.
+
+    `device` is the path of a device node, empty for none.
+    """
 
     launcher: JailedLauncher
+    uid: int
     groups: tuple[str, ...]
-    device: Path | None
+    device: str
 
 
 class MachineJails:
     """The maker of a node's jails. Make it inside a running event loop, and close it."""
 
-    def __init__(self, supervisor: SupervisorClient, accepted: Collection[str]) -> None:
-        """Reserve this node's identities. Raises `LayerMissing`."""
+    def __init__(
+        self,
+        supervisor: SupervisorClient,
+        accepted: Collection[str],
+        used: int = 0,
+        held: int = -1,
+    ) -> None:
+        """Reserve this node's identities: those after `used`, in the range whose lock is `held`.
+
+        Raises `LayerMissing`.
+        """
         self._supervisor = supervisor
         self._accepted = frozenset(accepted)
         self._starts = itertools.count(1)
         self._leaving: set[asyncio.Future[None]] = set()
         self._roots: dict[tuple[Board, bool], Path] = {}
         try:
-            self._pool: IdentityPool | None = open_pool()
+            self._pool: IdentityPool | None = open_pool(held=held)
+            if self._pool is not None:
+                self._pool.skip(used)
         except JailError as error:
             raise LayerMissing(error.message, fix=error.fix) from None
 
@@ -80,6 +95,11 @@ class MachineJails:
         """Remove what killed nodes left behind."""
         await asyncio.to_thread(cgroup.sweep)
         await asyncio.to_thread(device.sweep, paths.devices_dir())
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that reserves the identities, -1 where there is none."""
+        return self._pool.fileno() if self._pool is not None else -1
 
     def identity(self, name: str) -> Identity:
         """Return an identity that nobody had. Raises `LimitReached`."""
@@ -112,11 +132,12 @@ class MachineJails:
         except BaseException:
             _undo(groups, kvm)
             raise
-        return MachineJail(JailedLauncher(self._supervisor, jail), groups, kvm)
+        launcher = JailedLauncher(self._supervisor, jail)
+        return MachineJail(launcher, identity.uid, groups, str(kvm or ""))
 
-    def ended(self, jail: MachineJail) -> None:
+    def ended(self, groups: tuple[str, ...], kvm: str) -> None:
         """Remove what was made for a jail whose machine has ended, beside the event loop."""
-        task = asyncio.ensure_future(asyncio.to_thread(_undo, jail.groups, jail.device))
+        task = asyncio.ensure_future(asyncio.to_thread(_undo, groups, Path(kvm) if kvm else None))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 

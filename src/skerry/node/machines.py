@@ -6,7 +6,9 @@ asks for KVM never gets less.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 from skerry.errors import MachineError
 from skerry.image import store
@@ -21,7 +23,8 @@ from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths
 from skerry.node.jails import KVM_FIX, NO_KVM, Inmate, MachineJails
 from skerry.node.selftest import self_test
-from skerry.supervisor.client import SupervisorClient
+from skerry.node.standing import DomainEntry, Footprint
+from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import DomainSpec, System
 
 Report = Callable[[Mapping[str, object]], None]
@@ -31,8 +34,13 @@ Report = Callable[[Mapping[str, object]], None]
 class Machines:
     """The maker of a node's machines. Make it inside a running event loop, and close it."""
 
-    def __init__(self, system: System, supervisor: SupervisorClient) -> None:
-        """Load and verify the images. Raises `NotFound`, `LayerMissing`."""
+    def __init__(
+        self, system: System, supervisor: SupervisorClient, used: int = 0, held: int = -1
+    ) -> None:
+        """Load and verify the images; `used` and `held` are as for `MachineJails`.
+
+        Raises `NotFound`, `LayerMissing`.
+        """
         self._system = system
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
@@ -41,7 +49,14 @@ class Machines:
                 image = store.load(paths.image_cache(), domain.image)
                 store.verify(image)
                 self._images[domain.image] = image
-        self._jails = MachineJails(supervisor, system.accept_missing) if self._images else None
+        self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
+        accepted = system.accept_missing
+        self._jails = MachineJails(supervisor, accepted, used, held) if self._images else None
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that reserves the node's uids, -1 where there is none."""
+        return self._jails.lock if self._jails is not None else -1
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone; give the uids back."""
@@ -91,7 +106,7 @@ class Machines:
             try:
                 works = await guest_runs("kvm", jail.launcher, image.kernel)
             finally:
-                jails.ended(jail)
+                jails.ended(jail.groups, jail.device)
             if not works:
                 report({"event": "note", "text": f"no guest of {name} runs under KVM here: TCG"})
             return works
@@ -130,6 +145,31 @@ class Machines:
             spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory, accel == "kvm"
         )
         jail = jails.make(inmate)
-        machine = QemuMachine(spec, jail.launcher)
-        machine.exited.add_done_callback(lambda _: jails.ended(jail))
+        incarnation = f"d/{domain.name}/{secrets.token_hex(4)}"
+        machine = QemuMachine(spec, jail.launcher, incarnation)
+        made = Footprint(incarnation, machine.kind, jail.uid, jail.groups, jail.device)
+        self._watch(machine, made)
         return machine
+
+    def heir(self, entry: DomainEntry, process: Process, kept: Mapping[str, int]) -> QemuMachine:
+        """Return the machine of a domain that an earlier node started; `adopt` must follow.
+
+        Raises `MachineError` if something of it is missing.
+        """
+        footprint = entry.footprint
+        machine = QemuMachine.heir(entry.name, footprint.incarnation, process, kept)
+        self._watch(machine, footprint)
+        return machine
+
+    def footprint(self, machine: Machine) -> Footprint:
+        """Return what belongs to a machine outside of the node."""
+        return self._footprints.get(machine) or Footprint("", machine.kind)
+
+    def forget(self, footprint: Footprint) -> None:
+        """Remove what was made for a machine that ended while there was no node."""
+        if self._jails is not None:
+            self._jails.ended(footprint.groups, footprint.device)
+
+    def _watch(self, machine: QemuMachine, footprint: Footprint) -> None:
+        self._footprints[machine] = footprint
+        machine.exited.add_done_callback(lambda _: self.forget(footprint))

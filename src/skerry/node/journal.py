@@ -1,0 +1,248 @@
+"""The node's journal: what a node that is started again must know, durable before its effect.
+
+The rules (law 7): a channel's twins are at the supervisor before a machine has an end of it; what
+is written here is on the disk before its effect; what was taken away is noted after. The file is
+a trail of the same form as the audit trail's, so a torn end is found and cut; when it has grown
+it is written anew, and the new file counts from its record `whole` on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from skerry.audit.disk import HostDisk
+from skerry.audit.read import read_lines
+from skerry.audit.record import RecordError, parse_record
+from skerry.audit.writer import AuditTrail
+from skerry.errors import NotFound, SkerryError, TransportError
+from skerry.label import Label
+from skerry.machine.qemu.launch import kept_names
+from skerry.monitor.domain import Domain
+from skerry.monitor.journal import Journal
+from skerry.monitor.protocols import Machine, Side
+from skerry.monitor.table import Channel
+from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
+from skerry.supervisor.client import SpawnFailed, SupervisorClient, SupervisorGone
+
+GROWN = 50_000
+"""Records after which the journal is written anew, beside four for each thing that stands."""
+
+SIDES: tuple[Side, Side] = ("source", "sink")
+
+
+def twin_name(number: int, side: Side) -> str:
+    """Return the name under which the supervisor keeps a channel's twin."""
+    return f"c/{number}.{side}"
+
+
+class NodeJournal(Journal):
+    """Writes the journal at `path`. Make it with `open`, end it with `close`.
+
+    `footprint` tells what belongs to a machine; one without an incarnation is not written down,
+    because it can't be adopted.
+    """
+
+    def __init__(self, trail: AuditTrail, path: Path, supervisor: SupervisorClient) -> None:
+        self.standing = Standing()
+        self.footprint: Callable[[Machine], Footprint] = lambda machine: Footprint("", machine.kind)
+        self._trail = trail
+        self._path = path
+        self._supervisor = supervisor
+        self._writing = 0
+        self._leaving: list[str] = []
+        self._dropping: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, path: Path, supervisor: SupervisorClient, standing: Standing
+    ) -> NodeJournal:
+        """Begin a journal that says what stands. Raises `AuditUnavailable`, `SkerryError`."""
+        trail = await asyncio.to_thread(_fresh, path)
+        journal = cls(trail, path, supervisor)
+        journal.standing = standing
+        await journal._write_whole()
+        return journal
+
+    async def close(self) -> None:
+        """Write what is queued and close the file."""
+        if self._dropping is not None:
+            await asyncio.wait({self._dropping})
+        await asyncio.to_thread(self._trail.close)
+
+    async def write(self, event: str, fields: Mapping[str, object]) -> None:
+        """Write a record; it is durable on return. Raises `AuditUnavailable`."""
+        self._writing += 1
+        try:
+            await self._trail.append(event, fields)
+            self.standing.apply(event, fields)
+        finally:
+            self._writing -= 1
+        standing = len(self.standing.domains) + len(self.standing.channels)
+        if not self._writing and self._trail.head.n > GROWN + 4 * standing:
+            await self._renew()
+
+    def note(self, event: str, fields: Mapping[str, object]) -> None:
+        """Write down what has happened already."""
+        self._trail.note(event, fields)
+        self.standing.apply(event, fields)
+
+    async def ready(self, domain: Domain) -> None:
+        """Write down that a domain's machine stands."""
+        footprint = self._footprint(domain)
+        if footprint.incarnation:
+            entry = DomainEntry(domain.name, domain.label, domain.started, footprint)
+            await self.write("domain", msgspec.to_builtins(entry))
+
+    async def labelled(self, domain: Domain, label: Label) -> None:
+        """Write down a domain's next label."""
+        incarnation = self._footprint(domain).incarnation
+        if incarnation:
+            fields = {"incarnation": incarnation, "label": msgspec.to_builtins(label)}
+            await self.write("label", fields)
+
+    def ended(self, domain: Domain) -> None:
+        """Note that a domain's machine is gone, and let the supervisor forget it."""
+        incarnation = self._footprint(domain).incarnation
+        if incarnation:
+            self.note("ended", {"incarnation": incarnation})
+            self.drop(*kept_names(incarnation))
+
+    async def minted(self, channel: Channel) -> None:
+        """Give the twins to the supervisor. Raises `TransportError`."""
+        twins = getattr(channel.bridge, "twins", {})
+        try:
+            await self._supervisor.keep(
+                {twin_name(channel.number, side): twin for side, twin in twins.items()}
+            )
+        except (SpawnFailed, SupervisorGone) as error:
+            raise TransportError(
+                f"the supervisor does not keep the ends of channel {channel.number}: {error}",
+                fix="cut channels that are not needed",
+            ) from None
+
+    async def live(self, channel: Channel) -> None:
+        """Write down that a channel is live."""
+        source, sink = (self._footprint(domain).incarnation for domain in channel.ends)
+        if source and sink:
+            await self.write("channel", msgspec.to_builtins(_entry(channel, source, sink)))
+
+    def gone(self, channel: Channel) -> None:
+        """Note that a channel is cut, and let the supervisor close its twins."""
+        if channel.number in self.standing.channels:
+            self.note("gone", {"channels": [channel.number]})
+        self.drop(*(twin_name(channel.number, side) for side in SIDES))
+
+    async def changed(self, setup: str, generation: int, labels: Mapping[Domain, Label]) -> None:
+        """Write down the system and policy that come into force, in the file `setup`."""
+        named = {
+            self._footprint(domain).incarnation: msgspec.to_builtins(label)
+            for domain, label in labels.items()
+        }
+        fields = {"setup": setup, "generation": generation, "labels": named}
+        await self.write("setup", fields)
+
+    def drop(self, *names: str) -> None:
+        """Let the supervisor forget these, soon; many at once are one message."""
+        self._leaving += names
+        if self._dropping is None or self._dropping.done():
+            self._dropping = asyncio.get_running_loop().create_task(self._drop())
+
+    async def _drop(self) -> None:
+        # A supervisor that is gone keeps nothing; a frozen one still holds what was shut down.
+        with contextlib.suppress(SpawnFailed, SupervisorGone):
+            while self._leaving:
+                names, self._leaving = self._leaving, []
+                await self._supervisor.drop(*names)
+
+    def _footprint(self, domain: Domain) -> Footprint:
+        if domain.machine is None:
+            return Footprint("", "")
+        return self.footprint(domain.machine)
+
+    async def _renew(self) -> None:
+        """Go on in a new file that begins with what stands."""
+        old, new = self._trail, await asyncio.to_thread(_fresh, self._path)
+        if self._writing:  # what is on its way to the old file would be missing in the new one
+            await asyncio.to_thread(new.close)
+            return
+        self._trail = new
+        await self._write_whole()
+        await asyncio.to_thread(old.close)
+
+    async def _write_whole(self) -> None:
+        """Write all that stands; from `whole` on, what was the new file is the journal."""
+        *before, (last, fields) = self.standing.records()
+        for event, each in before:
+            self._trail.note(event, each)
+        await self._trail.append(last, fields)
+        await asyncio.to_thread(_put_in_place, self._path)
+
+
+def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:
+    return ChannelEntry(
+        channel.number,
+        channel.kind,
+        source,
+        sink,
+        channel.port,
+        channel.one_way,
+        channel.generation,
+        channel.record,
+        channel.since,
+        channel.for_s,
+    )
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
+def _fresh(path: Path) -> AuditTrail:
+    _new(path).unlink(missing_ok=True)
+    return AuditTrail.open(_new(path))
+
+
+def _put_in_place(path: Path) -> None:
+    _new(path).replace(path)
+    HostDisk().sync_folder(path)
+
+
+def read_journal(path: Path) -> Standing | None:
+    """Return what the journal says, None if there is none. Raises `SkerryError` if it is damaged.
+
+    A new file that is whole counts before the one that it was to replace.
+    """
+    for file in (_new(path), path):
+        try:
+            standing, whole = _replay(file)
+        except NotFound:
+            continue
+        if whole:
+            return standing
+        if file == path:
+            raise SkerryError(
+                f"the journal {path} has no beginning",
+                fix="what it described is stopped; move the file away",
+            )
+    return None
+
+
+def _replay(path: Path) -> tuple[Standing, bool]:
+    standing, whole = Standing(), False
+    for untrusted in read_lines(path):
+        try:
+            record = parse_record(untrusted)
+            standing.apply(record.event, record.fields)
+        except (RecordError, ValueError):
+            if untrusted.endswith(b"\n") and b"\0" not in untrusted:
+                raise SkerryError(
+                    f"the journal {path} is damaged", fix="what it described is stopped"
+                ) from None
+            break  # torn while it was written, so never acted upon
+        whole = whole or record.event == "whole"
+    return standing, whole
