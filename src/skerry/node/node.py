@@ -22,13 +22,14 @@ from skerry.errors import (
     StateError,
 )
 from skerry.label import Label
-from skerry.monitor.domain import ALIVE, State
+from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
 from skerry.node.assertions import violations
 from skerry.node.guest import Guest, guest_of
+from skerry.node.kept import SetupKeeper
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
@@ -70,13 +71,19 @@ class Node:
     """A running system."""
 
     def __init__(
-        self, setup: Setup, monitor: Monitor, make: MachineMaker, clock: Callable[[], float]
+        self,
+        setup: Setup,
+        monitor: Monitor,
+        make: MachineMaker,
+        clock: Callable[[], float],
+        keeper: SetupKeeper | None = None,
     ) -> None:
         self.setup = setup
         self.monitor = monitor
         self.sessions = Sessions()
         monitor.withdrawn = self.sessions.cut
         self._make = make
+        self._keeper = keeper
         self._clock = clock
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
 
@@ -256,20 +263,30 @@ class Node:
         async def installed() -> None:
             nonlocal cut
             # First of all: from here on this is what the next change is made of.
-            self.setup = carried(self.setup, policy)
+            self.setup = new
             cut = await self._judge_sessions()
 
+        new = carried(self.setup, policy)
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            if self._keeper is not None:
+                await self._keeper.keep(new, candidate.generation, labels)
+
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
-        done = await self.monitor.load(
-            hook,
-            operator,
-            self._security(),
-            candidate,
-            about,
-            evict=evict,
-            dry_run=dry_run,
-            installed=installed,
-        )
+        try:
+            done = await self.monitor.load(
+                hook,
+                operator,
+                self._security(),
+                candidate,
+                about,
+                evict=evict,
+                dry_run=dry_run,
+                durable=durable,
+                installed=installed,
+            )
+        finally:
+            await self._settle(new)
         return {
             "dry_run": dry_run,
             "generation": done.generation,
@@ -282,6 +299,16 @@ class Node:
             "sessions_cut": cut,
             "warnings": [problem.message for problem in check_fitness(stack)],
         }
+
+    async def _settle(self, new: Setup) -> None:
+        """Leave written down what is in force, whether or not the new setup came into it."""
+        if self._keeper is None:
+            return
+        if self.setup is not new and self._keeper.holds(new):
+            labels = {domain: domain.label for domain in self.monitor.domains.values()}
+            generation = self.monitor.mediator.decider.generation
+            await self._keeper.keep(self.setup, generation, labels)
+        self._keeper.settled()
 
     async def alarm(self, operator: Label, name: str) -> dict[str, object]:
         """Apply an emergency set of the file: its domains end, then its booleans are set.

@@ -1,0 +1,166 @@
+"""Puts a node together: a fresh one from the user's files, or the next one after a restart.
+
+The rules (law 7): whether this is a restart is for the supervisor to say, which holds the token of
+the life that the journal describes; a restarted node goes on with what was in force, and says what
+it found; nothing new is allowed before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from skerry.audit.writer import AuditTrail
+from skerry.channel.stream import StreamBridges
+from skerry.errors import Denied, SkerryError, SupervisorError
+from skerry.monitor.monitor import Monitor
+from skerry.monitor.protocols import AuditLog
+from skerry.node import paths
+from skerry.node.digest import code_digest
+from skerry.node.journal import NodeJournal, read_journal
+from skerry.node.kept import SetupKeeper, read_setup
+from skerry.node.machines import Machines
+from skerry.node.node import Node
+from skerry.node.recover import Recovered, Recovery
+from skerry.node.setup import Setup, load_setup
+from skerry.node.standing import Standing
+from skerry.policy.history import FileHistory
+from skerry.policy.manager import PolicyManager
+from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
+
+Report = Callable[[Mapping[str, object]], None]
+
+IDENTITIES = "n/identities"
+"""The name under which the supervisor keeps the lock of the node's uids."""
+
+HELPERS_S = 3.0
+"""How long the helpers of a dead node may take to write out what they have and end."""
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A node that can serve; `recovered` says what a restart found, None for a fresh node."""
+
+    node: Node
+    trail: AuditLog
+    recovered: Recovered | None
+
+
+async def open_node(
+    system: Path, supervisor: SupervisorClient, report: Report, exits: contextlib.AsyncExitStack
+) -> Opened:
+    """Make the node; what must be closed in the end is left to `exits`.
+
+    Raises `SkerryError`: a fresh node was not made; after a restart, nothing can go on.
+    """
+    try:
+        inherited = await supervisor.inherit()
+    except (SpawnFailed, SupervisorGone) as error:
+        raise SupervisorError(f"the supervisor hands nothing over: {error}") from None
+    await _wait_for_helpers(inherited)
+    state = await asyncio.to_thread(paths.make_private, paths.state_dir())
+    standing = await asyncio.to_thread(_standing, inherited)
+    if standing is None:
+        setup, standing = await asyncio.to_thread(load_setup, system), Standing()
+        fresh = True
+    else:
+        setup, fresh = await asyncio.to_thread(read_setup, state, standing.setup), False
+    trail = await asyncio.to_thread(AuditTrail.open, state / paths.audit_file().name)
+    exits.push_async_callback(asyncio.to_thread, trail.close)
+    streams = StreamBridges()
+    exits.callback(streams.close)
+    machines = Machines(setup.system, supervisor, standing.uid, inherited.kept.pop(IDENTITIES, -1))
+    exits.push_async_callback(machines.close)
+    layers = await machines.self_test(streams) if fresh else {}
+    await machines.choose_accel(report)
+    await _record(trail, "up" if fresh else "restarted", _first_record(setup, layers), fresh)
+    if fresh:
+        standing.token = secrets.token_hex(8)
+    journal = await NodeJournal.open(paths.journal_file(), supervisor, standing)
+    exits.push_async_callback(journal.close)
+    journal.footprint = machines.footprint
+    keeper = SetupKeeper(journal, state)
+    if fresh:
+        await keeper.keep(setup, standing.generation)
+        await _keep_token(supervisor, standing.token, machines.lock)
+    keeper.settled()
+    manager = PolicyManager(
+        setup.stack, FileHistory(paths.history_file()), generation=standing.generation
+    )
+    monitor = Monitor(
+        manager,
+        trail,
+        {"stream": streams},
+        time.monotonic,
+        journal=journal,
+        max_domains=setup.system.limits.domains,
+        max_channels=setup.system.limits.channels,
+    )
+    monitor.channels.skip(standing.channel)
+    node = Node(setup, monitor, machines.make, time.monotonic, keeper)
+    recovery = Recovery(monitor, journal, inherited, machines.heir, machines.forget)
+    found = await recovery.run(manager.candidate(setup.stack))
+    if fresh:
+        return Opened(node, trail, None)
+    trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
+    return Opened(node, trail, found)
+
+
+async def _wait_for_helpers(inherited: Inherited) -> None:
+    """Let what served the dead node write out what it has; then its files are ours."""
+    helpers = [p for name, p in inherited.processes.items() if not name.startswith("d/")]
+    if helpers:
+        await asyncio.wait({process.exited for process in helpers}, timeout=HELPERS_S)
+    for process in helpers:
+        process.kill()
+
+
+def _standing(inherited: Inherited) -> Standing | None:
+    """Return what the journal says, if it is about what this supervisor holds; else None."""
+    tokens = {name.removeprefix("n/") for name in inherited.kept if name.startswith("n/")}
+    if not tokens - {IDENTITIES.removeprefix("n/")}:
+        return None
+    standing = read_journal(paths.journal_file())
+    if standing is None or standing.token not in tokens:
+        raise SkerryError(
+            "the journal does not describe what runs here, so all of it is stopped",
+            fix="start the system again",
+        )
+    return standing
+
+
+async def _record(trail: AuditTrail, event: str, fields: Mapping[str, object], fresh: bool) -> None:
+    """Write the first record; a node that goes on needs no leave, a fresh one does."""
+    try:
+        await trail.append(event, fields)
+    except Denied:
+        if fresh:
+            raise
+        trail.note(event, fields)
+
+
+async def _keep_token(supervisor: SupervisorClient, token: str, lock: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        await supervisor.keep({f"n/{token}": null, **({IDENTITIES: lock} if lock >= 0 else {})})
+    except (SpawnFailed, SupervisorGone) as error:
+        raise SupervisorError(f"the supervisor keeps nothing: {error}") from None
+    finally:
+        os.close(null)
+
+
+def _first_record(setup: Setup, layers: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "system": setup.system.name,
+        "code": code_digest(),
+        "policy": setup.stack.digest,
+        "modules": list(setup.stack.names),
+        "layers": dict(layers),
+        "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
+    }
