@@ -31,15 +31,15 @@ MAX_INPUT = 64 * 1024
 class Tail:
     """Reads a socket at a bounded pace and keeps the last bytes that came.
 
-    `closed` is done when the other side has ended and all of it was read. Owns the socket. Must
-    be made inside a running event loop.
+    `closed` is done when the other side has ended and all of it was read. Owns the socket. What
+    is kept begins with `note`. Must be made inside a running event loop.
     """
 
-    def __init__(self, sock: socket.socket, limit: int = RING) -> None:
+    def __init__(self, sock: socket.socket, limit: int = RING, note: bytes = b"") -> None:
         sock.setblocking(False)
         self._sock = sock
         self._limit = limit
-        self._kept = bytearray()
+        self._kept = bytearray(note)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.total = 0
@@ -131,10 +131,10 @@ class Subscription:
 class Console(Tail):
     """A domain's serial console: its last output, its readers, and its input."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, note: bytes = b"") -> None:
         self._subscribers: set[Subscription] = set()
         self._input = bytearray()
-        super().__init__(sock)
+        super().__init__(sock, note=note)
 
     def subscribe(self) -> Subscription:
         """Read the console from now on; what came before is in `untrusted_text`.
