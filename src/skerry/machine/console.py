@@ -28,6 +28,10 @@ MAX_INPUT = 64 * 1024
 """Bytes of input that wait for a guest which does not read them; more is refused."""
 
 
+RESTARTED = b"[what came before the service was restarted is not shown]\r\n"
+"""What the console of an adopted machine begins with."""
+
+
 class Tail:
     """Reads a socket at a bounded pace and keeps the last bytes that came.
 
@@ -57,7 +61,8 @@ class Tail:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._sock)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._sock)
         self._sock.close()
         self.closed.set_result(None)
 
@@ -168,7 +173,7 @@ class Console(Tail):
 
     def close(self) -> None:
         """Stop reading, end every reader, forget the input, close the socket. Idempotent."""
-        if not self.closed.done():
+        if not self.closed.done() and not self._loop.is_closed():
             self._loop.remove_writer(self._sock)
         super().close()
         self._input.clear()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from skerry.errors import MachineError, SkerryError, StateError
 from skerry.machine.agent import Agent
-from skerry.machine.console import Console, Tail
+from skerry.machine.console import RESTARTED, Console, Tail
 from skerry.machine.qemu.command import (
     AGENT_FD,
     CONSOLE_FD,
@@ -33,9 +33,6 @@ from skerry.monitor.protocols import Exit, Kind
 
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
-
-RESTARTED = b"[what came before the service was restarted is not shown]\r\n"
-"""What an adopted machine's console begins with."""
 
 _SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
 """Our ends of a machine's sockets by name, and the numbers of QEMU's ends."""
