@@ -48,7 +48,8 @@ async def enabled(launcher: Launcher) -> object:
         process = await launcher.launch("accelerated", argv, fds)
     os.close(null)
     try:
-        await qmp.connect(ours)
+        qmp.hold(ours)
+        await qmp.connect()
         return await qmp.execute("query-kvm")
     finally:
         process.kill()
