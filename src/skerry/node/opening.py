@@ -75,7 +75,7 @@ async def open_node(
     exits.push_async_callback(asyncio.to_thread, trail.close)
     streams = StreamBridges()
     exits.callback(streams.close)
-    machines = Machines(setup.system, supervisor, standing.uid, inherited.kept.pop(IDENTITIES, -1))
+    machines = Machines(setup.system, supervisor, standing.uid, inherited.kept.get(IDENTITIES, -1))
     exits.push_async_callback(machines.close)
     layers = await machines.self_test(streams) if fresh else {}
     await machines.choose_accel(report)

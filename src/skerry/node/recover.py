@@ -59,7 +59,7 @@ class Recovered(msgspec.Struct):
 
 
 class Recovery:
-    """One restart. `inherited` is what the supervisor gave; its descriptors are taken over."""
+    """One restart. The descriptors of `inherited` are taken over, but for the node's own (`n/`)."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Recovery:
         self._monitor = monitor
         self._journal = journal
         self._processes = dict(inherited.processes)
-        self._kept = dict(inherited.kept)
+        self._kept = {n: fd for n, fd in inherited.kept.items() if not n.startswith("n/")}
         self._heir = heir
         self._forget = forget
         self._machines: dict[str, Heir] = {}
