@@ -17,6 +17,9 @@ from skerry.audit.record import Record, RecordError, parse_record
 GENESIS = "0" * 64
 """The `prev` of the first record."""
 
+SEGMENT = "segment"
+"""The event of a segment's first record: which one it continues, and what retention removed."""
+
 _SEAL = b',"hash":"'
 _SEALED = len(_SEAL) + 64 + len(b'"}\n')
 

@@ -7,11 +7,15 @@ fail and lose what was not synced.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import stat
 from pathlib import Path
 from typing import Protocol
+
+KEEP_SIZE = 1
+"""Allocate behind the end of the file without moving the end (FALLOC_FL_KEEP_SIZE)."""
 
 
 class Disk(Protocol):
@@ -30,13 +34,28 @@ class Disk(Protocol):
         """Write at the end; returns how many bytes were written, which may be fewer."""
 
     def truncate(self, fd: int, size: int) -> None:
-        """Cut the file to `size` bytes."""
+        """Cut the file to `size` bytes, and give back what was allocated behind them."""
+
+    def allocate(self, fd: int, offset: int, count: int) -> None:
+        """Set `count` bytes from `offset` aside for this file, without making it longer.
+
+        What is written there later needs no room any more.
+        """
 
     def sync(self, fd: int) -> None:
         """Return once the file's content is on the disk."""
 
     def sync_folder(self, path: Path) -> None:
         """Return once the names in the folder of `path` are on the disk."""
+
+    def names(self, path: Path) -> list[str]:
+        """Return the names in the folder of `path`."""
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name in its folder."""
+
+    def remove(self, path: Path) -> None:
+        """Take a file away; that there is none is no error."""
 
     def close(self, fd: int) -> None:
         """Close the file and let others write."""
@@ -85,6 +104,14 @@ class HostDisk:
         """Cut the file to `size` bytes."""
         os.ftruncate(fd, size)
 
+    def allocate(self, fd: int, offset: int, count: int) -> None:
+        """Set blocks aside behind the end of the file."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        off_t = ctypes.c_int64
+        # Not posix_fallocate: that moves the end, and writes zeros where it can't allocate.
+        if libc.fallocate64(fd, KEEP_SIZE, off_t(offset), off_t(count)):
+            raise OSError(number := ctypes.get_errno(), os.strerror(number))
+
     def sync(self, fd: int) -> None:
         """Return once the file's content and length are on the disk."""
         os.fdatasync(fd)
@@ -96,6 +123,18 @@ class HostDisk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def names(self, path: Path) -> list[str]:
+        """Return the names in the folder of `path`."""
+        return os.listdir(path.parent)  # noqa: PTH208  -- names, not paths
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name in its folder."""
+        old.rename(new)
+
+    def remove(self, path: Path) -> None:
+        """Take a file away; that there is none is no error."""
+        path.unlink(missing_ok=True)
 
     def close(self, fd: int) -> None:
         """Close the file, which also unlocks it."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import msgspec
 
-from skerry.audit.chain import BrokenLinkError, Link, follow, open_line
+from skerry.audit.chain import SEGMENT, BrokenLinkError, Link, follow, open_line
 from skerry.audit.disk import Disk
-from skerry.audit.record import MAX_LINE
+from skerry.audit.record import MAX_LINE, Record
 
 MAX_BATCH = 1 << 18
 """Most bytes written before a sync, and so the most that a crash can damage."""
 
 WINDOW = 4 * (MAX_BATCH + MAX_LINE)
 """How much of the end is verified when a trail is opened; `audit verify` reads all of it."""
+
+_FRESH = Link()
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -33,20 +35,25 @@ class DamagedTrailError(Exception):
     """The end of the trail does not verify, and no crash explains it."""
 
 
-def find_ending(disk: Disk, fd: int) -> Ending:
-    """Return where the good part of the trail ends. Raises `DamagedTrailError` or `OSError`."""
+def find_ending(disk: Disk, fd: int, before: Link | None = _FRESH) -> Ending:
+    """Return where the good part of a segment ends.
+
+    `before` is the last record of the segment before it; None if that is no longer there, and
+    then this one must begin with the record that says it continues one. Raises
+    `DamagedTrailError` or `OSError`.
+    """
     size = disk.size(fd)
     start = max(0, size - WINDOW)
     untrusted_data = disk.read(fd, start, size - start)
     at = 0
-    link: Link | None = Link()
+    link = before
     if start:  # begins within a record; the first whole line is where the check begins
         at = untrusted_data.find(b"\n") + 1
         link = None
     while at < len(untrusted_data):
         end = untrusted_data.find(b"\n", at) + 1 or len(untrusted_data)
         try:
-            link = _next(link, untrusted_data[at:end])
+            link = _next(link, untrusted_data[at:end], must_continue=not start)
         except BrokenLinkError as error:
             rest = untrusted_data[at:]
             if link is None or not _torn(rest):
@@ -59,10 +66,32 @@ def find_ending(disk: Disk, fd: int) -> Ending:
     return Ending(size, link, 0)
 
 
-def _next(link: Link | None, line: bytes) -> Link:
+def first_number(disk: Disk, fd: int) -> int:
+    """Return the number of a segment's first record. Raises `DamagedTrailError` or `OSError`."""
+    untrusted_data = disk.read(fd, 0, MAX_LINE)
+    try:
+        return open_line(untrusted_data[: untrusted_data.find(b"\n") + 1]).n
+    except BrokenLinkError as error:
+        raise DamagedTrailError(f"its first record {error}") from None
+
+
+def records_after(disk: Disk, fd: int, size: int, number: int) -> list[Record]:
+    """Return the records behind `number` among the last `WINDOW` bytes, in order.
+
+    The end of the file must have been verified up to `size`.
+    """
+    start = max(0, size - WINDOW)
+    lines = disk.read(fd, start, size - start).splitlines(keepends=True)
+    records = map(open_line, lines[1:] if start else lines)
+    return [record for record in records if record.n > number]
+
+
+def _next(link: Link | None, line: bytes, must_continue: bool) -> Link:
     if link is not None:
         return follow(link, line)
     record = open_line(line)
+    if must_continue and record.event != SEGMENT:
+        raise BrokenLinkError("does not say which segment it continues")
     return Link(record.n, record.hash)
 
 

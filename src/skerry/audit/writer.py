@@ -2,11 +2,11 @@
 
 The rule (law 4): `append` returns only after its record is on the disk, and while that can't be
 done every append is refused at once, without waiting for the disk. `note` never waits: notes are
-queued, and what does not fit is counted and confessed in a `lost` record.
+queued, and what does not fit is counted and confessed in a `lost` record. When the disk is full
+the notes, refusals among them, are written from the reserve (`appender.RESERVE`).
 
 One thread writes. It takes all that is queued, writes it in one piece and syncs once, so the
-batch grows with the load by itself. After a failure nothing of the batch counts as written: the
-file is cut back to what was synced before anything else is written to it.
+batch grows with the load by itself. After a failure nothing of the batch counts as written.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from skerry.audit.appender import FULL, Appender, Clock
 from skerry.audit.bell import Bell, Ear, Result
-from skerry.audit.chain import Link, seal
+from skerry.audit.chain import Link
 from skerry.audit.disk import Disk, HostDisk
-from skerry.audit.ending import MAX_BATCH, DamagedTrailError, find_ending
-from skerry.audit.record import RecordError, body_json, fields_json, shortened_fields
+from skerry.audit.ending import MAX_BATCH, DamagedTrailError
+from skerry.audit.record import RecordError, fields_json, shortened_fields
+from skerry.audit.segments import KEEP, Opened, Segments
 from skerry.errors import AuditUnavailable
 
 MAX_WAITING = 16_384
@@ -34,8 +36,6 @@ MAX_NOTES = 16_384
 
 RETRY_S = 0.5
 """How long after a failure the writer tries again, in seconds."""
-
-Clock = Callable[[], int]
 
 
 class _Entry(NamedTuple):
@@ -55,20 +55,14 @@ class AuditTrail:
     def __init__(
         self,
         path: Path,
-        disk: Disk,
-        fd: int,
+        appender: Appender,
         bell: Bell,
-        size: int,
-        link: Link,
         retry_s: float = RETRY_S,
         wall: Clock = time.time_ns,
         mono: Clock = time.monotonic_ns,
     ) -> None:
         self.path = path
-        self._disk = disk
-        self._fd = fd
-        self._size = size  # everything up to here was synced
-        self._link = link
+        self._appender = appender
         self._retry_s = retry_s
         self._wall = wall
         self._mono = mono
@@ -81,6 +75,7 @@ class AuditTrail:
         self._lost = 0
         self._refused = 0
         self._failure = ""
+        self._full = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
 
@@ -92,43 +87,37 @@ class AuditTrail:
         retry_s: float = RETRY_S,
         wall: Clock = time.time_ns,
         mono: Clock = time.monotonic_ns,
+        *,
+        rotate: int = 0,
+        keep: int = KEEP,
+        at_least: Link | None = None,
     ) -> AuditTrail:
         """Open a trail, or begin one, and continue its chain.
 
-        What a crash left half-written is cut off, and a `recovered` record says so.
-        Raises `AuditUnavailable` if the file can't be opened or its end does not verify.
+        What a crash left half-written is cut off, and a `recovered` record says so. A segment is
+        closed at `rotate` bytes (0: never), and `keep` closed ones are kept. Raises
+        `AuditUnavailable` if the file can't be opened, its end does not verify, or it ends before
+        `at_least`, a record that it is known to have reached.
         """
         disk = disk or HostDisk()
+        segments = Segments(path, disk, keep)
+        opened = open_segments(segments, at_least)
         try:
-            fd = disk.open(path)
-        except OSError as error:
-            raise _unavailable(f"the audit trail cannot be opened: {_words(error)}") from None
-        try:
-            ending = find_ending(disk, fd)
-            if ending.cut:
-                disk.truncate(fd, ending.size)
-            disk.sync(fd)
-            disk.sync_folder(path)
             bell = Bell()
         except OSError as error:
-            disk.close(fd)
-            raise _unavailable(f"the audit trail {path} cannot be read: {_words(error)}") from None
-        except DamagedTrailError as error:
-            disk.close(fd)
-            raise AuditUnavailable(
-                f"the audit trail {path} is damaged: {error}",
-                fix="run 'skerry audit verify', keep the file as evidence, and move it away",
-            ) from None
-        trail = cls(path, disk, fd, bell, ending.size, ending.link, retry_s, wall, mono)
-        if ending.cut:
-            trail.note("recovered", {"reason": "a crash while writing", "cut_bytes": ending.cut})
+            disk.close(opened.fd)
+            raise unavailable(f"the audit trail {path} cannot be read: {words(error)}") from None
+        appender = Appender(disk, opened, segments, rotate, wall, mono)
+        trail = cls(path, appender, bell, retry_s, wall, mono)
+        if opened.cut:
+            trail.note("recovered", {"reason": "a crash while writing", "cut_bytes": opened.cut})
         trail._thread.start()
         return trail
 
     @property
     def head(self) -> Link:
         """Number and hash of the last record on the disk."""
-        return self._link
+        return self._appender.link
 
     @property
     def failure(self) -> str:
@@ -143,7 +132,7 @@ class AuditTrail:
         try:
             text = fields_json(fields)
         except RecordError as error:
-            raise _unavailable(f"the record {event} cannot be written: {error}") from None
+            raise unavailable(f"the record {event} cannot be written: {error}") from None
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         ear = self._ears.get(loop) or self._listen(loop)
@@ -162,7 +151,7 @@ class AuditTrail:
             try:
                 ear = Ear(loop)
             except OSError as error:
-                raise _unavailable(f"nobody could be told of a record: {_words(error)}") from None
+                raise unavailable(f"nobody could be told of a record: {words(error)}") from None
             self._ears = {old: its for old, its in self._ears.items() if not old.is_closed()}
             self._ears[loop] = ear
         return ear
@@ -175,7 +164,7 @@ class AuditTrail:
             why = f"{MAX_WAITING} records are waiting (MAX_WAITING)"
         if why:
             self._refused += 1
-            raise _unavailable(f"the audit trail {self.path} cannot be written: {why}")
+            raise unavailable(f"the audit trail {self.path} cannot be written: {why}")
 
     def note(self, event: str, fields: Mapping[str, object]) -> None:
         """Record an effect that has already happened. Never blocks or raises.
@@ -210,9 +199,7 @@ class AuditTrail:
             self._thread.join()
         while self._ears:
             self._ears.popitem()[1].leave()
-        if self._fd >= 0:
-            self._disk.close(self._fd)
-            self._fd = -1
+        self._appender.close()
 
     def _run(self) -> None:
         try:
@@ -220,7 +207,7 @@ class AuditTrail:
                 pass
         except BaseException as error:
             # Whatever ends the thread, those who wait must hear it, and the trail stays refused.
-            self._fail(f"its writer ended: {_words(error)}")
+            self._fail(f"its writer ended: {words(error)}")
 
     def _step(self) -> bool:
         """Do one round of the writer; false when it has nothing more to do."""
@@ -233,27 +220,22 @@ class AuditTrail:
                 return False
             self._bell.wait()
         self._take()
-        try:
-            first = self._write(self._taken)
-        except OSError as error:
-            self._fail(_words(error))
-            return True
-        done, self._taken = self._taken, []
-        _settle(done, first)
+        self._write()
         return True
 
     def _recover(self) -> bool:
         reason, refused = self._failure, self._refused
         fields = fields_json({"reason": reason, "refused": refused})
         try:
-            self._disk.truncate(self._fd, self._size)
-            self._disk.sync(self._fd)
-            self._write([_Entry("recovered", fields, self._wall(), self._mono())])
+            self._appender.write([_Entry("recovered", fields, self._wall(), self._mono())])
         except OSError as error:
-            self._failure = _words(error)
+            self._failure, self._full = words(error), error.errno in FULL
+            while self._full and self._queue:  # only notes: appends are refused
+                self._take()
+                self._write(reserve=True)
             return False
         with self._lock:
-            self._failure = ""
+            self._failure, self._full = "", False
             self._refused -= refused
         return True
 
@@ -274,32 +256,20 @@ class AuditTrail:
                 self._notes -= entry.future is None
                 batch.append(entry)
 
-    def _write(self, batch: list[_Entry]) -> int:
-        """Make a batch durable and return its first record's number. Raises `OSError`."""
-        lines: list[bytes] = []
-        link = self._link
-        for entry in batch:
-            event, fields = entry.event, entry.fields
-            n = link.n + 1
-            body = body_json(n, entry.wall_ns, entry.mono_ns, link.hash, event, fields)
-            line, digest = seal(body, link.hash)
-            lines.append(line)
-            link = Link(n, digest)
-        size, data = self._size, b"".join(lines)
-        while data:
-            written = self._disk.append(self._fd, data)
-            if written <= 0:
-                raise OSError("the disk took nothing")
-            size, data = size + written, data[written:]
-        self._disk.sync(self._fd)
-        first = self._link.n + 1
-        self._size, self._link = size, link
-        return first
+    def _write(self, reserve: bool = False) -> None:
+        """Make what was taken durable, and tell those who wait."""
+        try:
+            first = self._appender.write(self._taken, reserve)
+        except OSError as error:
+            self._fail(words(error), not reserve and error.errno in FULL)
+            return
+        done, self._taken = self._taken, []
+        _settle(done, first)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, full: bool = False) -> None:
         """Refuse all appends from now on; keep the notes for later."""
         with self._lock:
-            self._failure = why
+            self._failure, self._full = why, full
             entries = [*self._taken, *self._queue]
             self._taken = []
             notes = [entry for entry in entries if entry.future is None]
@@ -315,15 +285,31 @@ def _settle(entries: list[_Entry], first: int, error: str = "") -> None:
     heard: dict[Ear, list[Result]] = {}
     for number, entry in enumerate(entries, first):
         if entry.future is not None and entry.ear is not None:
-            result = _unavailable(error) if error else number
+            result = unavailable(error) if error else number
             heard.setdefault(entry.ear, []).append((entry.future, result))
     for ear, results in heard.items():
         ear.tell(results)
 
 
-def _unavailable(message: str) -> AuditUnavailable:
+def open_segments(segments: Segments, at_least: Link | None = None) -> Opened:
+    """Open a trail's live segment. Raises `AuditUnavailable`, with what to do."""
+    try:
+        return segments.open(at_least)
+    except OSError as error:
+        what = f"the audit trail {segments.path} cannot be opened"
+        raise unavailable(f"{what}: {words(error)}") from None
+    except DamagedTrailError as error:
+        raise AuditUnavailable(
+            f"the audit trail {segments.path} is damaged: {error}",
+            fix="run 'skerry audit verify', keep the files as evidence, and move them away",
+        ) from None
+
+
+def unavailable(message: str) -> AuditUnavailable:
+    """Return the denial that a trail which can't be written is."""
     return AuditUnavailable(message, fix="nothing is allowed until it can; make room or mend it")
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """Return why something failed, in words that are never empty."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

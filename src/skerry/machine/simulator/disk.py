@@ -18,7 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-Operation = Literal["open", "read", "append", "truncate", "sync", "sync_folder", "rename"]
+Operation = Literal[
+    "open",
+    "read",
+    "append",
+    "truncate",
+    "allocate",
+    "sync",
+    "sync_folder",
+    "names",
+    "rename",
+    "remove",
+]
 
 BLOCK = 512
 """What a disk writes whole or not at all, in bytes."""
@@ -29,6 +40,7 @@ class _File:
         self.content = b""
         self.durable = b""
         self.pending: list[bytes | int] = []  # appended bytes, or a length cut to, since the sync
+        self.taken = 0  # how much of the disk it has, behind its end too
 
     def sync(self) -> None:
         self.durable = self.content
@@ -107,7 +119,8 @@ class SimulatedDisk:
         """Write at the end; a nearly full disk takes a part, a full one fails with ENOSPC."""
         with self._lock:
             file = self._file(fd)
-            taken = data if self.room is None else data[: self.room]
+            spare = max(0, file.taken - len(file.content))
+            taken = data if self.room is None else data[: spare + self.room]
             try:
                 self._count("append")
             except OSError:
@@ -117,8 +130,7 @@ class SimulatedDisk:
                 raise
             if data and not taken:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if self.room is not None:
-                self.room -= len(taken)
+            self._take(file, len(file.content) + len(taken))
             file.content += taken
             file.pending.append(taken)
             return len(taken)
@@ -127,10 +139,19 @@ class SimulatedDisk:
         """Cut the file to `size` bytes, which gives its room back."""
         with self._operation("truncate"):
             file = self._file(fd)
-            if self.room is not None:
-                self.room += max(0, len(file.content) - size)
             file.content = file.content[:size]
             file.pending.append(size)
+            if self.room is not None:
+                self.room += max(0, file.taken - size)
+            file.taken = min(file.taken, size)
+
+    def allocate(self, fd: int, offset: int, count: int) -> None:
+        """Set room aside for a file behind its end, all of it or none (ENOSPC)."""
+        with self._operation("allocate"):
+            file = self._file(fd)
+            if self.room is not None and offset + count - file.taken > self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._take(file, offset + count)
 
     def sync(self, fd: int) -> None:
         """Make the file's content survive a crash."""
@@ -152,6 +173,18 @@ class SimulatedDisk:
             if old not in self._names:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             self._names[new] = self._names.pop(old)
+
+    def names(self, path: Path) -> list[str]:
+        """Return the names in the folder of `path`."""
+        with self._operation("names"):
+            return [name.name for name in self._names if name.parent == path.parent]
+
+    def remove(self, path: Path) -> None:
+        """Take a file away, which gives its room back."""
+        with self._operation("remove"):
+            file = self._names.pop(path, None)
+            if file is not None and self.room is not None:
+                self.room += file.taken
 
     def close(self, fd: int) -> None:
         """Close the file."""
@@ -179,8 +212,14 @@ class SimulatedDisk:
         with self._lock:
             file = self._names.setdefault(path, _File())
             file.content = content
+            self._take(file, len(content))
             file.sync()
             self._durable_names[path] = file
+
+    def _take(self, file: _File, size: int) -> None:
+        if self.room is not None:
+            self.room -= max(0, size - file.taken)
+        file.taken = max(file.taken, size)
 
     @contextlib.contextmanager
     def _operation(self, name: Operation) -> Iterator[None]:
