@@ -121,6 +121,7 @@ async def _serve(opened: Opened, report: Reporter, stop: asyncio.Event) -> int:
         if not again:
             await node.down(DOWN_S)
             opened.trail.note("down", {"system": node.setup.system.name})
+            opened.journal.over = True
         await server.close()
     return EXIT_RESTART if again else 0
 

@@ -121,9 +121,9 @@ class Monitor(Binder):
         """Go on with a domain that stood before a restart, with a machine that was adopted."""
         self.domains[domain.name] = domain
         domain.admitted = True
-        domain.move(State.PAUSED, self._clock())
+        domain.move(State.PAUSED, domain.started)
         if state is State.RUNNING:
-            domain.move(state, self._clock())
+            domain.move(state, domain.started)
         self._watch(domain, machine)
 
     def _never_ran(self, domain: Domain, old: Domain | None, error: BaseException) -> None:

@@ -12,14 +12,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from skerry.audit.disk import HostDisk
-from skerry.audit.read import read_lines
+from skerry.audit.chain import BrokenLinkError, Link, follow
+from skerry.audit.disk import Disk, HostDisk
+from skerry.audit.ending import is_torn
 from skerry.audit.record import RecordError, parse_record
 from skerry.audit.writer import AuditTrail
-from skerry.errors import NotFound, SkerryError, TransportError
+from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
 from skerry.machine.qemu.launch import kept_names
 from skerry.monitor.domain import Domain
@@ -27,10 +29,13 @@ from skerry.monitor.journal import Journal
 from skerry.monitor.protocols import Machine, Side
 from skerry.monitor.table import Channel
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
-from skerry.supervisor.client import SpawnFailed, SupervisorClient, SupervisorGone
+from skerry.supervisor.client import SpawnFailed, SupervisorGone
 
 GROWN = 50_000
 """Records after which the journal is written anew, beside four for each thing that stands."""
+
+MAX_JOURNAL = 256 << 20
+"""Longest journal that is read, in bytes; a longer one is damaged."""
 
 SIDES: tuple[Side, Side] = ("source", "sink")
 
@@ -40,31 +45,45 @@ def twin_name(number: int, side: Side) -> str:
     return f"c/{number}.{side}"
 
 
+class Keeper(Protocol):
+    """Keeps descriptors while there is no node: the supervisor."""
+
+    async def keep(self, fds: Mapping[str, int]) -> None:
+        """Hold copies. Raises `SpawnFailed`, `SupervisorGone`."""
+
+    async def drop(self, *names: str) -> None:
+        """Close them."""
+
+
 class NodeJournal(Journal):
     """Writes the journal at `path`. Make it with `open`, end it with `close`.
 
     `footprint` tells what belongs to a machine; one without an incarnation is not written down,
-    because it can't be adopted.
+    because it can't be adopted. `over`: nothing stands any more, and nothing shall be left.
     """
 
-    def __init__(self, trail: AuditTrail, path: Path, supervisor: SupervisorClient) -> None:
-        self.standing = Standing()
+    def __init__(
+        self, trail: AuditTrail, path: Path, supervisor: Keeper, standing: Standing, disk: Disk
+    ) -> None:
+        self.standing = standing
         self.footprint: Callable[[Machine], Footprint] = lambda machine: Footprint("", machine.kind)
+        self.over = False
         self._trail = trail
         self._path = path
         self._supervisor = supervisor
+        self._disk = disk
         self._writing = 0
         self._leaving: list[str] = []
         self._dropping: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
-        cls, path: Path, supervisor: SupervisorClient, standing: Standing
+        cls, path: Path, supervisor: Keeper, standing: Standing, disk: Disk | None = None
     ) -> NodeJournal:
         """Begin a journal that says what stands. Raises `AuditUnavailable`, `SkerryError`."""
-        trail = await asyncio.to_thread(_fresh, path)
-        journal = cls(trail, path, supervisor)
-        journal.standing = standing
+        disk = disk or HostDisk()
+        trail = await asyncio.to_thread(_fresh, path, disk)
+        journal = cls(trail, path, supervisor, standing, disk)
         await journal._write_whole()
         return journal
 
@@ -166,7 +185,7 @@ class NodeJournal(Journal):
 
     async def _renew(self) -> None:
         """Go on in a new file that begins with what stands."""
-        old, new = self._trail, await asyncio.to_thread(_fresh, self._path)
+        old, new = self._trail, await asyncio.to_thread(_fresh, self._path, self._disk)
         if self._writing:  # what is on its way to the old file would be missing in the new one
             await asyncio.to_thread(new.close)
             return
@@ -180,7 +199,7 @@ class NodeJournal(Journal):
         for event, each in before:
             self._trail.note(event, each)
         await self._trail.append(last, fields)
-        await asyncio.to_thread(_put_in_place, self._path)
+        await asyncio.to_thread(_put_in_place, self._path, self._disk)
 
 
 def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:
@@ -202,47 +221,85 @@ def _new(path: Path) -> Path:
     return path.with_name(path.name + ".new")
 
 
-def _fresh(path: Path) -> AuditTrail:
-    _new(path).unlink(missing_ok=True)
-    return AuditTrail.open(_new(path))
+def _fresh(path: Path, disk: Disk) -> AuditTrail:
+    try:
+        disk.remove(_new(path))
+    except OSError as error:
+        raise AuditUnavailable(
+            f"the journal {path} cannot be begun: {error.strerror}", fix="mend the disk"
+        ) from None
+    return AuditTrail.open(_new(path), disk)
 
 
-def _put_in_place(path: Path) -> None:
-    _new(path).replace(path)
-    HostDisk().sync_folder(path)
+def _put_in_place(path: Path, disk: Disk) -> None:
+    try:
+        disk.rename(_new(path), path)
+        disk.sync_folder(path)
+    except OSError as error:
+        raise AuditUnavailable(
+            f"the journal {path} cannot be replaced: {error.strerror}", fix="mend the disk"
+        ) from None
 
 
-def read_journal(path: Path) -> Standing | None:
+def read_journal(path: Path, disk: Disk | None = None) -> Standing | None:
     """Return what the journal says, None if there is none. Raises `SkerryError` if it is damaged.
 
     A new file that is whole counts before the one that it was to replace.
     """
+    disk = disk or HostDisk()
+    try:
+        found = {name: _read(path.with_name(name), disk) for name in _present(path, disk)}
+    except OSError as error:
+        raise SkerryError(
+            f"the journal {path} cannot be read: {error}", fix="what it described is stopped"
+        ) from None
     for file in (_new(path), path):
-        try:
-            standing, whole = _replay(file)
-        except NotFound:
-            continue
+        standing, whole = _replay(found.get(file.name, b""), file)
         if whole:
             return standing
-        if file == path:
-            raise SkerryError(
-                f"the journal {path} has no beginning",
-                fix="what it described is stopped; move the file away",
-            )
+    if path.name in found:
+        raise SkerryError(
+            f"the journal {path} has no beginning", fix="what it described is stopped"
+        )
     return None
 
 
-def _replay(path: Path) -> tuple[Standing, bool]:
+def remove_journal(path: Path) -> None:
+    """Remove the journal of a node that left nothing behind."""
+    for file in (path, _new(path)):
+        file.unlink(missing_ok=True)
+
+
+def _present(path: Path, disk: Disk) -> list[str]:
+    return [file.name for file in (_new(path), path) if file.name in disk.names(path)]
+
+
+def _read(path: Path, disk: Disk) -> bytes:
+    handle = disk.open(path)
+    try:
+        if disk.size(handle) > MAX_JOURNAL:
+            raise OSError(f"longer than {MAX_JOURNAL} bytes")
+        return disk.read(handle, 0, MAX_JOURNAL)
+    finally:
+        disk.close(handle)
+
+
+def _replay(untrusted: bytes, path: Path) -> tuple[Standing, bool]:
+    """Return what a file says, and whether it is whole; a torn end was never acted upon."""
     standing, whole = Standing(), False
-    for untrusted in read_lines(path):
+    lines = untrusted.split(b"\n")
+    link = Link()
+    for number, line in enumerate(lines[:-1], 1):
         try:
-            record = parse_record(untrusted)
+            link = follow(link, line + b"\n")
+            record = parse_record(line)
             standing.apply(record.event, record.fields)
-        except (RecordError, ValueError):
-            if untrusted.endswith(b"\n") and b"\0" not in untrusted:
-                raise SkerryError(
-                    f"the journal {path} is damaged", fix="what it described is stopped"
-                ) from None
-            break  # torn while it was written, so never acted upon
+        except (BrokenLinkError, RecordError, ValueError) as error:
+            if is_torn(b"\n".join(lines[number - 1 :])):
+                break
+            raise SkerryError(
+                f"the journal {path} is damaged: record {number} {error}",
+                fix="what it described is stopped",
+            ) from None
         whole = whole or record.event == "whole"
     return standing, whole

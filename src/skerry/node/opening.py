@@ -24,8 +24,8 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
 from skerry.node.digest import code_digest
-from skerry.node.journal import NodeJournal, read_journal
-from skerry.node.kept import SetupKeeper, read_setup
+from skerry.node.journal import NodeJournal, read_journal, remove_journal
+from skerry.node.kept import SetupKeeper, forget_setups, read_setup
 from skerry.node.machines import Machines
 from skerry.node.node import Node
 from skerry.node.recover import Recovered, Recovery
@@ -45,10 +45,14 @@ HELPERS_S = 3.0
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A node that can serve; `recovered` says what a restart found, None for a fresh node."""
+    """A node that can serve; `recovered` says what a restart found, None for a fresh node.
+
+    Set `journal.over` when everything was ended: then nothing of it is left behind.
+    """
 
     node: Node
     trail: AuditLog
+    journal: NodeJournal
     recovered: Recovered | None
 
 
@@ -83,7 +87,7 @@ async def open_node(
     if fresh:
         standing.token = secrets.token_hex(8)
     journal = await NodeJournal.open(paths.journal_file(), supervisor, standing)
-    exits.push_async_callback(journal.close)
+    exits.push_async_callback(_close, journal, state)
     journal.footprint = machines.footprint
     keeper = SetupKeeper(journal, state)
     if fresh:
@@ -107,9 +111,16 @@ async def open_node(
     recovery = Recovery(monitor, journal, inherited, machines.heir, machines.forget)
     found = await recovery.run(manager.candidate(setup.stack))
     if fresh:
-        return Opened(node, trail, None)
+        return Opened(node, trail, journal, None)
     trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
-    return Opened(node, trail, found)
+    return Opened(node, trail, journal, found)
+
+
+async def _close(journal: NodeJournal, state: Path) -> None:
+    await journal.close()
+    if journal.over:
+        await asyncio.to_thread(remove_journal, paths.journal_file())
+        await asyncio.to_thread(forget_setups, state, "")
 
 
 async def _wait_for_helpers(inherited: Inherited) -> None:
