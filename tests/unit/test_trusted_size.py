@@ -18,7 +18,7 @@ PARTS = {
     "core": (
         "label.py",
         "errors.py",
-        "xsm/[!d]*.py",
+        "xsm/[!de]*.py",
         "monitor/*.py",
         "jail/*.py",
         "supervisor/*.py",
@@ -32,6 +32,7 @@ PARTS = {
         "policy/update.py",
         "policy/policydb/*.py",
     ),
+    "words": ("xsm/explain.py",),
     "probes": ("jail/probe/*.py",),
     "helpers": ("channel/*.py", "machine/qemu/*.py", "machine/*.py", "audit/*.py"),
 }
