@@ -107,6 +107,8 @@ async def _open(
     exits.callback(trail.close)
     supervisor = await exits.enter_async_context(running_supervisor())
     machines = Machines(setup.system, supervisor)
+    for error in machines.load_images():
+        raise error
     exits.push_async_callback(machines.close)
     streams = StreamBridges()
     exits.callback(streams.close)

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from weakref import WeakKeyDictionary
 
-from skerry.errors import MachineError
+from skerry.errors import MachineError, SkerryError
 from skerry.image import store
 from skerry.image.minimal import CMDLINE
 from skerry.image.store import Image
@@ -37,21 +37,30 @@ class Machines:
     def __init__(
         self, system: System, supervisor: SupervisorClient, used: int = 0, held: int = -1
     ) -> None:
-        """Load and verify the images; `used` and `held` are as for `MachineJails`.
+        """Make a maker without images; `used` and `held` are as for `MachineJails`.
 
-        Raises `NotFound`, `LayerMissing`.
+        Raises `LayerMissing`.
         """
         self._system = system
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
-        for domain in system.domains.values():
-            if domain.machine == "qemu" and domain.image not in self._images:
-                image = store.load(paths.image_cache(), domain.image)
-                store.verify(image)
-                self._images[domain.image] = image
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
+        jailed = any(domain.machine == "qemu" for domain in system.domains.values())
         accepted = system.accept_missing
-        self._jails = MachineJails(supervisor, accepted, used, held) if self._images else None
+        self._jails = MachineJails(supervisor, accepted, used, held) if jailed else None
+
+    def load_images(self) -> list[SkerryError]:
+        """Load and verify the images; return what kept one from being loaded."""
+        wanted = {d.image for d in self._system.domains.values() if d.machine == "qemu"}
+        failed: list[SkerryError] = []
+        for name in sorted(wanted):
+            try:
+                image = store.load(paths.image_cache(), name)
+                store.verify(image)
+                self._images[name] = image
+            except SkerryError as error:
+                failed.append(error)
+        return failed
 
     @property
     def lock(self) -> int:
@@ -126,8 +135,9 @@ class Machines:
             from skerry.machine.simulator.machine import SimulatedMachine
 
             return SimulatedMachine(domain.name)
-        image, accel, jails = self._images[domain.image], self._accel(domain), self._jails
-        assert jails is not None  # there are images
+        image, accel, jails = self._images.get(domain.image), self._accel(domain), self._jails
+        if image is None or jails is None:
+            raise MachineError(f"the image {domain.image} is not there", fix="restart the node")
         spec = QemuSpec(
             name=domain.name,
             label=str(label),

@@ -79,10 +79,21 @@ async def open_node(
     exits.push_async_callback(asyncio.to_thread, trail.close)
     streams = StreamBridges()
     exits.callback(streams.close)
-    machines = Machines(setup.system, supervisor, standing.uid, inherited.kept.get(IDENTITIES, -1))
+    held = inherited.kept.get(IDENTITIES, -1)
+    machines = Machines(setup.system, supervisor, standing.uid, held)
+    missing = await asyncio.to_thread(machines.load_images)
+    for error in missing:
+        if fresh:
+            raise error
+        report({"event": "note", "text": f"warning: {error}"})
     exits.push_async_callback(machines.close)
     layers = await machines.self_test(streams) if fresh else {}
-    await machines.choose_accel(report)
+    try:
+        await machines.choose_accel(report)
+    except SkerryError as error:
+        if fresh:
+            raise
+        report({"event": "note", "text": f"warning: {error}"})
     await _record(trail, "up" if fresh else "restarted", _first_record(setup, layers), fresh)
     if fresh:
         standing.token = secrets.token_hex(8)

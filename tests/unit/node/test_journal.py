@@ -229,6 +229,43 @@ def test_a_disk_that_is_full_refuses_what_must_be_durable() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("operation", ["rename", "sync_folder", "open", "append", "sync"])
+def test_a_journal_that_cannot_begin_anew_goes_on_with_what_it_has(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is restarted on a bad disk stands, refuses what must be durable, and recovers."""
+    monkeypatch.setattr(module, "GROWN", 3)
+
+    async def scene(world: Scene) -> None:
+        for domain in world.domains:
+            await world.journal.ready(domain)
+        await world.journal.close()
+        standing = world.read()
+        assert standing is not None
+        world.disk.faults[operation] = 30  # type: ignore[index] # one of its operations
+        await world.open(standing)
+        for generation in range(2, 9):
+            try:
+                await world.journal.changed("setup-x", generation, {})
+            except AuditUnavailable:
+                continue
+        world.disk.faults.clear()
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    await world.journal.changed("setup-last", 9, {})
+                    break
+                except AuditUnavailable:
+                    await asyncio.sleep(0.05)  # its writer tries again now and then
+        await world.journal.close()
+        world.disk.crash()
+        found = world.read()
+        assert found is not None
+        assert (found.setup, set(found.domains)) == ("setup-last", {"d/a/1", "d/b/1"})
+
+    play(scene)
+
+
 def test_records_that_make_no_sense_are_errors() -> None:
     """Each kind of record with fields of another, and kinds that no journal has."""
     good = dict(Standing("t", "s").records())
