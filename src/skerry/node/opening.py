@@ -82,10 +82,10 @@ async def open_node(
     held = inherited.kept.get(IDENTITIES, -1)
     machines = Machines(setup.system, supervisor, standing.uid, held)
     missing = await asyncio.to_thread(machines.load_images)
-    for error in missing:
+    for failure in missing:
         if fresh:
-            raise error
-        report({"event": "note", "text": f"warning: {error}"})
+            raise failure
+        report({"event": "note", "text": f"warning: {failure}"})
     exits.push_async_callback(machines.close)
     layers = await machines.self_test(streams) if fresh else {}
     try:
