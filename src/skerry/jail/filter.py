@@ -95,7 +95,7 @@ _HELPER = (
     "sysinfo", "sigaltstack", "arch_prctl", "gettid", "futex", "set_tid_address", "clock_gettime",
     "clock_nanosleep", "exit_group", "newfstatat", "ppoll", "set_robust_list", "fallocate",
     "getrandom", "statx", "epoll_wait", "epoll_ctl", "epoll_create1", "getdents64", "rseq",
-    "restart_syscall", "execve", "getuid", "getgid", "geteuid", "getegid",
+    "restart_syscall", "execve", "getuid", "getgid", "geteuid", "getegid", "eventfd2",
 )  # fmt: skip
 _OPENAT, _SOCKETPAIR = 257, 53
 _CHANGES = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE

@@ -452,7 +452,11 @@ class Monitor:
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
                 # The last time nobody else comes in between: who keeps binding can't hold it off.
-                fall = await find_fall(candidate, standing, yielding=left > 0)
+                try:
+                    fall = await find_fall(candidate, standing, yielding=left > 0)
+                except Denied as failure:
+                    self.mediator.failed(hook, failure, undone=grant.record)
+                    raise
                 if (
                     self._standing() == standing
                     and self.mediator.decider.generation == grant.generation
