@@ -29,12 +29,14 @@ from skerry.errors import SkerryError
 from skerry.monitor.domain import State
 from skerry.monitor.monitor import Monitor
 from skerry.node import paths
+from skerry.node.deciding import open_manager
 from skerry.node.digest import code_digest
+from skerry.node.helpers import Helpers, accepted_layers
+from skerry.node.jails import Identities
 from skerry.node.machines import Machines
 from skerry.node.node import Node
 from skerry.node.setup import Setup, load_setup
-from skerry.policy.history import FileHistory
-from skerry.policy.manager import PolicyManager
+from skerry.policy.client import RemoteManager
 from skerry.supervisor.client import SupervisorClient
 from skerry.supervisor.spawn import PR_SET_DUMPABLE, prctl
 
@@ -117,12 +119,15 @@ async def _run(
     foreground: bool,
 ) -> int:
     streams = StreamBridges()
-    machines = Machines(setup.system, supervisor)
+    identities = Identities()
+    machines = Machines(setup.system, supervisor, identities)
+    helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
+    manager: RemoteManager | None = None
     try:
         layers = await machines.self_test(streams)
         await machines.choose_accel(report)
         await trail.append("up", _first_record(setup, layers))
-        manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
+        manager = await open_manager(helpers, setup.policy, trail.note)
         limits = setup.system.limits
         monitor = Monitor(
             manager,
@@ -137,7 +142,11 @@ async def _run(
         await _serve(node, report, stop)
         trail.note("down", {"system": setup.system.name})
     finally:
+        if manager is not None:
+            await manager.close()
+        await helpers.close()
         await machines.close()
+        identities.close()
         streams.close()
     return 0
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from skerry.errors import LayerMissing
 from skerry.jail import cgroup
-from skerry.jail.confinement import Confinement, Limits
+from skerry.jail.confinement import LAYERS, Confinement, Limits
 from skerry.jail.errors import JailError, LayerOff
 from skerry.jail.identity import Identity
 from skerry.machine.jailed import JailedLauncher
 from skerry.node import paths
 from skerry.node.helper_root import PACKAGES, PYTHON, helper_root
 from skerry.supervisor.client import Process, SupervisorClient
+from skerry.system.model import System
 
 LIMITS = Limits(memory=512 << 20, pids=16)
 """What one helper may use: bytes of memory, processes and threads."""
@@ -95,6 +96,16 @@ class Helpers:
         task = asyncio.ensure_future(asyncio.to_thread(cgroup.remove, groups))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+def accepted_layers(system: System) -> frozenset[str]:
+    """Return the layers that may be missing from the jail of a system's helpers.
+
+    They are those of its domains. Where no domain needs a jail the helpers are confined as far as
+    the host can.
+    """
+    jailed = any(domain.machine != "simulator" for domain in system.domains.values())
+    return frozenset(system.accept_missing if jailed else LAYERS)
 
 
 def command(module: str, packages: str = PACKAGES) -> list[str]:

@@ -19,7 +19,7 @@ from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths
-from skerry.node.jails import KVM_FIX, NO_KVM, Inmate, MachineJails
+from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
 from skerry.node.selftest import self_test
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import DomainSpec, System
@@ -31,7 +31,9 @@ Report = Callable[[Mapping[str, object]], None]
 class Machines:
     """The maker of a node's machines. Make it inside a running event loop, and close it."""
 
-    def __init__(self, system: System, supervisor: SupervisorClient) -> None:
+    def __init__(
+        self, system: System, supervisor: SupervisorClient, identities: Identities
+    ) -> None:
         """Load and verify the images. Raises `NotFound`, `LayerMissing`."""
         self._system = system
         self._images: dict[str, Image] = {}
@@ -41,10 +43,12 @@ class Machines:
                 image = store.load(paths.image_cache(), domain.image)
                 store.verify(image)
                 self._images[domain.image] = image
-        self._jails = MachineJails(supervisor, system.accept_missing) if self._images else None
+        self._identities = identities
+        accepted = system.accept_missing
+        self._jails = MachineJails(supervisor, accepted, identities) if self._images else None
 
     async def close(self) -> None:
-        """Wait until what was made for the ended machines is gone; give the uids back."""
+        """Wait until what was made for the ended machines is gone."""
         if self._jails is not None:
             await self._jails.close()
 
@@ -54,7 +58,7 @@ class Machines:
             return {}
         await self._jails.sweep()
         roots, accepted = paths.make_shared(paths.roots_dir()), self._system.accept_missing
-        return await self_test(roots, self._jails.identity("probe"), streams, accepted)
+        return await self_test(roots, self._identities.take("probe"), streams, accepted)
 
     async def choose_accel(self, report: Report) -> None:
         """Find out which images run under KVM, where a domain of theirs would use it.
