@@ -67,8 +67,9 @@ def test_a_helper_gets_out_by_no_attempt(
     directory: Path, pool: identity.IdentityPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all that is tried nothing works but a pair with itself."""
-    root = str(helper_root(directory))
-    jail = Confinement(root, pool.take("helper"), profile="helper", accepted=ACCEPTED)
+    jail = Confinement(
+        str(helper_root(directory).root), pool.take("helper"), profile="helper", accepted=ACCEPTED
+    )
     assert tried(jail, monkeypatch) == ALLOWED
 
 
@@ -81,7 +82,7 @@ def test_the_attempts_succeed_without_the_layers(
     for kept in (set(), {"user-namespace"}):
         worked |= tried(
             Confinement(
-                str(helper_root(directory)),
+                str(helper_root(directory).root),
                 identity.own(),
                 profile="helper",
                 accepted=frozenset(LAYERS),
@@ -120,7 +121,7 @@ def test_the_filter_alone_lets_nothing_be_opened_for_writing(
     target.chmod(0o666)
     Path("/tmp/skerry-no").unlink(missing_ok=True)
     jail = Confinement(
-        str(helper_root(directory)),
+        str(helper_root(directory).root),
         pool.take("open"),
         profile="helper",
         accepted=ACCEPTED | without,
@@ -192,13 +193,15 @@ def test_the_root_follows_the_files_it_is_made_from(
     from skerry.node import helper_root as module
 
     first = helper_root(directory)
-    made = first.stat().st_ctime_ns
+    made = [path.stat().st_ctime_ns for path in first]
     assert helper_root(directory) == first
-    assert first.stat().st_ctime_ns == made
+    assert [path.stat().st_ctime_ns for path in first] == made
     changed = directory / "changed.py"
     changed.touch()
-    files = module._files()
-    monkeypatch.setattr(module, "_files", lambda: {**files, "/app/changed.py": changed})
+    files = dict(module._packages())
+    monkeypatch.setattr(module, "_packages", lambda: {**files, "changed.py": changed})
     second = helper_root(directory)
     os.utime(changed, ns=(0, 0))
-    assert len({first, second, helper_root(directory)}) == 3
+    third = helper_root(directory)
+    assert {first.root} == {second.root, third.root}
+    assert len({first.packages, second.packages, third.packages}) == 3

@@ -3,6 +3,9 @@
 The rules: a helper's root holds no program but the interpreter, and of this package only what
 decides and records. It is named by the kernel's stamps of every file that goes in (number, size,
 times of change, which nobody can set back), so that to find it again reads no file.
+
+msgspec and this package stand in a directory of their own, which is bound into the root: the other,
+ten times as large, stays the same when this package changes.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import py_compile
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -53,12 +57,25 @@ _PARTS = ("audit", "policy", "system", "wire", "xsm")
 _SPAWN = "supervisor/spawn.py"
 
 
-def helper_root(directory: Path) -> Path:
-    """Return the root of every helper of this node, made if it is not there (see `root.make`).
+class HelperRoot(NamedTuple):
+    """The root of every helper, and what is bound into it at `PACKAGES`."""
 
-    Raises JailError for a missing file.
-    """
-    files = _files()
+    root: Path
+    packages: Path
+
+
+def helper_root(directory: Path) -> HelperRoot:
+    """Return both, made if they are not there (see `root.make`). Raises JailError."""
+    python, packages = _python(), dict(_packages())
+    return HelperRoot(
+        _stamped(directory, "python", python, lambda root: _fill(root, python)),
+        _stamped(directory, "helper", packages, lambda root: _compile(root, packages)),
+    )
+
+
+def _stamped(
+    directory: Path, name: str, files: dict[str, Path], fill: Callable[[Path], None]
+) -> Path:
     digest = hashlib.sha256(sys.version.encode())
     try:
         for inside, path in sorted(files.items()):
@@ -67,12 +84,11 @@ def helper_root(directory: Path) -> Path:
             digest.update(f"{inside}\0{path}\0{words}\0".encode())
     except OSError as error:
         raise JailError(f"the helpers' root needs {error.filename}: {error.strerror}") from error
-    root = directory / f"helper-{digest.hexdigest()[:16]}"
-    return make(root, lambda temporary: _fill(temporary, files))
+    return make(directory / f"{name}-{digest.hexdigest()[:16]}", fill)
 
 
-def _files() -> dict[str, Path]:
-    """Return the path in the jail of every file, and where the host has it."""
+def _python() -> dict[str, Path]:
+    """Return the path in the jail of every file of the interpreter, and where the host has it."""
     extensions = [path for name in _EXTENSIONS for path in _extension(name)]
     found: dict[str, Path] = {}
     for program in (PYTHON, *extensions):
@@ -84,7 +100,6 @@ def _files() -> dict[str, Path]:
         found |= {str(path): path for path in place.glob("*.py")}
         compiled = (place / "__pycache__").glob(f"*.{sys.implementation.cache_tag}.pyc")
         found |= {str(path): path for path in compiled}
-    found |= {f"{PACKAGES}/{name}": path for name, path in _packages()}
     return found
 
 
@@ -111,6 +126,16 @@ def _fill(root: Path, files: dict[str, Path]) -> None:
         # The library's compiled files name the time at which their source was changed.
         os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
         copy.chmod(0o555 if os.access(path, os.X_OK) else 0o444)
-        if inside.startswith(PACKAGES) and inside.endswith(".py"):
+    (root / PACKAGES.lstrip("/")).mkdir(exist_ok=True)
+
+
+def _compile(root: Path, files: dict[str, Path]) -> None:
+    for inside, path in files.items():
+        copy = root / inside
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        copy.chmod(0o444)
+        if inside.endswith(".py"):
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            py_compile.compile(str(copy), dfile=inside, doraise=True, invalidation_mode=mode)
+            shown = f"{PACKAGES}/{inside}"
+            py_compile.compile(str(copy), dfile=shown, doraise=True, invalidation_mode=mode)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 
 from skerry.errors import LayerMissing
 from skerry.jail import cgroup
@@ -22,7 +21,7 @@ from skerry.jail.errors import JailError, LayerOff
 from skerry.jail.identity import Identity
 from skerry.machine.jailed import JailedLauncher
 from skerry.node import paths
-from skerry.node.helper_root import PACKAGES, PYTHON, helper_root
+from skerry.node.helper_root import PACKAGES, PYTHON, HelperRoot, helper_root
 from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import System
 
@@ -44,7 +43,7 @@ class Helpers:
         self._identity = identity
         self._accepted = frozenset(accepted)
         self._starts = itertools.count(1)
-        self._root: Path | None = None
+        self._root: HelperRoot | None = None
         self._leaving: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
@@ -58,11 +57,16 @@ class Helpers:
         named). Ours stay open. Raises `LayerMissing`, `LimitReached`, `SupervisorError`; then
         nothing was started.
         """
-        root = await self._helper_root()
+        place = await self._place()
         identity = self._identity(name)
         groups = self._groups(name)
         jail = Confinement(
-            str(root), identity, profile="helper", cgroups=groups, accepted=self._accepted
+            str(place.root),
+            identity,
+            profile="helper",
+            binds=((str(place.packages), PACKAGES),),
+            cgroups=groups,
+            accepted=self._accepted,
         )
         try:
             launcher = JailedLauncher(self._supervisor, jail)
@@ -73,9 +77,9 @@ class Helpers:
         process.exited.add_done_callback(lambda _: self._leave(groups))
         return process
 
-    async def _helper_root(self) -> Path:
+    async def _place(self) -> HelperRoot:
         """Return the root, compared with the host's files once in the life of a node."""
-        if self._root is None or not self._root.is_dir():
+        if self._root is None or not all(path.is_dir() for path in self._root):
             directory = paths.make_shared(paths.roots_dir())
             try:
                 self._root = await asyncio.to_thread(helper_root, directory)
