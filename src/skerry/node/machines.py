@@ -21,7 +21,7 @@ from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths
-from skerry.node.jails import KVM_FIX, NO_KVM, Inmate, MachineJails
+from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
 from skerry.supervisor.client import Process, SupervisorClient
@@ -35,19 +35,17 @@ class Machines:
     """The maker of a node's machines. Make it inside a running event loop, and close it."""
 
     def __init__(
-        self, system: System, supervisor: SupervisorClient, used: int = 0, held: int = -1
+        self, system: System, supervisor: SupervisorClient, identities: Identities
     ) -> None:
-        """Make a maker without images; `used` and `held` are as for `MachineJails`.
-
-        Raises `LayerMissing`.
-        """
+        """Make a maker that has no images yet."""
         self._system = system
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
         jailed = any(domain.machine == "qemu" for domain in system.domains.values())
+        self._identities = identities
         accepted = system.accept_missing
-        self._jails = MachineJails(supervisor, accepted, used, held) if jailed else None
+        self._jails = MachineJails(supervisor, accepted, identities) if jailed else None
 
     def load_images(self) -> list[SkerryError]:
         """Load and verify the images; return what kept one from being loaded."""
@@ -62,13 +60,8 @@ class Machines:
                 failed.append(error)
         return failed
 
-    @property
-    def lock(self) -> int:
-        """The descriptor that reserves the node's uids, -1 where there is none."""
-        return self._jails.lock if self._jails is not None else -1
-
     async def close(self) -> None:
-        """Wait until what was made for the ended machines is gone; give the uids back."""
+        """Wait until what was made for the ended machines is gone."""
         if self._jails is not None:
             await self._jails.close()
 
@@ -78,7 +71,7 @@ class Machines:
             return {}
         await self._jails.sweep()
         roots, accepted = paths.make_shared(paths.roots_dir()), self._system.accept_missing
-        return await self_test(roots, self._jails.identity("probe"), streams, accepted)
+        return await self_test(roots, self._identities.take("probe"), streams, accepted)
 
     async def choose_accel(self, report: Report) -> None:
         """Find out which images run under KVM, where a domain of theirs would use it.

@@ -245,7 +245,7 @@ class Node:
         self, hook: str, operator: Label, policy: Policy, what: str, evict: bool, dry_run: bool
     ) -> dict[str, object]:
         stack = policy.stack
-        candidate = self.monitor.mediator.decider.candidate(stack)
+        candidate = self.monitor.mediator.decider.candidate(stack, policy.sources)
         lost = self._operators_without(policy)
         if operator in lost.values():
             raise StateError(

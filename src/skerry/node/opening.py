@@ -23,7 +23,10 @@ from skerry.errors import Denied, SkerryError, SupervisorError
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
+from skerry.node.deciding import open_manager
 from skerry.node.digest import code_digest
+from skerry.node.helpers import Helpers, accepted_layers
+from skerry.node.jails import Identities
 from skerry.node.journal import NodeJournal, read_journal, remove_journal
 from skerry.node.kept import SetupKeeper, forget_setups, read_setup
 from skerry.node.machines import Machines
@@ -31,8 +34,6 @@ from skerry.node.node import Node
 from skerry.node.recover import Recovered, Recovery
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import Standing
-from skerry.policy.history import FileHistory
-from skerry.policy.manager import PolicyManager
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
 
 Report = Callable[[Mapping[str, object]], None]
@@ -80,7 +81,11 @@ async def open_node(
     streams = StreamBridges()
     exits.callback(streams.close)
     held = inherited.kept.get(IDENTITIES, -1)
-    machines = Machines(setup.system, supervisor, standing.uid, held)
+    identities = Identities(standing.uid, held)
+    exits.callback(identities.close)
+    machines = Machines(setup.system, supervisor, identities)
+    helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
+    exits.push_async_callback(helpers.close)
     missing = await asyncio.to_thread(machines.load_images)
     for failure in missing:
         if fresh:
@@ -103,11 +108,10 @@ async def open_node(
     keeper = SetupKeeper(journal, state)
     if fresh:
         await keeper.keep(setup, standing.generation)
-        await _keep_token(supervisor, standing.token, machines.lock)
+        await _keep_token(supervisor, standing.token, identities.lock)
     keeper.settled()
-    manager = PolicyManager(
-        setup.stack, FileHistory(paths.history_file()), generation=standing.generation
-    )
+    manager = await open_manager(helpers, setup.policy, trail.note, standing.generation)
+    exits.push_async_callback(manager.close)
     monitor = Monitor(
         manager,
         trail,
@@ -120,7 +124,7 @@ async def open_node(
     monitor.channels.skip(standing.channel)
     node = Node(setup, monitor, machines.make, time.monotonic, keeper)
     recovery = Recovery(monitor, journal, inherited, machines.heir, machines.forget)
-    found = await recovery.run(manager.candidate(setup.stack))
+    found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
     if fresh:
         return Opened(node, trail, journal, None)
     trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
