@@ -14,9 +14,11 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
 from skerry.errors import Denied, SkerryError, SupervisorError
@@ -34,6 +36,7 @@ from skerry.node.standing import Standing
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
+from skerry.system.model import System
 
 Report = Callable[[Mapping[str, object]], None]
 
@@ -42,6 +45,18 @@ IDENTITIES = "n/identities"
 
 HELPERS_S = 3.0
 """How long the helpers of a dead node may take to write out what they have and end."""
+
+
+class World(NamedTuple):
+    """What a node stands on: the host's own, where a test puts nothing else."""
+
+    disk: Disk = HostDisk()
+    clock: Callable[[], float] = time.monotonic
+    machines: Callable[[System, SupervisorClient, int, int], Machines] = Machines
+    trail: Callable[[Path, Disk], AuditTrail] = AuditTrail.open
+
+
+HOST = World()
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -57,7 +72,11 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 async def open_node(
-    system: Path, supervisor: SupervisorClient, report: Report, exits: contextlib.AsyncExitStack
+    system: Path,
+    supervisor: SupervisorClient,
+    report: Report,
+    exits: contextlib.AsyncExitStack,
+    world: World = HOST,
 ) -> Opened:
     """Make the node; what must be closed in the end is left to `exits`.
 
@@ -69,24 +88,25 @@ async def open_node(
         raise SupervisorError(f"the supervisor hands nothing over: {error}") from None
     await _wait_for_helpers(inherited)
     state = await asyncio.to_thread(paths.make_private, paths.state_dir())
-    standing = await asyncio.to_thread(_standing, inherited)
+    standing = await asyncio.to_thread(_standing, inherited, world.disk)
     if standing is None:
         setup, standing = await asyncio.to_thread(load_setup, system), Standing()
         fresh = True
     else:
         setup, fresh = await asyncio.to_thread(read_setup, state, standing.setup), False
-    trail = await asyncio.to_thread(AuditTrail.open, state / paths.audit_file().name)
+    trail = await asyncio.to_thread(world.trail, state / paths.audit_file().name, world.disk)
     exits.push_async_callback(asyncio.to_thread, trail.close)
     streams = StreamBridges()
     exits.callback(streams.close)
-    machines = Machines(setup.system, supervisor, standing.uid, inherited.kept.get(IDENTITIES, -1))
+    held = inherited.kept.get(IDENTITIES, -1)
+    machines = world.machines(setup.system, supervisor, standing.uid, held)
     exits.push_async_callback(machines.close)
     layers = await machines.self_test(streams) if fresh else {}
     await machines.choose_accel(report)
     await _record(trail, "up" if fresh else "restarted", _first_record(setup, layers), fresh)
     if fresh:
         standing.token = secrets.token_hex(8)
-    journal = await NodeJournal.open(paths.journal_file(), supervisor, standing)
+    journal = await NodeJournal.open(paths.journal_file(), supervisor, standing, world.disk)
     exits.push_async_callback(_close, journal, state)
     journal.footprint = machines.footprint
     keeper = SetupKeeper(journal, state)
@@ -101,13 +121,13 @@ async def open_node(
         manager,
         trail,
         {"stream": streams},
-        time.monotonic,
+        world.clock,
         journal=journal,
         max_domains=setup.system.limits.domains,
         max_channels=setup.system.limits.channels,
     )
     monitor.channels.skip(standing.channel)
-    node = Node(setup, monitor, machines.make, time.monotonic, keeper)
+    node = Node(setup, monitor, machines.make, world.clock, keeper)
     recovery = Recovery(monitor, journal, inherited, machines.heir, machines.forget)
     found = await recovery.run(manager.candidate(setup.stack))
     if fresh:
@@ -132,12 +152,12 @@ async def _wait_for_helpers(inherited: Inherited) -> None:
         process.kill()
 
 
-def _standing(inherited: Inherited) -> Standing | None:
+def _standing(inherited: Inherited, disk: Disk) -> Standing | None:
     """Return what the journal says, if it is about what this supervisor holds; else None."""
     tokens = {name.removeprefix("n/") for name in inherited.kept if name.startswith("n/")}
     if not tokens - {IDENTITIES.removeprefix("n/")}:
         return None
-    standing = read_journal(paths.journal_file())
+    standing = read_journal(paths.journal_file(), disk)
     if standing is None or standing.token not in tokens:
         raise SkerryError(
             "the journal does not describe what runs here, so all of it is stopped",
