@@ -6,8 +6,10 @@ The rule: a node that has no policy manager does not start; one that loses it go
 from __future__ import annotations
 
 import socket
+from typing import Protocol
 
 from skerry.errors import DeciderUnavailable, Denied
+from skerry.monitor.protocols import Decider
 from skerry.node import paths
 from skerry.node.helpers import Helpers
 from skerry.policy import service
@@ -17,6 +19,13 @@ from skerry.policy.source import Policy
 from skerry.supervisor.client import Process
 
 NAME = "policy-manager"
+
+
+class ClosedDecider(Decider, Protocol):
+    """A decider that is closed in the end."""
+
+    async def close(self) -> None:
+        """End it."""
 
 
 async def open_manager(
