@@ -177,8 +177,9 @@ def test_a_node_killed_within_an_attach_leaves_nothing(
 
 
 def _full(agent: socket.socket) -> None:
-    """Fill the guest's input with a command's input, up to a torn line."""
+    """Have a command flood the output, and fill the guest's input up to a torn line."""
     agent.setblocking(False)
+    agent.send(b"argv 12340000 Y2F0IC9kZXYvemVybw==\nrun 12340000\n")  # cat /dev/zero
     agent.send(b"argv 12345678 c2xlZXA=\n")
     line = b"stdin 12345678 " + b"QUJD" * 1000 + b"\n"
     try:
