@@ -121,9 +121,9 @@ class EarlierSession:
             self._message(self._untrusted_lines.popleft())
         line = self._untrusted_rest
         while line and not line.endswith(b"\n"):
-            line += await self._receive(1)
             if len(line) > TAIL_MAX:
                 raise MachineError(f"{self._name}: QEMU said more than {TAIL_MAX} bytes at once")
+            line += await self._receive(1)
         self._message(line)
 
     async def _next_line(self) -> bytes:
