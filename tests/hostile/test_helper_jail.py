@@ -44,15 +44,6 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[identity.IdentityPool]:
-    """Identities of this user."""
-    found = identity.open_pool()
-    assert found is not None, "these tests need subordinate ids (/etc/subuid) or root"
-    yield found
-    found.close()
-
-
 def tried(jail: Confinement, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Return what works of everything that a hostile program would try in a jail."""
     monkeypatch.setattr(probes, "PYTHON", str(PYTHON))
@@ -205,3 +196,44 @@ def test_the_root_follows_the_files_it_is_made_from(
     third = helper_root(directory)
     assert {first.root} == {second.root, third.root}
     assert len({first.packages, second.packages, third.packages}) == 3
+
+
+def test_a_helper_that_is_started_again_takes_no_other_identity(
+    directory: Path, pool: identity.IdentityPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its earlier process has ended then; what is lost again and again uses nothing up."""
+    sleeping = [str(PYTHON), "-I", "-S", "-c", "import threading; threading.Event().wait()"]
+    monkeypatch.setattr(helpers, "command", lambda module: sleeping)
+    monkeypatch.setenv("SKERRY_SHARE", str(directory))
+    taken: list[str] = []
+
+    def take(name: str) -> identity.Identity:
+        taken.append(name)
+        return pool.take(name)
+
+    async def run() -> None:
+        async with running_supervisor() as client:
+            maker = Helpers(client, take, ACCEPTED)
+            first = await maker.start("one", "none", {})
+            other = await maker.start("other", "none", {})
+            second = await maker.start("one", "none", {})
+            assert first.exited.done()
+            assert not other.exited.done()
+            assert taken == ["one", "other"]
+            await maker.close()
+            assert second.exited.done() and other.exited.done()
+
+    asyncio.run(run())
+
+
+def test_a_helper_can_read_what_a_careful_owner_made(directory: Path) -> None:
+    """Under a umask that hides everything the root is as readable as it must be."""
+    before = os.umask(0o077)
+    try:
+        made = helper_root(directory / "hidden")
+    finally:
+        os.umask(before)
+    for place in made:
+        for path in place.rglob("*"):
+            assert path.stat().st_mode & 0o004, path
+            assert not path.stat().st_mode & 0o222, path

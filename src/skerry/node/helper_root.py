@@ -136,6 +136,10 @@ def _compile(root: Path, files: dict[str, Path]) -> None:
         shutil.copyfile(path, copy)
         copy.chmod(0o444)
         if inside.endswith(".py"):
-            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            shown = f"{PACKAGES}/{inside}"
-            py_compile.compile(str(copy), dfile=shown, doraise=True, invalidation_mode=mode)
+            compiled = py_compile.compile(
+                str(copy),
+                dfile=f"{PACKAGES}/{inside}",
+                doraise=True,
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+            Path(str(compiled)).chmod(0o444)  # whatever the umask says

@@ -1,8 +1,8 @@
 """Starts this package's own helpers (the policy manager, the audit writer), each in a jail.
 
 The rules: a helper holds the descriptors that it was given and can get no other; it has an identity
-of its own, never used before; a layer of the jail that the host lacks counts as it does for a
-domain.
+of its own, which its next process gets when this one has ended; a layer of the jail that the host
+lacks counts as it does for a domain.
 
 A helper is a module with a `main()`. It has no network, can make no process and open nothing for
 writing; it says itself that it is not dumpable. It ends when what it was given says so.
@@ -17,11 +17,12 @@ from collections.abc import Callable, Collection, Mapping
 from skerry.errors import LayerMissing
 from skerry.jail import cgroup
 from skerry.jail.confinement import LAYERS, Confinement, Limits
-from skerry.jail.errors import JailError, LayerOff
+from skerry.jail.errors import JailError
 from skerry.jail.identity import Identity
 from skerry.machine.jailed import JailedLauncher
 from skerry.node import paths
 from skerry.node.helper_root import PACKAGES, PYTHON, HelperRoot, helper_root
+from skerry.node.jails import make_groups
 from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import System
 
@@ -40,26 +41,32 @@ class Helpers:
     ) -> None:
         """`identity` gives one that nobody had; `accepted` are layers that may be missing."""
         self._supervisor = supervisor
-        self._identity = identity
+        self._take = identity
         self._accepted = frozenset(accepted)
         self._starts = itertools.count(1)
         self._root: HelperRoot | None = None
+        self._identities: dict[str, Identity] = {}
+        self._running: dict[str, Process] = {}
         self._leaving: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
-        """Wait until what was made for the ended helpers is gone."""
+        """End what still runs, and wait until what was made for the helpers is gone."""
+        for process in self._running.values():
+            process.kill()
+            await process.exited
+        await asyncio.sleep(0)  # what follows an end has then begun
         await asyncio.gather(*self._leaving)
 
     async def start(self, name: str, module: str, fds: Mapping[int, int]) -> Process:
         """Run `main()` of a module of this package in a jail of its own.
 
         It holds exactly these descriptors (its number to ours; 0, 1 and 2 are /dev/null where not
-        named). Ours stay open. Raises `LayerMissing`, `LimitReached`, `SupervisorError`; then
-        nothing was started.
+        named). Ours stay open. An earlier process of this name is ended first. Raises
+        `LayerMissing`, `LimitReached`, `SupervisorError`; then nothing was started.
         """
         place = await self._place()
-        identity = self._identity(name)
-        groups = self._groups(name)
+        identity = await self._identity(name)
+        groups = make_groups(f"{name}.{next(self._starts)}", LIMITS, self._accepted)
         jail = Confinement(
             str(place.root),
             identity,
@@ -74,8 +81,22 @@ class Helpers:
         except BaseException:
             self._leave(groups)
             raise
+        self._running[name] = process
         process.exited.add_done_callback(lambda _: self._leave(groups))
         return process
+
+    async def _identity(self, name: str) -> Identity:
+        """Return the identity of this name, which no process has any more.
+
+        One that is lost again and again must not use up the identities of the domains.
+        """
+        earlier = self._running.pop(name, None)
+        if earlier is not None:
+            earlier.kill()
+            await earlier.exited
+        if name not in self._identities:
+            self._identities[name] = self._take(name)
+        return self._identities[name]
 
     async def _place(self) -> HelperRoot:
         """Return the root, compared with the host's files once in the life of a node."""
@@ -86,14 +107,6 @@ class Helpers:
             except JailError as error:
                 raise LayerMissing(error.message, fix=error.fix) from None
         return self._root
-
-    def _groups(self, name: str) -> tuple[str, ...]:
-        try:
-            return cgroup.create(f"{name}.{next(self._starts)}", LIMITS)
-        except LayerOff as error:
-            if "cgroup" in self._accepted:
-                return ()
-            raise LayerMissing(error.message, fix=error.fix) from None
 
     def _leave(self, groups: tuple[str, ...]) -> None:
         """Remove the groups of a helper that has ended, beside the event loop."""

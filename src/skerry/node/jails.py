@@ -174,14 +174,21 @@ class MachineJails:
         return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
-        """Make the control groups; none where the host gives none and that is accepted."""
         limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS)
-        try:
-            return cgroup.create(f"{inmate.name}.{next(self._starts)}", limits)
-        except LayerOff as error:
-            if "cgroup" in self._accepted:
-                return ()
-            raise LayerMissing(error.message, fix=error.fix) from None
+        return make_groups(f"{inmate.name}.{next(self._starts)}", limits, self._accepted)
+
+
+def make_groups(name: str, limits: Limits, accepted: Collection[str]) -> tuple[str, ...]:
+    """Make the control groups of one jail; none where the host gives none and that is accepted.
+
+    Raises `LayerMissing`.
+    """
+    try:
+        return cgroup.create(name, limits)
+    except LayerOff as error:
+        if "cgroup" in accepted:
+            return ()
+        raise LayerMissing(error.message, fix=error.fix) from None
 
 
 def _undo(groups: tuple[str, ...], kvm: Path | None) -> None:
