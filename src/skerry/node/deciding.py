@@ -24,6 +24,10 @@ NAME = "policy-manager"
 class ClosedDecider(Decider, Protocol):
     """A decider that is closed in the end."""
 
+    @property
+    def state(self) -> str:
+        """`running`, or a word for why it does not answer."""
+
     async def close(self) -> None:
         """End it."""
 

@@ -132,6 +132,7 @@ async def open_node(
     )
     monitor.channels.skip(standing.channel)
     node = Node(setup, monitor, machines.make, world.clock, keeper)
+    node.helpers["policy manager"] = manager
     recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
     found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
     if life.fresh:
