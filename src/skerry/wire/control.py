@@ -159,8 +159,8 @@ class Down(_Message, frozen=True, tag="down"):
 
 
 Call = (
-    Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop | Kill
-    | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
+    Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
+    | Kill | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
 )  # fmt: skip
 
 
