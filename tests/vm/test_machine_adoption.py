@@ -57,7 +57,7 @@ class Orphan:
 
 @pytest.fixture(scope="module")
 def orphan(host: Host) -> Iterator[Orphan]:
-    """The machine of these tests; each leaves it running and without channels."""
+    """The machine of these tests; each leaves it running and without channels, the last ends it."""
     made = Orphan(host)
     yield made
     made.machine.kill()
