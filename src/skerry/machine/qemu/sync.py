@@ -6,7 +6,8 @@ is closed; what QEMU says is untrusted, at most `SYNC_MAX` bytes, and what it sa
 accord (events) is passed on. The caller sets the deadline.
 
 QEMU runs one command at a time and answers in order, so the answer to a command with an id that
-nobody can know ends everything before it.
+nobody can know ends everything before it. It reads ahead, though, and a new descriptor takes the
+place of one that no `getfd` has named yet: so none is sent before that answer has come.
 """
 
 from __future__ import annotations
