@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
-from skerry.label import Label
+from skerry.label import MAX_LABEL, Label
 from skerry.policy import link as link_module
 from skerry.policy import messages
 from skerry.policy import verdicts as verdicts_module
@@ -382,7 +382,7 @@ def test_a_grown_history_makes_a_candidate_ask_again() -> None:
 
 
 def test_foreseen_questions_are_asked_together() -> None:
-    """A hundred channels need a handful of orders; to foresee them again needs none."""
+    """A hundred channels, two questions each, need thirteen orders; to foresee them again, none."""
     pairs = {
         ("channel_two_way", label(f"n{a}"), label(f"n{b}")) for a in range(10) for b in range(10)
     }
@@ -391,9 +391,26 @@ def test_foreseen_questions_are_asked_together() -> None:
         async with lied_to(BANKS, lambda _, true: messages.packed(true)) as (manager, liar, _):
             candidate = manager.candidate(WIDER.stack, WIDER.sources)
             await candidate.foresee(pairs)
-            assert kinds(liar.orders) == ["Begin", "Propose", *["Ask"] * 4]
+            assert kinds(liar.orders) == ["Begin", "Propose", *["Ask"] * 13]
             asked = len(liar.orders)
             await candidate.foresee(pairs)
+            assert len(liar.orders) == asked
+
+    run(scene)
+
+
+def test_as_much_as_there_is_to_judge_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More channels than verdicts are kept otherwise are still asked about once."""
+    monkeypatch.setattr(verdicts_module.Verdicts.__init__, "__defaults__", (2,))
+    pairs = {("channel_two_way", label("x"), label(f"n{n}")) for n in range(9)}
+
+    async def scene() -> None:
+        async with lied_to(BANKS, lambda _, true: messages.packed(true)) as (manager, liar, _):
+            candidate = manager.candidate(WIDER.stack, WIDER.sources)
+            await candidate.foresee(pairs)
+            asked = len(liar.orders)
+            for hook, source, sink in pairs:
+                await candidate.decide(hook, {"source": source, "sink": sink})
             assert len(liar.orders) == asked
 
     run(scene)
@@ -504,10 +521,7 @@ def test_kept_verdicts_are_bounded_and_only_what_may_be_cached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The oldest makes room; a hook that is asked each time, and a wall, are asked each time."""
-    monkeypatch.setattr(verdicts_module, "MAX_VERDICTS", 2)
-    monkeypatch.setattr(
-        verdicts_module.Verdicts.__init__, "__defaults__", (verdicts_module.MAX_VERDICTS,)
-    )
+    monkeypatch.setattr(verdicts_module.Verdicts.__init__, "__defaults__", (2,))
     load = {"operator": label("dom0"), "security": label("security")}
 
     async def scene() -> None:
@@ -584,3 +598,17 @@ def test_the_manager_answers_orders_in_a_wrong_state_with_denials() -> None:
     assert isinstance(late, Failure)
     assert late.code == "GENERATION-STALE"
     assert isinstance(service.answer(Order(7, Ask(5, ()))).what, Answered)
+
+
+def test_the_longest_answers_to_one_order_fit() -> None:
+    """The longest labels of three modules, in the widest characters, on all sides."""
+    text = "\U0001f512" * MAX_LABEL
+    whole = Label(tuple((module, text) for module in ("acm", "dummy", "flask")))
+    said = Said(
+        "flask", False, "CODE", text * 2, granted=("permission",) * 40, contexts=(text,) * 2
+    )
+    request = Request(whole, whole, "event", ("bind",) * 4)
+    decision = Decision(request, False, (said,) * 3, 1)
+    verdict = Verdict("channel_two_way", False, (decision,) * 8, (), 1)
+    answers = ((verdict, None),) * messages.MAX_QUESTIONS
+    assert messages.packed(Answer(1, Answered(answers)))
