@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import MAX_LABEL, Label
+from skerry.policy import client as client_module
 from skerry.policy import link as link_module
 from skerry.policy import messages
 from skerry.policy import verdicts as verdicts_module
@@ -253,8 +254,11 @@ def test_a_frozen_manager_denies_and_its_late_answers_bind_nothing() -> None:
     run(scene)
 
 
-def test_kills_under_load_end_every_question_and_lose_no_history(tmp_path: Path) -> None:
+def test_kills_under_load_end_every_question_and_lose_no_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each question is answered or denied; each exchange that was let through is on disk."""
+    monkeypatch.setattr(client_module, "LAST_PAUSE_S", 0.05)
     path = tmp_path / "history"
 
     async def scene() -> None:
@@ -281,7 +285,8 @@ def test_kills_under_load_end_every_question_and_lose_no_history(tmp_path: Path)
                 # After each kill, what was let through so far is in the file.
                 kept = FileHistory(path).load().get("acm", {}).get("broker", frozenset())
                 assert {bank.of("acm") for bank in done} <= kept
-                await until(lambda: manager.state == "running")
+                back = ["manager-lost", "manager-back"] * (round_ + 1)
+                await until(lambda expected=back: host.events() == expected)  # type: ignore[misc]
             assert await exchange(manager, BANK_A)
             assert await exchange(manager, BANK_B)
         assert len(set(done)) == 1  # never both sides of the wall
