@@ -89,29 +89,25 @@ def _calls(kvm: bool) -> tuple[Call, ...]:
 
 _HELPER = (
     "read", "write", "close", "fstat", "poll", "lseek", "mprotect", "munmap", "brk", "rt_sigaction",
-    "rt_sigprocmask", "rt_sigreturn", "pread64", "pwrite64", "readv", "writev", "access",
-    "sched_yield", "mremap", "madvise", "getpid", "recvfrom", "sendmsg", "recvmsg", "shutdown",
-    "getsockname", "getpeername", "exit", "uname", "fsync", "fdatasync", "ftruncate", "readlink",
-    "sysinfo", "sigaltstack", "arch_prctl", "gettid", "futex", "set_tid_address", "clock_gettime",
-    "clock_nanosleep", "exit_group", "newfstatat", "ppoll", "set_robust_list", "fallocate",
-    "getrandom", "statx", "epoll_wait", "epoll_ctl", "epoll_create1", "getdents64", "rseq",
-    "restart_syscall", "execve", "getuid", "getgid", "geteuid", "getegid", "eventfd2",
+    "rt_sigprocmask", "rt_sigreturn", "pread64", "pwrite64", "access", "mremap", "madvise",
+    "getpid", "recvfrom", "sendmsg", "recvmsg", "getsockname", "exit", "uname", "fsync",
+    "fdatasync", "ftruncate", "readlink", "sysinfo", "getuid", "geteuid", "arch_prctl", "gettid",
+    "futex", "set_tid_address", "clock_gettime", "clock_nanosleep", "exit_group", "newfstatat",
+    "set_robust_list", "fallocate", "getrandom", "getdents64", "rseq", "restart_syscall", "execve",
 )  # fmt: skip
-_OPENAT, _SOCKETPAIR = 257, 53
+_OPENAT = 257
 _CHANGES = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE
-_THREADS = {CLONE, FCNTL, MMAP, PRLIMIT, SENDTO, GETSOCKOPT, TGKILL}
 
 
 def _helper_calls() -> tuple[Call, ...]:
-    """What a Python helper needs: to load its modules, and to use what it was given."""
+    """One thread, which loads its modules and uses what it was given."""
+    checked = {FCNTL, MMAP, PRLIMIT, SENDTO, GETSOCKOPT}
     return (
         *(Call(ALWAYS[name]) for name in _HELPER),
-        *(call for call in _CHECKED if call.number in _THREADS),
+        *(call for call in _CHECKED if call.number in checked),
         _ioctl(kvm=False),
         Call(_OPENAT, ((Arg(2, 0, _CHANGES),),)),
-        # An event loop wakes itself through a pair, which leads nowhere else.
-        Call(_SOCKETPAIR, ((Arg(0, 1),),)),
-        Call(PRCTL, ((Arg(0, 4), Arg(1, 0)), (Arg(0, 15),))),  # not dumpable; the thread's name
+        Call(PRCTL, ((Arg(0, 4), Arg(1, 0)),)),  # not dumpable
     )
 
 

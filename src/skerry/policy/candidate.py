@@ -28,7 +28,7 @@ from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import History
 
-WINDOW = 8
+WINDOW = 16
 """Orders that foreseen questions take up at one time, so that others are answered in between."""
 
 
@@ -71,6 +71,7 @@ class RemoteCandidate:
             reply = await asyncio.shield(self._offer)
             require_made(self.link, reply, self.generation, self.policy.stack)
             self.made = True
+        self.verdicts.make_room(len(channels))
         wanted = [question for channel in channels for question in self._unknown(*channel)]
         orders = [
             tuple(wanted[start : start + MAX_QUESTIONS])

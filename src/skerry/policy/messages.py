@@ -20,11 +20,12 @@ from skerry.xsm.stack import History
 MAX_ORDER = 32 * 1024 * 1024
 """Longest order of the node, in bytes: the policies of every module and a history fit."""
 
-MAX_ANSWER = 8 * 1024 * 1024
+MAX_ANSWER = 32 * 1024 * 1024
 """Longest answer of the manager, in bytes; a longer one counts as a broken manager."""
 
-MAX_QUESTIONS = 64
-"""Most questions of one order: the longest labels on all sides of each fit into an answer."""
+MAX_QUESTIONS = 16
+"""Most questions of one order: with the longest labels on all sides of each, for three modules, the
+verdicts fit into an answer."""
 
 _LENGTH = struct.Struct(">I")
 

@@ -15,8 +15,9 @@ from skerry.xsm.cache import UNCACHED_CODES
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 
-MAX_VERDICTS = 8_192
-"""Most verdicts kept (a channel's takes some 8 KB); when full, the oldest makes room."""
+MAX_VERDICTS = 4_096
+"""Most verdicts kept, a channel's taking up to 23 KB; when full, the oldest makes room. A change of
+policy keeps as many as it has judged channels, if those are more."""
 
 Key = tuple[object, ...]
 
@@ -32,6 +33,10 @@ class Verdicts:
     def __init__(self, max_verdicts: int = MAX_VERDICTS) -> None:
         self._max = max_verdicts
         self._kept: dict[Key, Verdict] = {}
+
+    def make_room(self, count: int) -> None:
+        """Keep at least so many."""
+        self._max = max(self._max, count)
 
     def __len__(self) -> int:
         return len(self._kept)
