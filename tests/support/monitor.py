@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from skerry.channel.stream import StreamBridges
 from skerry.errors import AuditUnavailable, MachineError, StaleGeneration, UnknownLabel
 from skerry.label import Label
+from skerry.monitor.journal import Journal
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Exit, Kind
 from skerry.xsm.request import Answer, Decision, Request, Verdict
@@ -36,7 +37,7 @@ class ToyDecider:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.touched: list[tuple[str, str]] = []
 
-    def candidate(self, stack: Stack) -> ToyDecider:
+    def candidate(self, stack: Stack, sources: Sequence[object] = ()) -> ToyDecider:
         """Return a decider of the next generation, to be given its rules."""
         other = ToyDecider()
         other.generation = self.generation + 1
@@ -55,6 +56,9 @@ class ToyDecider:
         if str(label) in self.unknown:
             raise UnknownLabel(f"no label {label}")
         return label
+
+    async def foresee(self, channels: Collection[tuple[str, Label, Label]]) -> None:
+        """Do nothing."""
 
     def load(self, allowed: Collection[frozenset[str]]) -> None:
         """Bring other rules into force."""
@@ -182,14 +186,19 @@ class ToyMachine:
 class World:
     """A monitor with its stand-ins, and shorthands for tests."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, journal: Journal | None = None, **limits: int) -> None:
         self.decider = ToyDecider()
         self.audit = ToyAudit()
         self.now = 0.0
         self.operator = label("operator")
         self.machines: dict[str, ToyMachine] = {}
         self.monitor = Monitor(
-            self.decider, self.audit, {"stream": StreamBridges()}, lambda: self.now, **limits
+            self.decider,
+            self.audit,
+            {"stream": StreamBridges()},
+            lambda: self.now,
+            journal=journal,
+            **limits,
         )
 
     def maker(self, name: str, fails: Collection[str] = ()) -> Callable[[], ToyMachine]:
@@ -223,11 +232,13 @@ class World:
             self.monitor.cut(channel.number)
 
 
-def play(scene: Callable[[World], Awaitable[None]], **limits: int) -> None:
+def play(
+    scene: Callable[[World], Awaitable[None]], journal: Journal | None = None, **limits: int
+) -> None:
     """Run one scene in a fresh world, and end what it left."""
 
     async def run() -> None:
-        world = World(**limits)
+        world = World(journal, **limits)
         try:
             await scene(world)
         finally:

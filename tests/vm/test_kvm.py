@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from skerry.machine.qemu.command import BINARY
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.qmp import Qmp
 from skerry.node import paths
-from skerry.node.jails import Inmate, MachineJails
+from skerry.node.jails import Identities, Inmate, MachineJails
 from tests.support.machines import Host, cache
 
 
@@ -47,7 +48,8 @@ async def enabled(launcher: Launcher) -> object:
         process = await launcher.launch("accelerated", argv, fds)
     os.close(null)
     try:
-        await qmp.connect(ours)
+        qmp.hold(ours)
+        await qmp.connect()
         return await qmp.execute("query-kvm")
     finally:
         process.kill()
@@ -59,25 +61,27 @@ def test_a_jailed_qemu_uses_kvm_through_its_own_node(host: Host) -> None:
     """It makes a virtual machine in the jail; its node is gone after. Without one it can't."""
 
     async def run() -> None:
-        jails = MachineJails(host.client, {"cgroup", "uid"})
+        identities = Identities()
+        jails = MachineJails(host.client, {"cgroup", "uid"}, identities)
         try:
             if not jails.has_kvm():
                 with pytest.raises(MachineError, match="no /dev/kvm"):
                     jails.make(inmate(host, kvm=True))
                 return
             jail = jails.make(inmate(host, kvm=True))
-            assert jail.device is not None
-            if jail.device != device.KVM:
-                status = jail.device.stat()
+            assert jail.device
+            if Path(jail.device) != device.KVM:
+                status = os.stat(jail.device)  # noqa: PTH116 nothing else runs
                 assert (status.st_uid != os.getuid(), status.st_mode & 0o777) == (True, 0o600)
             assert await enabled(jail.launcher) == {"enabled": True, "present": True}
-            jails.ended(jail)
+            jails.ended(jail.groups, jail.device)
             without = jails.make(inmate(host, kvm=False))
             with pytest.raises(MachineError):
                 await enabled(without.launcher)
-            jails.ended(without)
+            jails.ended(without.groups, without.device)
         finally:
             await jails.close()
+            identities.close()
         assert list(paths.devices_dir().iterdir()) == []
 
     host.run(run())
@@ -87,7 +91,8 @@ def test_the_probe_in_the_jail_agrees_with_the_bare_one(host: Host) -> None:
     """Whether a guest runs under KVM does not depend on the jail; the probe keeps its deadline."""
 
     async def run() -> None:
-        jails = MachineJails(host.client, {"cgroup", "uid"})
+        identities = Identities()
+        jails = MachineJails(host.client, {"cgroup", "uid"}, identities)
         try:
             if not jails.has_kvm():
                 return
@@ -97,8 +102,9 @@ def test_the_probe_in_the_jail_agrees_with_the_bare_one(host: Host) -> None:
                 kernel = host.image.kernel
                 jailed = await guest_runs("kvm", jail.launcher, kernel)
                 assert jailed == await guest_runs("kvm", bare, kernel)
-            jails.ended(jail)
+            jails.ended(jail.groups, jail.device)
         finally:
             await jails.close()
+            identities.close()
 
     host.run(run())

@@ -14,7 +14,8 @@ import pytest
 from skerry.channel.stream import StreamBridges, queued
 from skerry.errors import LimitReached, MachineError
 from skerry.machine.qemu.command import AGENT_PORT, MAX_PORTS, Board
-from skerry.machine.qemu.machine import DETACH_S, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.ports import DETACH_S
 from tests.support.machines import Host, connect, descendants, sh
 
 Pair = tuple[QemuMachine, QemuMachine]

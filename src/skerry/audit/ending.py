@@ -58,7 +58,7 @@ def find_ending(disk: Disk, fd: int, before: Link | None = _FRESH) -> Ending:
             link = _next(link, untrusted_data[at:end], must_continue=not start)
         except BrokenLinkError as error:
             rest = untrusted_data[at:]
-            if link is None or not _torn(rest):
+            if link is None or not is_torn(rest):
                 where = f"record {link.n + 1}" if link else "the end"
                 raise DamagedTrailError(f"{where} {error}") from None
             return Ending(start + at, link, len(rest))
@@ -102,5 +102,6 @@ def _next(link: Link | None, line: bytes, must_continue: bool) -> Link:
     return Link(record.n, record.hash)
 
 
-def _torn(rest: bytes) -> bool:
+def is_torn(rest: bytes) -> bool:
+    """Say whether a crash while writing can have left this at the end of a file."""
     return len(rest) <= MAX_BATCH and (b"\n" not in rest or b"\0" in rest)

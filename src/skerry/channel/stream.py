@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import struct
 import termios
@@ -52,6 +53,27 @@ class StreamBridge:
         """The descriptors for the machines; empty once handed over or cut."""
         return self._ends
 
+    @property
+    def twins(self) -> Mapping[Side, int]:
+        """The descriptors that the cut works on; empty after it."""
+        pair = self._twins
+        return {"source": pair[0].fileno(), "sink": pair[1].fileno()} if pair else {}
+
+    @classmethod
+    def adopt(cls, twins: Mapping[Side, int]) -> StreamBridge:
+        """Make the bridge of a stream that was handed over, from its twins, which it takes over."""
+        bridge = cls.__new__(cls)
+        bridge._ends = {}
+        bridge._twins = (
+            socket.socket(fileno=twins["source"]),
+            socket.socket(fileno=twins["sink"]),
+        )
+        return bridge
+
+    def is_whole(self) -> bool:
+        """Say whether neither direction was shut down: the machines may still use it."""
+        return self._twins is not None and not any(_is_over(twin) for twin in self._twins)
+
     def handed_over(self) -> None:
         """Close our copies of the ends: each machine has its own. Idempotent."""
         while self._ends:
@@ -73,6 +95,13 @@ class StreamBridge:
             close_pair(twins)
         self.handed_over()
         return taken
+
+
+def _is_over(twin: socket.socket) -> bool:
+    """Say whether reading from this end was shut down, by itself or by its peer."""
+    poll = select.poll()
+    poll.register(twin, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _drain(twin: socket.socket) -> int:

@@ -22,10 +22,15 @@ MAX_STDIN = 1 << 20
 
 
 class Calls:
-    """Carries out calls on one node. `ended` is set when a `down` has stopped everything."""
+    """Carries out calls on one node.
+
+    `ended` is set when a `down` has stopped everything, `restart` when the service is to be started
+    again while everything else goes on.
+    """
 
     def __init__(self, node: Node) -> None:
         self.ended = asyncio.Event()
+        self.restart = asyncio.Event()
         self._node = node
 
     async def handle(self, call: wire.Call, session: Session) -> object:
@@ -37,6 +42,8 @@ class Calls:
         match call:
             case wire.Ps():
                 return await node.ps(operator)
+            case wire.Health():
+                return node.health()
             case wire.Channels():
                 return await node.channels(operator)
             case wire.PolicyShow():

@@ -16,26 +16,21 @@ import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from skerry.audit.writer import AuditTrail
-from skerry.channel.stream import StreamBridges
 from skerry.control.calls import Calls
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer
 from skerry.errors import SkerryError
 from skerry.monitor.domain import State
-from skerry.monitor.monitor import Monitor
 from skerry.node import paths
-from skerry.node.digest import code_digest
-from skerry.node.machines import Machines
 from skerry.node.node import Node
-from skerry.node.setup import Setup, load_setup
-from skerry.policy.history import FileHistory
-from skerry.policy.manager import PolicyManager
+from skerry.node.opening import Opened, open_node
+from skerry.node.recover import Recovered
 from skerry.supervisor.client import SupervisorClient
+from skerry.supervisor.main import EXIT_RESTART
 from skerry.supervisor.spawn import PR_SET_DUMPABLE, prctl
 
 DOWN_S = 7.0
@@ -82,13 +77,11 @@ async def serve(system: Path, foreground: bool) -> int:
     """Run the service until it is told to stop; return its exit code."""
     report = Reporter(1)
     try:
-        setup = load_setup(system)
         supervisor = SupervisorClient(_supervisor_socket())
-        trail = AuditTrail.open(paths.make_private(paths.state_dir()) / paths.audit_file().name)
-        try:
-            return await _run(setup, supervisor, trail, report, foreground)
-        finally:
-            await asyncio.to_thread(trail.close)
+        async with contextlib.AsyncExitStack() as exits:
+            opened = await open_node(system, supervisor, report, exits)
+            stop = _stop_signals(supervisor, foreground)
+            return await _serve(opened, report, stop)
     except SkerryError as error:
         log.error("%s", error)
         report(
@@ -109,80 +102,65 @@ def _supervisor_socket() -> socket.socket:
     return socket.socket(fileno=int(number))
 
 
-async def _run(
-    setup: Setup,
-    supervisor: SupervisorClient,
-    trail: AuditTrail,
-    report: Reporter,
-    foreground: bool,
-) -> int:
-    streams = StreamBridges()
-    machines = Machines(setup.system, supervisor)
-    try:
-        layers = await machines.self_test(streams)
-        await machines.choose_accel(report)
-        await trail.append("up", _first_record(setup, layers))
-        manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
-        limits = setup.system.limits
-        monitor = Monitor(
-            manager,
-            trail,
-            {"stream": streams},
-            time.monotonic,
-            max_domains=limits.domains,
-            max_channels=limits.channels,
-        )
-        node = Node(setup, monitor, machines.make, time.monotonic)
-        stop = _stop_signals(supervisor, foreground)
-        await _serve(node, report, stop)
-        trail.note("down", {"system": setup.system.name})
-    finally:
-        await machines.close()
-        streams.close()
-    return 0
-
-
-def _first_record(setup: Setup, layers: Mapping[str, str]) -> dict[str, object]:
-    return {
-        "system": setup.system.name,
-        "code": code_digest(),
-        "policy": setup.stack.digest,
-        "modules": list(setup.stack.names),
-        "layers": dict(layers),
-        "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
-    }
-
-
-async def _serve(node: Node, report: Reporter, stop: asyncio.Event) -> None:
-    """Listen, bring the system up, wait until it is to end, and end it."""
+async def _serve(opened: Opened, report: Reporter, stop: asyncio.Event) -> int:
+    """Listen, bring the system up, wait until it is to end, and end it or leave it to the next."""
+    node = opened.node
     calls = Calls(node)
     path = paths.make_shared(paths.run_dir()) / paths.control_socket().name
     server = ControlServer(path, Operators(lambda: node.setup.operators), calls.handle)
     await server.listen(os.getuid())
+    if opened.recovered is None:
+        rising = asyncio.ensure_future(_rise(node, report))
+    else:
+        _tell(opened.recovered, report)
+        rising = asyncio.ensure_future(_greet(node, report))
+    again = False
     try:
-        await _stand(node, report, stop, calls)
+        again = await _stand(rising, stop, calls)
     finally:
-        await node.down(DOWN_S)
-        await server.close()
+        if not again:
+            await node.down(DOWN_S)
+            opened.trail.note("down", {"system": node.setup.system.name})
+            opened.journal.over = True
+        await server.close(keep=again)
+    return EXIT_RESTART if again else 0
 
 
-async def _stand(node: Node, report: Reporter, stop: asyncio.Event, calls: Calls) -> None:
-    """Bring the system up and wait until it is to end."""
-    ends = [asyncio.ensure_future(event.wait()) for event in (stop, calls.ended)]
-    rising = asyncio.ensure_future(_rise(node, report))
+def _tell(found: Recovered, report: Reporter) -> None:
+    """Say what a restart found."""
+    kept = f"{len(found.domains)} domains and {len(found.channels)} channels go on"
+    report({"event": "note", "text": f"the service was started again: {kept}"})
+    for name, why in found.ended.items():
+        report({"event": "note", "text": f"warning: domain {name} does not go on: {why}"})
+    for number, why in found.cut.items():
+        report({"event": "note", "text": f"warning: channel {number} was cut: {why}"})
+    for what in found.undone:
+        report({"event": "note", "text": f"warning: {what} was not finished and is undone"})
+
+
+async def _stand(rising: asyncio.Future[None], stop: asyncio.Event, calls: Calls) -> bool:
+    """Wait until it is to end; say whether it is to be started again."""
+    ends = [asyncio.ensure_future(e.wait()) for e in (stop, calls.ended, calls.restart)]
+    tasks: list[asyncio.Future[Any]] = [rising, *ends]
     try:
-        await asyncio.wait([rising, *ends], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if rising.done():
             await rising
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return not (stop.is_set() or calls.ended.is_set())
     finally:
-        for task in (rising, *ends):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(rising, *ends, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _rise(node: Node, report: Reporter) -> None:
     await node.up(report)
+    await _greet(node, report)
+
+
+async def _greet(node: Node, report: Reporter) -> None:
+    """Say of each running domain that it answers, then that the system stands."""
 
     async def greet(name: str) -> None:
         try:

@@ -69,13 +69,21 @@ def taken_by(start: int, end: int) -> str:
 class IdentityPool:
     """Gives identities out, each once."""
 
-    def __init__(self, start: int, end: int, *, gid_shift: int = 0, mapped: bool = False) -> None:
+    def __init__(
+        self, start: int, end: int, *, gid_shift: int = 0, mapped: bool = False, held: int = -1
+    ) -> None:
         """Use uids from `start` up to `end`; the gid is the uid plus `gid_shift`.
 
+        `held` is the lock of a node before this one (`fileno`), whose part of the range it is.
         Raises IdentitiesUsed when other nodes hold every block of the range.
         """
         self._mapped = mapped
         self._shift = gid_shift
+        if held >= 0:
+            self._lock = socket.socket(fileno=held)
+            self._next = int(self._lock.getsockname().rpartition(b"-")[2])
+            self._end = min(self._next + BLOCK, end)
+            return
         self._lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         for block in range(start, end, BLOCK):
             try:
@@ -95,31 +103,44 @@ class IdentityPool:
         uid, self._next = self._next, self._next + 1
         return Identity(uid, uid + self._shift, self._mapped)
 
-    def release(self, identity: Identity) -> None:
-        """Note that a jail ended. Its uid is not given again: descriptors of it may live on."""
+    def skip(self, uid: int) -> None:
+        """Never give this uid, or one below it in this part of the range."""
+        if self._next <= uid < self._end:
+            self._next = uid + 1
+
+    def fileno(self) -> int:
+        """Return the lock: who holds it keeps this part of the range from other nodes."""
+        return self._lock.fileno()
 
     def close(self) -> None:
         """Let another node use this part of the range."""
         self._lock.close()
 
 
-def open_pool(start: int = 0, end: int = 0) -> IdentityPool | None:
+def _has(start: int, end: int) -> bool:
+    """Say whether this user namespace maps these ids at all."""
+    maps = (Path(f"/proc/self/{kind}_map").read_text().splitlines() for kind in ("uid", "gid"))
+    spans = [[(int(first), int(size)) for first, _, size in map(str.split, m)] for m in maps]
+    return all(any(f <= start and end <= f + size for f, size in span) for span in spans)
+
+
+def open_pool(start: int = 0, end: int = 0, held: int = -1) -> IdentityPool | None:
     """Return the pool of this user, None where there is none: the layer `uid` is then missing.
 
     Root uses `start`-`end`, by default the first free range of that size from DEFAULT_START on;
-    an ordinary user the first range in /etc/subuid. Raises JailError when the range given
-    belongs to somebody, or when newuidmap is not installed.
+    an ordinary user the first range in /etc/subuid. `held` is as for the pool. Raises JailError
+    when the range given belongs to somebody, or when newuidmap is not installed.
     """
     if os.getuid() == 0:
         if start:
             owner = taken_by(start, end)
             if owner:
                 raise JailError(f"uids {start}-{end - 1} belong to {owner}", fix="name others")
-            return IdentityPool(start, end)
+            return IdentityPool(start, end, held=held)
         size = DEFAULT_END - DEFAULT_START
         for first in range(DEFAULT_START, DEFAULT_START + 64 * size, size):
-            if not taken_by(first, first + size):
-                return IdentityPool(first, first + size)
+            if _has(first, first + size) and not taken_by(first, first + size):
+                return IdentityPool(first, first + size, held=held)
         return None
     names = {str(os.getuid())}
     names.update(entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == os.getuid())
@@ -130,4 +151,4 @@ def open_pool(start: int = 0, end: int = 0) -> IdentityPool | None:
         raise JailError("newuidmap is not installed", fix="install the package uidmap")
     (first, stop), (group, group_stop) = uids[0], gids[0]
     count = min(stop - first, group_stop - group)
-    return IdentityPool(first, first + count, gid_shift=group - first, mapped=True)
+    return IdentityPool(first, first + count, gid_shift=group - first, mapped=True, held=held)

@@ -28,18 +28,22 @@ MAX_INPUT = 64 * 1024
 """Bytes of input that wait for a guest which does not read them; more is refused."""
 
 
+RESTARTED = b"[what came before the service was restarted is not shown]\r\n"
+"""What the console of an adopted machine begins with."""
+
+
 class Tail:
     """Reads a socket at a bounded pace and keeps the last bytes that came.
 
-    `closed` is done when the other side has ended and all of it was read. Owns the socket. Must
-    be made inside a running event loop.
+    `closed` is done when the other side has ended and all of it was read. Owns the socket. What
+    is kept begins with `note`. Must be made inside a running event loop.
     """
 
-    def __init__(self, sock: socket.socket, limit: int = RING) -> None:
+    def __init__(self, sock: socket.socket, limit: int = RING, note: bytes = b"") -> None:
         sock.setblocking(False)
         self._sock = sock
         self._limit = limit
-        self._kept = bytearray()
+        self._kept = bytearray(note)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.total = 0
@@ -57,7 +61,8 @@ class Tail:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._sock)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._sock)
         self._sock.close()
         self.closed.set_result(None)
 
@@ -131,10 +136,10 @@ class Subscription:
 class Console(Tail):
     """A domain's serial console: its last output, its readers, and its input."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, note: bytes = b"") -> None:
         self._subscribers: set[Subscription] = set()
         self._input = bytearray()
-        super().__init__(sock)
+        super().__init__(sock, note=note)
 
     def subscribe(self) -> Subscription:
         """Read the console from now on; what came before is in `untrusted_text`.
@@ -168,7 +173,7 @@ class Console(Tail):
 
     def close(self) -> None:
         """Stop reading, end every reader, forget the input, close the socket. Idempotent."""
-        if not self.closed.done():
+        if not self.closed.done() and not self._loop.is_closed():
             self._loop.remove_writer(self._sock)
         super().close()
         self._input.clear()

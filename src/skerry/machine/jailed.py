@@ -33,9 +33,17 @@ class JailedLauncher:
                 return inside
         raise SupervisorError(f"the jail does not show {file}")
 
-    async def launch(self, name: str, argv: Sequence[str], fds: Mapping[int, int]) -> Process:
+    async def launch(
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        *,
+        keep: Mapping[str, int] | None = None,
+    ) -> Process:
         """Start a program in the jail with exactly these descriptors (its number to ours).
 
+        What is in `keep` (name to ours) the supervisor keeps, if and only if it was started.
         Raises `LayerMissing`, `SupervisorError`; then nothing was started.
         """
         try:
@@ -45,7 +53,7 @@ class JailedLauncher:
         number = max(fds, default=2) + 1
         try:
             words = command(self._confinement, argv, number)
-            return await self._supervisor.spawn(name, words, {**fds, number: program})
+            return await self._supervisor.spawn(name, words, {**fds, number: program}, keep=keep)
         except JailError as error:
             raise LayerMissing(error.message, fix=error.fix) from None
         except (SpawnFailed, SupervisorGone) as error:

@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 
-from skerry.errors import Denied, LimitReached, NotFound, StaleGeneration, StateError
+from skerry.errors import Denied, LimitReached, StaleGeneration, StateError
 from skerry.label import Label
+from skerry.monitor.bind import Binder
 from skerry.monitor.domain import ALIVE, Domain, State, end_of
-from skerry.monitor.ends import Detaching, lent
-from skerry.monitor.mediate import MAX_TRIES, Grant, Mediator
+from skerry.monitor.journal import Journal
+from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.protocols import (
     AuditLog,
     Bridges,
@@ -28,7 +29,7 @@ from skerry.monitor.protocols import (
     Machine,
 )
 from skerry.monitor.revise import EvictionNeeded, Fall, Fallen, Loaded, Standing, find_fall
-from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
+from skerry.monitor.table import MAX_CHANNELS, Channel, Phase
 
 MAX_DOMAINS = 1_000
 """Most domains of one node that run at once. At the limit a start is refused."""
@@ -42,12 +43,8 @@ class Relabelled(msgspec.Struct, frozen=True):
     cut: tuple[int, ...]
 
 
-class Monitor:
-    """All domains and channels of one node, and everything that may happen to them.
-
-    `withdrawn` is called with a domain's name and the reason in the very step in which what was
-    granted over it ends (relabel, stop, kill, end), so that sessions end with the channels.
-    """
+class Monitor(Binder):
+    """All domains and channels of one node, and everything that may happen to them."""
 
     def __init__(
         self,
@@ -56,28 +53,13 @@ class Monitor:
         bridges: Mapping[Kind, Bridges],
         clock: Callable[[], float],
         *,
+        journal: Journal | None = None,
         max_domains: int = MAX_DOMAINS,
         max_channels: int = MAX_CHANNELS,
     ) -> None:
-        self.mediator = Mediator(decider, audit)
-        self.domains: dict[str, Domain] = {}
-        self.channels = ChannelTable(max_channels)
-        self.withdrawn: Callable[[str, str], object] = lambda name, why: None
-        self._audit = audit
-        self._bridges = bridges
-        self._clock = clock
+        super().__init__(decider, audit, bridges, clock, journal=journal, max_channels=max_channels)
         self._max_domains = max_domains
         self._admission = asyncio.Lock()
-        self._detaching = Detaching(audit)
-
-    def domain(self, name: str) -> Domain:
-        """Return the last incarnation of a domain. Raises `NotFound` if it was never started."""
-        try:
-            return self.domains[name]
-        except KeyError:
-            raise NotFound(
-                f"domain {name} has not been started", fix="`skerry ps` lists the domains"
-            ) from None
 
     def running(self, *, beside: Domain | None = None) -> tuple[Label, ...]:
         """Return the label of every admitted domain but one, sorted: what a wall counts."""
@@ -123,13 +105,26 @@ class Monitor:
             domain.admitted = True
 
     async def _prepare(self, domain: Domain, machine: Machine) -> None:
-        domain.machine = machine
-        machine.exited.add_done_callback(lambda future: self._exited(domain, end_of(future)))
+        self._watch(domain, machine)
         await machine.prepare()
+        await self._journal.ready(domain)
         if domain.state is not State.STARTING:
             machine.kill()
             raise StateError(f"domain {domain.name} was ended while it was being started")
         domain.move(State.PAUSED, self._clock())
+
+    def _watch(self, domain: Domain, machine: Machine) -> None:
+        domain.machine = machine
+        machine.exited.add_done_callback(lambda future: self._exited(domain, end_of(future)))
+
+    def readmit(self, domain: Domain, machine: Machine, state: State) -> None:
+        """Go on with a domain that stood before a restart, with a machine that was adopted."""
+        self.domains[domain.name] = domain
+        domain.admitted = True
+        domain.move(State.PAUSED, domain.started)
+        if state is State.RUNNING:
+            domain.move(state, domain.started)
+        self._watch(domain, machine)
 
     def _never_ran(self, domain: Domain, old: Domain | None, error: BaseException) -> None:
         if isinstance(error, LimitReached) or (isinstance(error, Denied) and domain.admitted):
@@ -159,6 +154,7 @@ class Monitor:
         if domain.state is not State.ENDED:
             domain.move(State.ENDED, self._clock())
         domain.gone.set()
+        self._journal.ended(domain)
         self._audit.note(
             "ended",
             {
@@ -191,15 +187,6 @@ class Monitor:
         if domain.state is State.RUNNING:
             domain.move(State.PAUSED, self._clock())
 
-    async def use(self, hook: str, operator: Label, name: str, **about: object) -> Grant:
-        """Ask a hook between the operator and a domain (exec, console, pause …)."""
-        domain = self.domain(name)
-        return await self.mediator.permit(
-            hook,
-            lambda: {"operator": operator, "domain": domain.label},
-            {"domain": name, **about},
-        )
-
     async def stop(self, name: str, deadline_s: float) -> None:
         """Cut a domain's channels, ask its guest to end, and end it when the deadline passes."""
         domain = self.domain(name)
@@ -226,172 +213,6 @@ class Monitor:
         if domain.machine is not None:
             domain.machine.kill()
 
-    async def connect(
-        self,
-        operator: Label,
-        source: str,
-        sink: str,
-        kind: Kind = "stream",
-        port: str = "",
-        one_way: bool = False,
-        for_s: float | None = None,
-    ) -> Channel:
-        """Bind a channel at an operator's wish, who must be allowed to see both domains."""
-        await self.use("domain_getdomaininfo", operator, source, channel_to=sink)
-        await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
-        return await self.bind(source, sink, kind, port, one_way, for_s)
-
-    async def bind(
-        self,
-        source: str,
-        sink: str,
-        kind: Kind = "stream",
-        port: str = "",
-        one_way: bool = False,
-        for_s: float | None = None,
-    ) -> Channel:
-        """Bind a channel between two domains that run or are paused, and return it live.
-
-        `port` is its name in both guests, `ch<number>` if empty; `for_s` bounds its life. Raises
-        `Refused` and other `Denied`s, `StateError`, `MachineError`; then neither machine holds
-        anything of it.
-        """
-        first, second = self.domain(source), self.domain(sink)
-        if first is second:
-            raise StateError(f"domain {source} cannot have a channel to itself")
-        if kind not in self._bridges:
-            raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
-        port = port or self.channels.next_port()
-        for domain in (first, second):
-            domain.require(ALIVE, "bind a channel to it")
-            if self.channels.port_taken(domain, port):
-                raise StateError(f"domain {domain.name} already has a port {port}")
-        channel = self.channels.add(kind, first, second, port, one_way)
-        channel.for_s = for_s
-        try:
-            await self._mint(channel)
-            await self._attach(channel)
-        except BaseException as error:
-            if channel.phase is Phase.LIVE:
-                self._cut(channel, f"it could not be attached: {error}")
-            else:
-                self._drop(channel)
-            raise
-        return channel
-
-    async def _mint(self, channel: Channel) -> None:
-        about = {
-            "channel": channel.number,
-            "kind": channel.kind,
-            "port": channel.port,
-            "source": channel.source.name,
-            "sink": channel.sink.name,
-            **({} if channel.for_s is None else {"for_s": channel.for_s}),
-        }
-        grant = await self.mediator.permit(
-            channel.hook,
-            lambda: {"source": channel.source.label, "sink": channel.sink.label},
-            about,
-        )
-        try:
-            self._still_wanted(channel)
-            channel.bridge = self._bridges[channel.kind].mint(channel.one_way)
-        except Denied as error:
-            self.mediator.failed(channel.hook, error, **about)
-            raise
-        channel.phase = Phase.LIVE
-        channel.generation = grant.generation
-        channel.record = grant.record
-        channel.since = self._clock()
-        if channel.for_s is not None:
-            loop = asyncio.get_running_loop()
-            channel.timer = loop.call_later(channel.for_s, self._expire, channel)
-
-    def _expire(self, channel: Channel) -> None:
-        """End a bounded grant when its time is over, also while machines take their ends."""
-        if channel.phase is Phase.LIVE:
-            self._cut(channel, "its time is over")
-
-    def _still_wanted(self, channel: Channel) -> None:
-        if channel.phase is Phase.CUT:
-            raise StaleGeneration(
-                f"channel {channel.number} was cut while it was being bound", fix="try again"
-            )
-        for domain in channel.ends:
-            domain.require(ALIVE, "bind a channel to it")
-
-    async def _attach(self, channel: Channel) -> None:
-        bridge = channel.bridge
-        if bridge is None:
-            raise StateError(f"channel {channel.number} has not been minted")
-        source, sink = (domain.require(ALIVE, "attach a channel") for domain in channel.ends)
-        what = channel.number, channel.kind, channel.port
-        channel.attaching = True
-        try:
-            with lent(bridge) as (at_source, at_sink):
-                results = await asyncio.gather(
-                    source.attach(*what, at_source),
-                    sink.attach(*what, at_sink),
-                    return_exceptions=True,
-                )
-        finally:
-            channel.attaching = False
-            if channel.phase is Phase.CUT:  # meanwhile, so what was taken since must go too
-                self._detach(channel)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        self._still_wanted(channel)
-        bridge.handed_over()
-
-    def cut(self, number: int, why: str = "cut by the operator") -> int:
-        """Revoke one channel: when this returns, no byte can cross. Returns bytes drained."""
-        return self._cut(self.channels.get(number), why)
-
-    def _cut(self, channel: Channel, why: str) -> int:
-        drained = self._drop(channel)
-        self._audit.note(
-            "cut",
-            {
-                "channel": channel.number,
-                "source": channel.source.name,
-                "sink": channel.sink.name,
-                "drained": drained,
-                "why": why,
-            },
-        )
-        return drained
-
-    def _cut_all(self, domain: Domain, why: str) -> list[int]:
-        self.withdrawn(domain.name, why)
-        channels = self.channels.of(domain)
-        for channel in channels:
-            self._cut(channel, why)
-        return [channel.number for channel in channels]
-
-    def _drop(self, channel: Channel) -> int:
-        """Sever a channel in whatever phase, and let both machines drop their ends later."""
-        self.channels.remove(channel)
-        channel.phase = Phase.CUT
-        if channel.timer is not None:
-            channel.timer.cancel()
-        bridge, channel.bridge = channel.bridge, None
-        if bridge is None:
-            return 0
-        drained = bridge.cut()
-        if not channel.attaching:
-            self._detach(channel)
-        return drained
-
-    def _detach(self, channel: Channel) -> None:
-        for domain in channel.ends:
-            if domain.machine is not None and domain.state in ALIVE:
-                self._detaching.later(domain.machine, channel.number)
-
-    async def settle(self) -> None:
-        """Wait until both machines of every cut channel have dropped their ends."""
-        await self._detaching.settle()
-
     async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
         """Give a running domain another label; every channel is judged before it is visible.
 
@@ -400,7 +221,7 @@ class Monitor:
         domain = self.domain(name)
         domain.require(ALIVE, "relabel it")
         for _ in range(MAX_TRIES):
-            async with self._admission:
+            async with self._admission, self._no_binding():
                 grant = await self.mediator.permit(
                     "domain_relabel",
                     lambda: {"operator": operator, "domain": domain.label, "new": new},
@@ -409,6 +230,7 @@ class Monitor:
                 )
                 before = self.channels.of(domain)
                 refused = await self._refused_under(before, domain, new)
+                await self._journal.labelled(domain, new)
                 domain.require(ALIVE, "relabel it")
                 if (
                     self.channels.of(domain) != before
@@ -424,6 +246,7 @@ class Monitor:
             cut = tuple(c.number for c in refused)
             kept = tuple(c.number for c in before if c.number not in cut)
             return Relabelled(grant.record, kept, cut)
+        await self._journal.labelled(domain, domain.label)
         raise StaleGeneration(f"domain {name} kept changing while it was relabelled", fix="retry")
 
     async def load(
@@ -436,6 +259,7 @@ class Monitor:
         *,
         evict: bool = False,
         dry_run: bool = False,
+        durable: Callable[[Mapping[Domain, Label]], Awaitable[object]] | None = None,
         installed: Callable[[], Awaitable[object]] | None = None,
     ) -> Loaded:
         """Bring a policy into force and end at once what it does not allow.
@@ -443,16 +267,24 @@ class Monitor:
         `hook` is asked of the policy in force, with the policy itself (`security`) as target. When
         this returns, no byte crosses a channel that the new policy refuses. Domains whose label it
         lacks, or that it lets not run beside each other, are ended with `evict` and otherwise
-        raise `EvictionNeeded`. A dry run only says what would happen. `installed` is called in the
-        step in which the policy comes into force, before anything is waited for.
+        raise `EvictionNeeded`. A dry run only says what would happen. `durable` is called before
+        the policy comes into force, with the labels under it; `installed` in the step in which it
+        does, before anything is waited for. Binding waits meanwhile.
         """
         parties = {"operator": operator, "security": security}
-        async with self._admission:
-            for left in reversed(range(MAX_TRIES)):
+        async with self._admission, self._no_binding():
+            for _ in range(MAX_TRIES):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
-                # The last time nobody else comes in between: who keeps binding can't hold it off.
-                fall = await find_fall(candidate, standing, yielding=left > 0)
+                try:
+                    fall = await find_fall(candidate, standing)
+                except Denied as failure:
+                    self.mediator.failed(hook, failure, undone=grant.record)
+                    raise
+                loaded = _loaded(grant.record, candidate.generation, fall)
+                needed = bool(loaded.evicted) and not evict
+                if durable is not None and not dry_run and not needed:
+                    await durable(fall.labels)
                 if (
                     self._standing() == standing
                     and self.mediator.decider.generation == grant.generation
@@ -460,10 +292,9 @@ class Monitor:
                     break
             else:
                 raise StaleGeneration("domains and channels kept changing", fix="try again")
-            loaded = _loaded(grant.record, candidate.generation, fall)
             if dry_run:
                 return loaded
-            if loaded.evicted and not evict:
+            if needed:
                 error = EvictionNeeded(loaded.evicted)
                 self._audit.note("not-loaded", {"record": grant.record, "reason": str(error)})
                 raise error
@@ -495,14 +326,9 @@ class Monitor:
     def _install(self, candidate: Candidate, fall: Fall) -> None:
         """Raise the generation and take everything away that falls, in one step."""
         generation = self.mediator.decider.install(candidate)
-        for channel, why in fall.channels.items():
-            self._cut(channel, f"the policy of generation {generation} refuses it: {why}")
+        self._end(fall, f"the policy of generation {generation} refuses it")
         for domain, label in fall.labels.items():
             domain.label = label
-        for domain, why in fall.domains.items():
-            if domain.state is not State.ENDED:
-                self.kill(domain.name)
-            self._audit.note("evicted", {"domain": domain.name, "why": why})
         self._audit.note(
             "loaded",
             {
@@ -512,6 +338,20 @@ class Monitor:
                 "evicted": [domain.name for domain in fall.domains],
             },
         )
+
+    def _end(self, fall: Fall, cause: str) -> None:
+        for channel, why in fall.channels.items():
+            self._cut(channel, f"{cause}: {why}")
+        for domain, why in fall.domains.items():
+            if domain.state is not State.ENDED:
+                self.kill(domain.name)
+            self._audit.note("evicted", {"domain": domain.name, "why": why})
+
+    async def judge_again(self, candidate: Candidate) -> Fall:
+        """Judge what was readmitted by the policy in force; end at once what it refuses."""
+        fall = await find_fall(candidate, self._standing())
+        self._end(fall, "after a restart the policy refuses it")
+        return fall
 
     async def _remember(self, fall: Fall) -> dict[int, str]:
         """Let what goes on count in the new policy's walls; what can't be remembered is cut.

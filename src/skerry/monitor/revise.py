@@ -9,6 +9,7 @@ can't run together it is the younger that falls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -67,16 +68,13 @@ class EvictionNeeded(SkerryError):
         self.evicted = evicted
 
 
-async def find_fall(candidate: Candidate, standing: Standing, *, yielding: bool = False) -> Fall:
-    """Judge everything that stands by a policy that is not yet in force. Changes nothing.
-
-    `yielding` lets others go on between two judgements; what stands may then change meanwhile.
-    """
+async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
+    """Judge everything that stands by a policy. Changes nothing, but what stands may meanwhile."""
+    await candidate.foresee(_questions(candidate, standing))
     labels: dict[Domain, Label] = {}
     evicted: dict[Domain, str] = {}
     for domain, label in standing.domains:
-        if yielding:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others go on meanwhile
         try:
             new = candidate.carry(label)
             wall = await candidate.admit(new, tuple(labels.values()))
@@ -94,13 +92,25 @@ async def find_fall(candidate: Candidate, standing: Standing, *, yielding: bool 
             continue
         key = channel.hook, labels[channel.source], labels[channel.sink]
         if key not in answers:
-            if yielding:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
             answers[key] = await _refusal(candidate, *key)
         if answers[key]:
             refused[channel] = answers[key]
     kept = tuple(channel for channel in standing.channels if channel not in refused)
     return Fall(refused, evicted, kept, labels)
+
+
+def _questions(candidate: Candidate, standing: Standing) -> set[tuple[str, Label, Label]]:
+    """Return what will be asked about channels, each question once."""
+    carried: dict[Domain, Label] = {}
+    for domain, label in standing.domains:
+        with contextlib.suppress(Exception):  # said where it is judged
+            carried[domain] = candidate.carry(label)
+    return {
+        (channel.hook, carried[channel.source], carried[channel.sink])
+        for channel in standing.channels
+        if carried.keys() >= set(channel.ends)
+    }
 
 
 async def _refusal(candidate: Candidate, hook: str, source: Label, sink: Label) -> str:

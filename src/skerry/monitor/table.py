@@ -92,11 +92,19 @@ class ChannelTable:
                 f"the node has its {self._limit} channels", fix="cut one, or raise limits.channels"
             )
         channel = Channel(self._next, kind, source, sink, port, one_way)
-        self._channels[self._next] = channel
-        for domain in channel.ends:
-            self._ends[domain][self._next] = channel
-        self._next += 1
+        self.enter(channel)
         return channel
+
+    def enter(self, channel: Channel) -> None:
+        """Enter a channel that has its number; later ones get higher numbers."""
+        self._channels[channel.number] = channel
+        for domain in channel.ends:
+            self._ends[domain][channel.number] = channel
+        self.skip(channel.number)
+
+    def skip(self, number: int) -> None:
+        """Never give this number, or one below it, again."""
+        self._next = max(self._next, number + 1)
 
     def next_port(self) -> str:
         """Return the port name of the next channel if it is given none."""

@@ -6,9 +6,11 @@ asks for KVM never gets less.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
-from skerry.errors import MachineError
+from skerry.errors import MachineError, SkerryError
 from skerry.image import store
 from skerry.image.minimal import CMDLINE
 from skerry.image.store import Image
@@ -19,9 +21,10 @@ from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths
-from skerry.node.jails import KVM_FIX, NO_KVM, Inmate, MachineJails
+from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
 from skerry.node.selftest import self_test
-from skerry.supervisor.client import SupervisorClient
+from skerry.node.standing import DomainEntry, Footprint
+from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import DomainSpec, System
 
 Report = Callable[[Mapping[str, object]], None]
@@ -31,20 +34,34 @@ Report = Callable[[Mapping[str, object]], None]
 class Machines:
     """The maker of a node's machines. Make it inside a running event loop, and close it."""
 
-    def __init__(self, system: System, supervisor: SupervisorClient) -> None:
-        """Load and verify the images. Raises `NotFound`, `LayerMissing`."""
+    def __init__(
+        self, system: System, supervisor: SupervisorClient, identities: Identities
+    ) -> None:
+        """Make a maker that has no images yet."""
         self._system = system
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
-        for domain in system.domains.values():
-            if domain.machine == "qemu" and domain.image not in self._images:
-                image = store.load(paths.image_cache(), domain.image)
+        self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
+        jailed = any(domain.machine == "qemu" for domain in system.domains.values())
+        self._identities = identities
+        accepted = system.accept_missing
+        self._jails = MachineJails(supervisor, accepted, identities) if jailed else None
+
+    def load_images(self) -> list[SkerryError]:
+        """Load and verify the images; return what kept one from being loaded."""
+        wanted = {d.image for d in self._system.domains.values() if d.machine == "qemu"}
+        failed: list[SkerryError] = []
+        for name in sorted(wanted):
+            try:
+                image = store.load(paths.image_cache(), name)
                 store.verify(image)
-                self._images[domain.image] = image
-        self._jails = MachineJails(supervisor, system.accept_missing) if self._images else None
+                self._images[name] = image
+            except SkerryError as error:
+                failed.append(error)
+        return failed
 
     async def close(self) -> None:
-        """Wait until what was made for the ended machines is gone; give the uids back."""
+        """Wait until what was made for the ended machines is gone."""
         if self._jails is not None:
             await self._jails.close()
 
@@ -54,7 +71,7 @@ class Machines:
             return {}
         await self._jails.sweep()
         roots, accepted = paths.make_shared(paths.roots_dir()), self._system.accept_missing
-        return await self_test(roots, self._jails.identity("probe"), streams, accepted)
+        return await self_test(roots, self._identities.take("probe"), streams, accepted)
 
     async def choose_accel(self, report: Report) -> None:
         """Find out which images run under KVM, where a domain of theirs would use it.
@@ -91,7 +108,7 @@ class Machines:
             try:
                 works = await guest_runs("kvm", jail.launcher, image.kernel)
             finally:
-                jails.ended(jail)
+                jails.ended(jail.groups, jail.device)
             if not works:
                 report({"event": "note", "text": f"no guest of {name} runs under KVM here: TCG"})
             return works
@@ -111,8 +128,9 @@ class Machines:
             from skerry.machine.simulator.machine import SimulatedMachine
 
             return SimulatedMachine(domain.name)
-        image, accel, jails = self._images[domain.image], self._accel(domain), self._jails
-        assert jails is not None  # there are images
+        image, accel, jails = self._images.get(domain.image), self._accel(domain), self._jails
+        if image is None or jails is None:
+            raise MachineError(f"the image {domain.image} is not there", fix="restart the node")
         spec = QemuSpec(
             name=domain.name,
             label=str(label),
@@ -130,6 +148,31 @@ class Machines:
             spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory, accel == "kvm"
         )
         jail = jails.make(inmate)
-        machine = QemuMachine(spec, jail.launcher)
-        machine.exited.add_done_callback(lambda _: jails.ended(jail))
+        incarnation = f"d/{domain.name}/{secrets.token_hex(4)}"
+        machine = QemuMachine(spec, jail.launcher, incarnation)
+        made = Footprint(incarnation, machine.kind, jail.uid, jail.groups, jail.device)
+        self._watch(machine, made)
         return machine
+
+    def heir(self, entry: DomainEntry, process: Process, kept: Mapping[str, int]) -> QemuMachine:
+        """Return the machine of a domain that an earlier node started; `adopt` must follow.
+
+        Raises `MachineError` if something of it is missing.
+        """
+        footprint = entry.footprint
+        machine = QemuMachine.heir(entry.name, footprint.incarnation, process, kept)
+        self._watch(machine, footprint)
+        return machine
+
+    def footprint(self, machine: Machine) -> Footprint:
+        """Return what belongs to a machine outside of the node."""
+        return self._footprints.get(machine) or Footprint("", machine.kind)
+
+    def forget(self, footprint: Footprint) -> None:
+        """Remove what was made for a machine that ended while there was no node."""
+        if self._jails is not None:
+            self._jails.ended(footprint.groups, footprint.device)
+
+    def _watch(self, machine: QemuMachine, footprint: Footprint) -> None:
+        self._footprints[machine] = footprint
+        machine.exited.add_done_callback(lambda _: self.forget(footprint))

@@ -22,13 +22,14 @@ from skerry.errors import (
     StateError,
 )
 from skerry.label import Label
-from skerry.monitor.domain import ALIVE, State
+from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
 from skerry.node.assertions import violations
 from skerry.node.guest import Guest, guest_of
+from skerry.node.kept import SetupKeeper
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
@@ -51,6 +52,14 @@ class MachineMaker(Protocol):
         """Return a machine that is not prepared yet."""
 
 
+class Helper(Protocol):
+    """A process that serves the node."""
+
+    @property
+    def state(self) -> str:
+        """`running`, or a word for why nothing new is allowed now."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """Something of the system file that the policy or the host refused."""
 
@@ -70,13 +79,20 @@ class Node:
     """A running system."""
 
     def __init__(
-        self, setup: Setup, monitor: Monitor, make: MachineMaker, clock: Callable[[], float]
+        self,
+        setup: Setup,
+        monitor: Monitor,
+        make: MachineMaker,
+        clock: Callable[[], float],
+        keeper: SetupKeeper | None = None,
     ) -> None:
         self.setup = setup
         self.monitor = monitor
         self.sessions = Sessions()
         monitor.withdrawn = self.sessions.cut
+        self.helpers: dict[str, Helper] = {}
         self._make = make
+        self._keeper = keeper
         self._clock = clock
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
 
@@ -238,7 +254,7 @@ class Node:
         self, hook: str, operator: Label, policy: Policy, what: str, evict: bool, dry_run: bool
     ) -> dict[str, object]:
         stack = policy.stack
-        candidate = self.monitor.mediator.decider.candidate(stack)
+        candidate = self.monitor.mediator.decider.candidate(stack, policy.sources)
         lost = self._operators_without(policy)
         if operator in lost.values():
             raise StateError(
@@ -256,20 +272,30 @@ class Node:
         async def installed() -> None:
             nonlocal cut
             # First of all: from here on this is what the next change is made of.
-            self.setup = carried(self.setup, policy)
+            self.setup = new
             cut = await self._judge_sessions()
 
+        new = carried(self.setup, policy)
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            if self._keeper is not None:
+                await self._keeper.keep(new, candidate.generation, labels)
+
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
-        done = await self.monitor.load(
-            hook,
-            operator,
-            self._security(),
-            candidate,
-            about,
-            evict=evict,
-            dry_run=dry_run,
-            installed=installed,
-        )
+        try:
+            done = await self.monitor.load(
+                hook,
+                operator,
+                self._security(),
+                candidate,
+                about,
+                evict=evict,
+                dry_run=dry_run,
+                durable=durable,
+                installed=installed,
+            )
+        finally:
+            await self._settle(new)
         return {
             "dry_run": dry_run,
             "generation": done.generation,
@@ -282,6 +308,16 @@ class Node:
             "sessions_cut": cut,
             "warnings": [problem.message for problem in check_fitness(stack)],
         }
+
+    async def _settle(self, new: Setup) -> None:
+        """Leave written down what is in force, whether or not the new setup came into it."""
+        if self._keeper is None:
+            return
+        if self.setup is not new and self._keeper.holds(new):
+            labels = {domain: domain.label for domain in self.monitor.domains.values()}
+            generation = self.monitor.mediator.decider.generation
+            await self._keeper.keep(self.setup, generation, labels)
+        self._keeper.settled()
 
     async def alarm(self, operator: Label, name: str) -> dict[str, object]:
         """Apply an emergency set of the file: its domains end, then its booleans are set.
@@ -411,6 +447,10 @@ class Node:
                 }
             )
         return rows
+
+    def health(self) -> list[dict[str, str]]:
+        """Say of each process that serves the node in which state it is."""
+        return [{"helper": name, "state": h.state} for name, h in self.helpers.items()]
 
     async def channels(self, operator: Label) -> list[dict[str, object]]:
         """List the channels both of whose domains the operator may see."""

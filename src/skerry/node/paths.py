@@ -93,6 +93,11 @@ def audit_public() -> Path:
     return state_dir() / "audit.pub"
 
 
+def journal_file() -> Path:
+    """Return the journal: what a node that is started again goes on with."""
+    return state_dir() / "journal.log"
+
+
 def history_file() -> Path:
     """Return the file of what each label has touched (the Chinese Wall's history form)."""
     return state_dir() / "history.json"

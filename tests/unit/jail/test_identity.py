@@ -15,15 +15,33 @@ START = 1_900_000_000
 
 
 def test_an_identity_is_given_once() -> None:
-    """Released or not, a uid never comes back within the life of a pool."""
+    """A uid never comes back within the life of a pool, nor those that are skipped."""
     pool = identity.IdentityPool(START, START + 3, gid_shift=10)
     first = pool.take("a")
     assert (first.uid, first.gid) == (START, START + 10)
-    pool.release(first)
-    assert [pool.take("b").uid, pool.take("c").uid] == [START + 1, START + 2]
+    pool.skip(START)
+    assert pool.take("b").uid == START + 1
+    pool.skip(START + 1)
+    assert pool.take("c").uid == START + 2
     with pytest.raises(IdentitiesUsed, match="no identity left for d; restart the node"):
         pool.take("d")
     pool.close()
+
+
+def test_a_node_that_is_started_again_keeps_its_block() -> None:
+    """Whoever holds the lock keeps the block from others, also while there is no node."""
+    end = START + 2 * identity.BLOCK
+    first = identity.IdentityPool(START, end)
+    held = os.dup(first.fileno())
+    taken = first.take("x").uid
+    first.close()  # the node is dead; somebody else starts before the next one
+    other = identity.IdentityPool(START, end)
+    again = identity.IdentityPool(START, end, held=held)
+    again.skip(taken)
+    assert again.take("y").uid == taken + 1
+    assert other.take("z").uid == START + identity.BLOCK
+    other.close()
+    again.close()
 
 
 def test_two_nodes_use_different_blocks() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+from collections.abc import Mapping
 
 import pytest
 
-from skerry.errors import Denied, StaleGeneration, StateError
-from skerry.monitor.domain import State
+from skerry.errors import AuditUnavailable, Denied, StaleGeneration, StateError
+from skerry.label import Label
+from skerry.monitor.domain import Domain, State
 from skerry.monitor.revise import EvictionNeeded, Loaded
 from skerry.xsm.explain import Refused
+from skerry.xsm.request import Verdict
 from tests.support.monitor import ToyDecider, World, carries, label, play
 
 Pair = tuple[str, str]
@@ -195,31 +199,99 @@ def test_a_bind_that_waits_while_a_policy_is_loaded_is_judged_by_the_new_one() -
     play(scene)
 
 
+class Slow(ToyDecider):
+    """A policy that waits with its first answer to a wall question."""
+
+    def __init__(self, generation: int) -> None:
+        super().__init__()
+        self.generation = generation
+        self.asking, self.reached = asyncio.Event(), asyncio.Event()
+
+    async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
+        """Say that it was asked, and wait."""
+        self.asking.set()
+        await self.reached.wait()
+        return await super().admit(label, running)
+
+
 def test_a_channel_bound_while_a_load_judges_is_judged_too() -> None:
     """What came up between judging and the new policy's force makes the judging start again."""
-
-    class Slow(ToyDecider):
-        asking: asyncio.Event
-        reached: asyncio.Event
-
-        async def admit(self, label, running):  # type: ignore[no-untyped-def]
-            self.asking.set()
-            await self.reached.wait()
-            return await super().admit(label, running)
 
     async def scene(world: World) -> None:
         await world.run("a", "b")
         world.allow(("a", "b"))
-        new = Slow()
-        new.generation, new.reached, new.asking = 2, asyncio.Event(), asyncio.Event()
+        decide, gate = world.decider.decide, asyncio.Event()
+
+        async def slow(hook: str, parties: Mapping[str, Label]) -> Verdict:
+            if "source" in parties:
+                await gate.wait()
+            return await decide(hook, parties)
+
+        world.decider.decide = slow  # type: ignore[method-assign]
+        binding = asyncio.ensure_future(world.monitor.bind("a", "b"))
+        await asyncio.sleep(0)  # it is being decided under the old policy
+        new = Slow(2)
         loading = asyncio.ensure_future(load(world, new))
         await new.asking.wait()
-        channel = await world.monitor.bind("a", "b")
+        gate.set()
+        channel = await binding
         assert carries(world, channel.number, "a", "b")
         new.reached.set()
         done = await loading
         assert [fallen.what for fallen in done.cut] == [channel.number]
         assert not carries(world, channel.number, "a", "b")
+
+    play(scene)
+
+
+def test_who_binds_while_a_policy_is_being_loaded_waits_for_it() -> None:
+    """So nobody who keeps binding can hold a load off; the answer is the new policy's."""
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b")
+        world.allow(("a", "b"))
+        new = Slow(2)
+        loading = asyncio.ensure_future(load(world, new))
+        await new.asking.wait()
+        binding = asyncio.ensure_future(world.monitor.bind("a", "b"))
+        await asyncio.sleep(0)
+        assert not binding.done()
+        new.reached.set()
+        assert (await loading).generation == 2
+        with pytest.raises(Refused):
+            await binding
+
+    play(scene)
+
+
+def test_a_policy_is_durable_before_it_is_in_force() -> None:
+    """With the labels under it; what can't be made durable does not come into force."""
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        seen: list[tuple[int, dict[str, str]]] = []
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            names = {domain.name: str(text) for domain, text in labels.items()}
+            seen.append((world.decider.generation, names))
+            if len(seen) == 1:
+                raise AuditUnavailable("no disk")
+
+        for _ in range(2):
+            with contextlib.suppress(AuditUnavailable):
+                await world.monitor.load(
+                    "policy_load",
+                    world.operator,
+                    label("security"),
+                    candidate(world),
+                    {},
+                    durable=durable,
+                )
+            if len(seen) == 1:
+                assert carries(world, numbers["a", "b"], "a", "b")
+        assert seen == [(1, {"a": "a", "b": "b"})] * 2
+        assert world.decider.generation == 2
+        assert not carries(world, numbers["a", "b"], "a", "b")
 
     play(scene)
 

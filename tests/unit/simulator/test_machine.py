@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from skerry.errors import MachineError, StateError
-from skerry.machine.simulator.machine import Faults, SimulatedMachine, Step
+from skerry.machine.simulator.machine import SimulatedMachine
+from skerry.machine.simulator.process import Faults, Step
 from skerry.monitor.protocols import Machine
 from skerry.node.guest import Guest
 

@@ -12,41 +12,39 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from skerry.errors import LimitReached, MachineError, SkerryError, StateError
+from skerry.errors import MachineError, SkerryError, StateError
 from skerry.machine.agent import Agent
-from skerry.machine.console import Console, Tail
+from skerry.machine.console import RESTARTED, Console, Tail
 from skerry.machine.qemu.command import (
     AGENT_FD,
-    AGENT_PORT,
     CONSOLE_FD,
-    MAX_PORTS,
     QMP_FD,
+    Accel,
     QemuSpec,
     command,
 )
 from skerry.machine.qemu.ending import reason
-from skerry.machine.qemu.launch import Launcher, Process
-from skerry.machine.qemu.qmp import QemuRefused, Qmp
+from skerry.machine.qemu.launch import KEPT, Launcher, Process
+from skerry.machine.qemu.ports import Ports
+from skerry.machine.qemu.qmp import Qmp
 from skerry.monitor.protocols import Exit, Kind
 
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
 
-DETACH_S = 5.0
-"""How long QEMU may take to give a port up; a frozen one holds a descriptor that was cut."""
+SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
+"""Our ends of a machine's sockets by name, and the numbers of QEMU's ends."""
 
 LAST_WORDS_S = 1.0
 """How long the sockets of an ended QEMU may take to be read to their end."""
 
 
-class _Port:
-    """A channel's end in the machine: its name in QEMU, and whether the device is gone again."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.plugged = False
-        self.deleted = asyncio.Event()
+class _Start(NamedTuple):
+    spec: QemuSpec
+    launcher: Launcher
+    incarnation: str
 
 
 class QemuMachine:
@@ -57,22 +55,32 @@ class QemuMachine:
 
     console: Console
     agent: Agent
+    _start: _Start | None = None
 
-    def __init__(self, spec: QemuSpec, launcher: Launcher) -> None:
-        self._spec = spec
-        self._launcher = launcher
+    def __init__(self, spec: QemuSpec, launcher: Launcher, incarnation: str = "") -> None:
+        """Describe a machine that is to be started.
+
+        With an `incarnation` its process and our ends of its sockets are kept by the supervisor
+        from the start on, under `launch.kept_names(incarnation)`, until they are dropped.
+        """
+        self._set_up(spec.name, spec.accel)
+        self._start = _Start(spec, launcher, incarnation)
+
+    def _set_up(self, name: str, accel: Accel) -> None:
+        self._name = name
+        self._accel = accel
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: Process | None = None
-        self._qmp = Qmp(spec.name, self._event)
-        self._ports: dict[int, _Port] = {}
-        self._begun = self._killed = False
+        self._qmp = Qmp(name, self._event)
+        self._ports = Ports(name, self._qmp)
+        self._running = self._killed = False
         self._shutdown_cause = ""
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def kind(self) -> str:
         """`qemu/tcg` or `qemu/kvm`."""
-        return f"qemu/{self._spec.accel}"
+        return f"qemu/{self._accel}"
 
     @property
     def pid(self) -> int:
@@ -89,41 +97,98 @@ class QemuMachine:
 
         Raises `MachineError` with QEMU's own words if it did not start; then nothing is left.
         """
-        if self._begun or self._killed:
-            raise StateError(f"{self._spec.name}: a machine is prepared once, before its end")
-        self._begun = True
+        start, self._start = self._start, None
+        if start is None or self._killed:
+            raise StateError(f"{self._name}: a machine is prepared once, before its end")
         with contextlib.ExitStack() as theirs:
-            pairs = {fd: socket.socketpair() for fd in (QMP_FD, CONSOLE_FD, AGENT_FD, 2)}
+            pairs = {fd: socket.socketpair() for fd in SOCKETS.values()}
             for _, far in pairs.values():
                 theirs.enter_context(far)
-            ours = {fd: near for fd, (near, _) in pairs.items()}
-            self.console = Console(ours[CONSOLE_FD])
-            self.agent = Agent(ours[AGENT_FD])
-            stderr = Tail(ours[2], STDERR_KEPT)
+            self._take({kept: pairs[fd][0] for kept, fd in SOCKETS.items()})
             try:
-                await self._launch({fd: far.fileno() for fd, (_, far) in pairs.items()}, stderr)
+                await self._launch(start, pairs)
             except BaseException as error:
-                ours[QMP_FD].close()
-                self._never_ran(stderr, str(error))
+                await self._never_ran(str(error))
                 raise
         try:
-            await self._qmp.connect(ours[QMP_FD])
+            await self._qmp.connect()
         except MachineError as error:
             await asyncio.wait({self._exited}, timeout=LAST_WORDS_S)  # it may say why itself
             self.kill()
             end = await asyncio.shield(self._exited)
-            raise MachineError(f"{self._spec.name}: QEMU did not start: {end.reason}") from error
+            raise MachineError(f"{self._name}: QEMU did not start: {end.reason}") from error
         except BaseException:
             self.kill()
             raise
 
+    @classmethod
+    def heir(
+        cls, name: str, incarnation: str, process: Process, kept: Mapping[str, int]
+    ) -> QemuMachine:
+        """Take over a machine that an earlier node started; `adopt` must follow.
+
+        `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
+        four belong to the machine from now on. `exited`, `kill`, `console` and `agent` work at
+        once. Raises `MachineError` if one is missing; then kill the process.
+        """
+        machine = cls.__new__(cls)
+        machine._set_up(name, "tcg")
+        ours = {item: kept.get(f"{incarnation}.{item}", -1) for item in SOCKETS}
+        if missing := [item for item, fd in ours.items() if fd < 0]:
+            for fd in ours.values():
+                if fd >= 0:
+                    os.close(fd)
+            raise MachineError(f"{name}: the supervisor did not keep its {', '.join(missing)}")
+        machine._take({item: socket.socket(fileno=fd) for item, fd in ours.items()}, RESTARTED)
+        machine._run(process)
+        return machine
+
+    async def adopt(self) -> None:
+        """Take up the control of a machine made by `heir`; what an earlier node left is undone.
+
+        Then `running` and `attached` are known, and all works as after `prepare`; the agent must
+        be greeted again (`agent.ready`). Raises `MachineError` if QEMU has ended or does not
+        answer as it should by a deadline; then kill it.
+        """
+        try:
+            await self._qmp.adopt()
+            await self._ask()
+        except MachineError as error:
+            await asyncio.wait({self._exited}, timeout=LAST_WORDS_S)
+            if not self._exited.done():
+                raise
+            words = f"{self._name} has ended: {self._exited.result().reason}"
+            raise MachineError(words) from error
+
+    async def _ask(self) -> None:
+        """Ask an adopted QEMU what it is and does."""
+        untrusted_kvm = await self._qmp.execute("query-kvm")
+        untrusted_status = await self._qmp.execute("query-status")
+        if not isinstance(untrusted_kvm, dict) or not isinstance(untrusted_status, dict):
+            raise MachineError(f"{self._name}: QEMU does not say what it does")
+        self._accel = "kvm" if untrusted_kvm.get("enabled") is True else "tcg"
+        self._running = untrusted_status.get("running") is True
+        await self._ports.find()
+
+    @property
+    def running(self) -> bool:
+        """Whether the processors run, as far as this object has ordered or asked it."""
+        return self._running
+
+    @property
+    def attached(self) -> frozenset[int]:
+        """The channels of which QEMU may hold a descriptor; `detach` works for each of them."""
+        return self._ports.channels
+
     async def resume(self) -> None:
         """Let the processors run."""
         await self._qmp.execute("cont")
+        self._running = True
 
     async def pause(self) -> None:
         """Stop the processors; memory and ports stay."""
         await self._qmp.execute("stop")
+        self._running = False
 
     async def shutdown(self, deadline_s: float) -> None:
         """Ask the guest's agent to switch off; kill the process when the deadline has passed."""
@@ -142,7 +207,7 @@ class QemuMachine:
         self._killed = True
         if self._process is not None:
             self._process.kill()
-        elif not self._begun:
+        elif self._start is not None:
             self._exited.set_result(Exit(0, "ended before it was started"))
 
     async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
@@ -153,107 +218,73 @@ class QemuMachine:
         """
         if kind != "stream":
             raise MachineError(f"this machine has no channels of the kind {kind}")
-        if port == AGENT_PORT:
-            raise MachineError(f"the port {AGENT_PORT} is the agent's", fix="choose another name")
-        if channel in self._ports:
-            raise StateError(f"{self._spec.name}: channel {channel} is attached already")
-        if len(self._ports) >= MAX_PORTS:
-            raise LimitReached(f"{self._spec.name} has its {MAX_PORTS} channels (MAX_PORTS)")
-        made = self._ports[channel] = _Port(f"channel{channel}")
-        try:
-            await self._add(made, port, end)
-        except BaseException:
-            with contextlib.suppress(MachineError):
-                await self.detach(channel)
-            raise
+        await self._ports.add(channel, port, end)
 
     async def detach(self, channel: int) -> None:
         """Take the port away and have QEMU close its descriptor. Idempotent.
 
-        Raises `MachineError` if QEMU did not do so in `DETACH_S`; may then be called again.
+        Raises `MachineError` if QEMU did not do so in `ports.DETACH_S`; may then be called again.
         """
-        port = self._ports.get(channel)
-        if port is None:
-            return
-        if not self._exited.done():
-            try:
-                async with asyncio.timeout(DETACH_S):
-                    await self._remove(port)
-            except TimeoutError:
-                raise MachineError(
-                    f"{self._spec.name}: QEMU did not give up the port of channel {channel}",
-                    fix="it may be frozen; nothing crosses a channel that was cut",
-                ) from None
-        self._ports.pop(channel, None)
+        if self._exited.done():
+            self._ports.forget(channel)
+        else:
+            await self._ports.remove(channel)
 
-    async def _add(self, made: _Port, port: str, end: int) -> None:
-        await self._qmp.give(made.name, end)
-        address = {"type": "fd", "data": {"str": made.name}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await self._qmp.execute("chardev-add", {"id": made.name, "backend": backend})
-        device = {"driver": "virtserialport", "bus": "ports.0", "name": port}
-        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
-        try:
-            await self._qmp.execute(
-                "device_add", device | {"id": f"{made.name}-port", "chardev": made.name}
-            )
-        except QemuRefused:
-            made.plugged = False
-            raise
+    def _take(self, ours: Mapping[str, socket.socket], note: bytes = b"") -> None:
+        """Take over our ends of the machine's sockets."""
+        self._qmp.hold(ours["qmp"])
+        self.console = Console(ours["console"], note)
+        self.agent = Agent(ours["agent"])
+        self._stderr = Tail(ours["stderr"], STDERR_KEPT)
 
-    async def _remove(self, port: _Port) -> None:
-        """Undo `_add`, from any point that it has reached."""
-        if port.plugged:
-            with contextlib.suppress(QemuRefused):  # asked before, and done late
-                await self._qmp.execute("device_del", {"id": f"{port.name}-port"})
-            await port.deleted.wait()
-        try:
-            await self._qmp.execute("chardev-remove", {"id": port.name})
-        except QemuRefused:
-            there = await self._qmp.execute("query-chardev")
-            if isinstance(there, list) and any(item.get("label") == port.name for item in there):
-                raise
-        with contextlib.suppress(QemuRefused):  # held only if `chardev-add` never took it
-            await self._qmp.execute("closefd", {"fdname": port.name})
-
-    async def _launch(self, fds: Mapping[int, int], stderr: Tail) -> None:
+    async def _launch(
+        self, start: _Start, pairs: Mapping[int, tuple[socket.socket, socket.socket]]
+    ) -> None:
+        near = {kept: pairs[fd][0].fileno() for kept, fd in SOCKETS.items()}
+        fds = {fd: far.fileno() for fd, (_, far) in pairs.items()}
+        names = {f"{start.incarnation}.{kept}": fd for kept, fd in near.items()}
+        argv = command(start.spec, start.launcher.path)
         null = os.open(os.devnull, os.O_RDONLY)
         try:
-            self._process = await self._launcher.launch(
-                self._spec.name,
-                command(self._spec, self._launcher.path),
-                {0: null, 1: fds[2], **fds},
+            fds |= {0: null, 1: fds[2]}
+            process = await start.launcher.launch(
+                start.incarnation or self._name, argv, fds, keep=names if start.incarnation else {}
             )
         finally:
             os.close(null)
-        if self._killed:
-            self._process.kill()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(self._process, stderr))
+        self._run(process)
 
-    async def _watch(self, process: Process, stderr: Tail) -> None:
+    def _run(self, process: Process) -> None:
+        """Be the machine of this process from now on."""
+        self._process = process
+        if self._killed:
+            process.kill()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(process))
+
+    async def _watch(self, process: Process) -> None:
         """Wait for the end, read the last words, and say why it ended."""
         status = await asyncio.shield(process.exited)
-        await asyncio.wait({stderr.closed, self.console.closed}, timeout=LAST_WORDS_S)
+        await asyncio.wait({self._stderr.closed, self.console.closed}, timeout=LAST_WORDS_S)
         await self._qmp.drained(LAST_WORDS_S)
-        await self._qmp.close()
-        self._let_go(stderr)
+        await self._let_go()
         words = reason(
             status,
             killed=self._killed,
             cause=self._shutdown_cause,
-            untrusted_stderr=stderr.untrusted_text,
+            untrusted_stderr=self._stderr.untrusted_text,
             untrusted_console=self.console.untrusted_text,
         )
         self._exited.set_result(Exit(status, words))
 
-    def _never_ran(self, stderr: Tail, why: str) -> None:
+    async def _never_ran(self, why: str) -> None:
         """Settle a machine whose process was not started."""
         if self._process is None and not self._exited.done():
-            self._let_go(stderr)
+            await self._let_go()
             self._exited.set_result(Exit(1, f"QEMU was not started: {why}"))
 
-    def _let_go(self, stderr: Tail) -> None:
-        stderr.close()
+    async def _let_go(self) -> None:
+        await self._qmp.close()
+        self._stderr.close()
         self.console.close()
         self.agent.close()
 
@@ -261,6 +292,4 @@ class QemuMachine:
         if name == "SHUTDOWN":
             self._shutdown_cause = str(untrusted_data.get("reason"))[:64]
         elif name == "DEVICE_DELETED":
-            for port in self._ports.values():
-                if untrusted_data.get("device") == f"{port.name}-port":
-                    port.deleted.set()
+            self._ports.deleted(untrusted_data.get("device"))

@@ -1,21 +1,24 @@
 """QEMU's control socket: commands with deadlines, and descriptors handed over one at a time.
 
 The rules it keeps: whatever a QEMU answers, or does not answer, is a result or a `MachineError`
-by a deadline; and no other command comes between a descriptor and the `getfd` that names it.
+by a deadline; no other command comes between a descriptor and the one that uses it; and an
+answer to a command of an earlier process is never taken for one to ours.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from skerry.errors import MachineError
+from skerry.machine.qemu.sync import GIVEN, EarlierSession
 
 if TYPE_CHECKING:
-    from qemu.qmp import Message, QMPClient
+    from qemu.qmp import QMPClient
 
 COMMAND_S = 10.0
 """How long a QEMU may take for one command."""
@@ -27,25 +30,63 @@ Event = Callable[[str, Mapping[str, object]], None]
 
 
 class QemuRefused(MachineError):
-    """QEMU answered a command with an error: it had no effect."""
+    """QEMU answered a command with an error: it had no effect. `absent`: no such device."""
+
+    def __init__(self, message: str, *, absent: bool) -> None:
+        super().__init__(message)
+        self.absent = absent
 
 
 class Qmp:
-    """One QMP session. `on_event` gets each event as it comes; nothing is queued."""
+    """One QMP session over our end of QEMU's control socket, which it owns from `hold` on.
+
+    `on_event` gets each event as it comes; nothing is queued.
+    """
 
     def __init__(self, name: str, on_event: Event) -> None:
         self._name = name
         self._on_event = on_event
         self._lock = asyncio.Lock()
+        self._sock: socket.socket | None = None
         self._client: QMPClient | None = None
 
-    async def connect(self, sock: socket.socket) -> None:
-        """Take over our end of QEMU's control socket and greet. Raises `MachineError`."""
+    def hold(self, sock: socket.socket) -> None:
+        """Take over the socket; `connect` or `adopt` comes next."""
+        self._sock = sock
+
+    async def connect(self) -> None:
+        """Greet a QEMU that nobody has spoken to. Raises `MachineError`."""
+        async with self._lock:
+            await self._open(greet=True)
+
+    async def adopt(self) -> None:
+        """Go on where an earlier process was killed, in the middle of anything.
+
+        Its unfinished command and what it was not answered are dropped, and a descriptor that it
+        sent and did not use is closed. Raises `MachineError`, also if QEMU does not follow in
+        `COMMAND_S`.
+        """
+        async with self._deadline("the node that adopts it", 0.0), self._lock:
+            await self._earlier().synchronise()
+            await self._open(greet=False)
+
+    def _earlier(self) -> EarlierSession:
+        if self._sock is None:
+            raise MachineError(f"{self._name}: QEMU is not connected")
+        return EarlierSession(self._name, self._sock, self._event)
+
+    async def _open(self, greet: bool) -> None:
         # Imported here: the commands of the CLI must not pay for it.
         from qemu.qmp import QMPClient, QMPError
 
         client = QMPClient(self._name, readbuflen=MAX_REPLY)
         client.events.event_filter = self._event
+        client.await_greeting = client.negotiate = greet
+        # The library counts its ids from 0, and so did an earlier process: its late answers
+        # must not fit.
+        client._execute_id = secrets.randbits(64)
+        sock, self._sock = self._sock, None
+        assert sock is not None
         try:
             async with asyncio.timeout(COMMAND_S):
                 await client.connect(sock)
@@ -61,9 +102,13 @@ class Qmp:
         async with self._deadline(command, wait_s), self._lock:
             return await self._execute(command, arguments)
 
-    async def give(self, name: str, descriptor: int) -> None:
-        """Give QEMU a descriptor under a name. Raises `MachineError`; then it has none."""
-        async with self._deadline("getfd", 0.0), self._lock:
+    async def give(self, descriptor: int, command: str, arguments: Mapping[str, object]) -> None:
+        """Give QEMU a descriptor, called `sync.GIVEN`, and run the command that uses it.
+
+        Raises `MachineError`; if it is `QemuRefused` QEMU has closed the descriptor, else
+        `take_back` must follow.
+        """
+        async with self._deadline(command, 0.0), self._lock:
             # The lock was free, so the last command was answered and asyncio's buffer is empty.
             while True:
                 try:
@@ -73,11 +118,25 @@ class Qmp:
                     await asyncio.sleep(0.01)
                 except OSError as error:
                     raise MachineError(f"{self._name}: QEMU is gone: {error}") from error
-            await self._execute("getfd", {"fdname": name})
+            await self._execute("getfd", {"fdname": GIVEN})
+            try:
+                await self._execute(command, arguments)
+            except QemuRefused:
+                with contextlib.suppress(QemuRefused):  # used, and refused for something else
+                    await self._execute("closefd", {"fdname": GIVEN})
+                raise
+
+    async def take_back(self) -> None:
+        """Have QEMU close a descriptor that was given and not used, if there is one."""
+        with contextlib.suppress(QemuRefused):
+            await self.execute("closefd", {"fdname": GIVEN})
 
     async def close(self) -> None:
         """End the session; what waits for an answer fails. Idempotent, raises nothing."""
         client, self._client = self._client, None
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
         if client is not None:
             with contextlib.suppress(Exception):  # every way in which a dead peer ends a session
                 async with asyncio.timeout(1):
@@ -88,7 +147,9 @@ class Qmp:
         from qemu.qmp import Runstate
 
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(wait_s), self._lock:
+                if self._sock is not None:  # nobody has adopted it
+                    await self._earlier().events_to_the_end()
                 while self._client is not None and self._client.runstate == Runstate.RUNNING:
                     await self._client.runstate_changed()
 
@@ -109,7 +170,8 @@ class Qmp:
         try:
             return await self._connected().execute(command, dict(arguments or {}) or None)
         except ExecuteError as error:
-            raise QemuRefused(f"{self._name}: QEMU refused {command}: {error}") from error
+            words = f"{self._name}: QEMU refused {command}: {error}"
+            raise QemuRefused(words, absent=error.error_class == "DeviceNotFound") from error
         except (QMPError, StateError) as error:
             raise MachineError(f"{self._name}: QEMU ended during {command}") from error
 
@@ -118,7 +180,7 @@ class Qmp:
             raise MachineError(f"{self._name}: QEMU is not connected")
         return self._client
 
-    def _event(self, message: Message) -> bool:
+    def _event(self, message: Mapping[str, object]) -> bool:
         """Hand an event on as it comes; returning False keeps the library from queueing it."""
         untrusted_data = message.get("data")
         data = untrusted_data if isinstance(untrusted_data, dict) else {}

@@ -35,7 +35,7 @@ class SimulatedGuest:
         console.setblocking(False)
         self._console = console
         self._sockets: dict[str, socket.socket] = {}
-        self._running = self._frozen = False
+        self.running = self._frozen = False
         self.awake = asyncio.Event()
 
     def ports(self) -> list[str]:
@@ -100,7 +100,12 @@ class SimulatedGuest:
 
     def run(self, running: bool) -> None:
         """Let the processors run or stop them (the machine's side)."""
-        self._running = running
+        self.running = running
+        self._set_awake()
+
+    def moved(self) -> None:
+        """Forget who waited: they may be of an event loop that is no more (the machine's side)."""
+        self.awake = asyncio.Event()
         self._set_awake()
 
     def plug(self, port: str, sock: socket.socket) -> None:
@@ -127,7 +132,7 @@ class SimulatedGuest:
             raise MachineError(f"the guest has no port {port}") from None
 
     def _set_awake(self) -> None:
-        if self._running and not self._frozen:
+        if self.running and not self._frozen:
             self.awake.set()
         else:
             self.awake.clear()
@@ -139,6 +144,11 @@ class SimulatedAgent:
     def __init__(self, guest: SimulatedGuest, exited: asyncio.Future[Exit]) -> None:
         self._guest = guest
         self._exited = exited
+        self._closed = False
+
+    def close(self) -> None:
+        """End the commands under way, as those of an earlier host are ended."""
+        self._closed = True
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the guest runs. Raises `MachineError` when the time is over."""
@@ -160,7 +170,9 @@ class SimulatedAgent:
 
         async def work() -> int:
             await self._guest.awake.wait()
+            self._check()
             code, stream, data = await self._command(words)
+            self._check()
             if data and (waiting := output(stream, data)) is not None:
                 await waiting
             return code
@@ -189,13 +201,19 @@ class SimulatedAgent:
         return 127, "err", b"not a command here; the simulator knows: " + known + b"\n"
 
     async def _send(self, port: str, data: bytes) -> None:
-        while data := data[self._guest.write(port, data) :]:  # noqa: ASYNC110  -- see POLL_S
+        while data := data[self._guest.write(port, data) :]:
             await asyncio.sleep(POLL_S)
+            self._check()
 
     async def _receive(self, port: str) -> bytes:
-        while not (data := self._guest.read(port)):  # noqa: ASYNC110  -- see POLL_S
+        while not (data := self._guest.read(port)):
             await asyncio.sleep(POLL_S)
+            self._check()
         return data
+
+    def _check(self) -> None:
+        if self._closed:
+            raise MachineError("the connection to the guest's agent was closed")
 
     async def _unless_over(self, work: Coroutine[Any, Any, _T], timeout_s: float | None) -> _T:
         task = asyncio.ensure_future(work)

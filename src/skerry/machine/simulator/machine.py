@@ -2,7 +2,8 @@
 
 The rule: it keeps the protocol to the letter (a machine is prepared once, an attached end is
 duplicated, a machine that ended holds nothing), so that the core, the command line and the laws
-are tested by the thousand. It confines nothing: it is for tests and for trying a policy.
+are tested by the thousand. A node that is killed loses only this object, and the process goes on.
+It confines nothing: it is for tests and for trying a policy.
 """
 
 from __future__ import annotations
@@ -10,22 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Literal
 
 from skerry.errors import MachineError, StateError
-from skerry.machine.console import Console
+from skerry.machine.console import RESTARTED, Console
 from skerry.machine.simulator.guest import SimulatedAgent, SimulatedGuest
+from skerry.machine.simulator.process import Faults, SimulatedProcess, Step
 from skerry.monitor.protocols import Exit, Kind
-
-Step = Literal["prepare", "resume", "pause", "shutdown", "attach", "detach"]
-
-
-class Faults:
-    """What a test lets go wrong: steps that fail, steps at which the machine dies."""
-
-    def __init__(self) -> None:
-        self.fail: set[Step] = set()
-        self.die: set[Step] = set()
 
 
 class SimulatedMachine:
@@ -33,18 +24,26 @@ class SimulatedMachine:
 
     `guest`, `agent` and `console` exist once `prepare` has returned. `faults` may be changed at
     any time; a guest is frozen by `guest.freeze()`.
+
+    Made with the `process` of another it takes that over, and the other acts no more (only
+    `die`, which is the guest's own doing); then `adopt` must follow. The other may be of an
+    event loop that was closed.
     """
 
     guest: SimulatedGuest
     agent: SimulatedAgent
     console: Console
 
-    def __init__(self, name: str, faults: Faults | None = None) -> None:
+    def __init__(
+        self, name: str, faults: Faults | None = None, process: SimulatedProcess | None = None
+    ) -> None:
         self.name = name
-        self.faults = faults or Faults()
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._ports: dict[int, str] = {}
-        self._prepared = False
+        self._ready = False
+        self.process = process or SimulatedProcess(faults or Faults())
+        if self.process.started:
+            self._connect(RESTARTED)
+        self.process.hand_over(self)
 
     @property
     def kind(self) -> str:
@@ -59,22 +58,54 @@ class SimulatedMachine:
     @property
     def descriptors(self) -> dict[int, int]:
         """The descriptor that the machine holds of each channel."""
-        return {c: self.guest.socket(port).fileno() for c, port in self._ports.items()}
+        ports = self.process.ports if self._owns else {}
+        return {channel: self.guest.socket(port).fileno() for channel, port in ports.items()}
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong, for this object and those after it."""
+        return self.process.faults
+
+    @property
+    def running(self) -> bool:
+        """Whether the processors run."""
+        return self._owns and self.process.started and self.guest.running
+
+    @property
+    def attached(self) -> frozenset[int]:
+        """The channels of which the machine holds a descriptor."""
+        return frozenset(self.descriptors)
 
     async def prepare(self) -> None:
         """Make the guest, its processors stopped. Raises `MachineError`, `StateError`."""
-        if self._prepared or self._exited.done():
+        if self.process.started or self._exited.done():
             raise StateError(f"{self.name}: a machine is prepared once, before its end")
-        near, far = socket.socketpair()
-        self.guest = SimulatedGuest(far)
-        self.console = Console(near)
-        self.agent = SimulatedAgent(self.guest, self._exited)
-        self._prepared = True
+        self.process.start()
+        self._connect()
+        self._ready = True
         try:
             self._step("prepare")
         except MachineError:
-            self._end(1, "it did not start")
+            self.process.end(1, "it did not start")
             raise
+
+    def release(self) -> None:
+        """Leave the machine as a killed node does: no call of this object acts any more."""
+        if not self._owns:
+            return
+        self.process.owner = None
+        if self.process.started:
+            self.console.close()
+            self.agent.close()
+
+    def heir(self) -> SimulatedMachine:
+        """Return the next node's object for the same process; `adopt` must follow."""
+        return SimulatedMachine(self.name, process=self.process)
+
+    async def adopt(self) -> None:
+        """Take up the control of a process that was taken over. Raises `MachineError`."""
+        self._ready = self.process.started
+        self._step("adopt")
 
     async def resume(self) -> None:
         """Let the guest run."""
@@ -89,22 +120,24 @@ class SimulatedMachine:
 
     async def shutdown(self, deadline_s: float) -> None:
         """End the guest; one that does not answer is killed when the deadline has passed."""
-        if self._prepared and not self._exited.done():
+        if self._ready and not self._exited.done():
             try:
                 self._step("shutdown")
                 await asyncio.wait_for(self.guest.awake.wait(), deadline_s)
-                self._end(0, "the guest switched off")
+                self.process.end(0, "the guest switched off")
             except (MachineError, TimeoutError):
                 pass
         self.kill()
 
     def kill(self) -> None:
         """End the machine at once. Idempotent, in any state."""
-        self._end(-9, "killed" if self._prepared else "ended before it was started")
+        if self._owns:
+            started = self.process.started
+            self.process.end(-9, "killed" if started else "ended before it was started")
 
     def die(self, status: int = 1, reason: str = "it died") -> None:
         """End by itself, as a machine that crashes does; for tests."""
-        self._end(status, reason)
+        self.process.end(status, reason)
 
     async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
         """Take a duplicate of a channel's end, and show it to the guest as `port`.
@@ -114,35 +147,41 @@ class SimulatedMachine:
         self._step("attach")
         if kind != "stream":
             raise MachineError(f"this machine has no channels of the kind {kind}")
-        if channel in self._ports or port in self.guest.ports():
+        if channel in self.process.ports or port in self.guest.ports():
             raise StateError(f"{self.name}: channel {channel} or port {port} is attached already")
         try:
             sock = socket.socket(fileno=os.dup(end))
         except OSError as error:
             raise MachineError(f"{self.name}: cannot take the channel: {error.strerror}") from None
         self.guest.plug(port, sock)
-        self._ports[channel] = port
+        self.process.ports[channel] = port
 
     async def detach(self, channel: int) -> None:
         """Take the port away and close its descriptor. Idempotent, also after the end."""
-        if channel not in self._ports:
+        if not self._owns or channel not in self.process.ports:
             return
         self._step("detach")
-        self.guest.unplug(self._ports.pop(channel))
+        self.guest.unplug(self.process.ports.pop(channel))
+
+    def ended(self, end: Exit) -> None:
+        """Take note of the process's end (the process's side)."""
+        if self.process.started:
+            self.console.close()
+        self._exited.set_result(end)
+
+    @property
+    def _owns(self) -> bool:
+        return self.process.owner is self
+
+    def _connect(self, note: bytes = b"") -> None:
+        self.guest = self.process.guest
+        self.console = Console(self.process.console(), note)
+        self.agent = SimulatedAgent(self.guest, self._exited)
 
     def _step(self, step: Step) -> None:
-        if step in self.faults.die:
-            self._end(1, f"it died at {step}")
-        if not self._prepared or self._exited.done():
+        if self._owns and step in self.faults.die:
+            self.process.end(1, f"it died at {step}")
+        if not self._owns or not self._ready or self._exited.done():
             raise MachineError(f"{self.name}: the machine is not there for {step}")
         if step in self.faults.fail:
             raise MachineError(f"{self.name}: {step} failed")
-
-    def _end(self, status: int, reason: str) -> None:
-        if self._exited.done():
-            return
-        self._ports.clear()
-        if self._prepared:
-            self.guest.end()
-            self.console.close()
-        self._exited.set_result(Exit(status, reason))

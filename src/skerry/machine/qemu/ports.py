@@ -1,0 +1,147 @@
+"""The ports of one QEMU's channels: a character device for each, and a port of the guest on it.
+
+The rules it keeps: what of a port is there can be taken away again, from any point that its making
+reached, also one that an earlier process made; a port that failed to come leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+
+from skerry.errors import LimitReached, MachineError, StateError
+from skerry.machine.qemu.command import AGENT_PORT, MAX_PORTS
+from skerry.machine.qemu.qmp import QemuRefused, Qmp
+from skerry.machine.qemu.sync import GIVEN
+
+DETACH_S = 5.0
+"""How long QEMU may take to give a port up; a frozen one holds a descriptor that was cut."""
+
+BUSY_S = 0.01
+"""The pause before a busy character device is asked for again: QEMU frees it in a thread."""
+
+_CHARDEV = re.compile(r"channel([0-9]{1,18})")
+_DEVICE = re.compile(r"channel([0-9]{1,18})-port")
+
+
+class _Port:
+    """What of a channel is, or may be, in QEMU: a device on its character device, and its end."""
+
+    def __init__(self, channel: int, plugged: bool = False) -> None:
+        self.chardev = f"channel{channel}"
+        self.device = f"channel{channel}-port"
+        self.plugged = plugged
+        self.deleted = asyncio.Event()
+
+
+class Ports:
+    """The ports of one machine's channels."""
+
+    def __init__(self, name: str, qmp: Qmp) -> None:
+        self._name = name
+        self._qmp = qmp
+        self._ports: dict[int, _Port] = {}
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """The channels of which QEMU may hold a descriptor."""
+        return frozenset(self._ports)
+
+    async def find(self) -> None:
+        """Ask a QEMU that an earlier process drove what it holds. Raises `MachineError`."""
+        chardevs = self._numbers(await self._qmp.execute("query-chardev"), "label", _CHARDEV)
+        where = {"path": "/machine/peripheral"}
+        devices = self._numbers(await self._qmp.execute("qom-list", where), "name", _DEVICE)
+        found = {channel: _Port(channel, channel in devices) for channel in chardevs | devices}
+        if len(found) > MAX_PORTS:
+            raise MachineError(f"{self._name}: QEMU holds {len(found)} channels, over MAX_PORTS")
+        self._ports = found
+
+    def _numbers(self, untrusted: object, key: str, shape: re.Pattern[str]) -> set[int]:
+        if not isinstance(untrusted, list):
+            raise MachineError(f"{self._name}: QEMU gave no list of what it holds")
+        names = [str(item.get(key)) for item in untrusted if isinstance(item, dict)]
+        return {int(match[1]) for name in names if (match := shape.fullmatch(name))}
+
+    async def add(self, channel: int, port: str, end: int) -> None:
+        """Give QEMU a descriptor of a stream, and the guest a port of that name.
+
+        Raises `MachineError`, `StateError`, `LimitReached`; then the guest has no such port.
+        """
+        if port == AGENT_PORT:
+            raise MachineError(f"the port {AGENT_PORT} is the agent's", fix="choose another name")
+        if channel in self._ports:
+            raise StateError(f"{self._name}: channel {channel} is attached already")
+        if len(self._ports) >= MAX_PORTS:
+            raise LimitReached(f"{self._name} has its {MAX_PORTS} channels (MAX_PORTS)")
+        made = self._ports[channel] = _Port(channel)
+        try:
+            await self._make(made, port, end)
+        except BaseException:
+            with contextlib.suppress(MachineError):
+                await self.remove(channel)
+            raise
+
+    async def _make(self, made: _Port, port: str, end: int) -> None:
+        address = {"type": "fd", "data": {"str": GIVEN}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await self._qmp.give(end, "chardev-add", {"id": made.chardev, "backend": backend})
+        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
+        device = {"driver": "virtserialport", "bus": "ports.0", "name": port}
+        try:
+            await self._qmp.execute(
+                "device_add", device | {"id": made.device, "chardev": made.chardev}
+            )
+        except QemuRefused:
+            made.plugged = False
+            raise
+
+    async def remove(self, channel: int) -> None:
+        """Undo `add`, from any point that it has reached; an unknown channel is no error.
+
+        Raises `MachineError`, also if QEMU did not do so in `DETACH_S`; may then be called again.
+        """
+        port = self._ports.get(channel)
+        if port is None:
+            return
+        try:
+            async with asyncio.timeout(DETACH_S):
+                await self._unmake(channel, port)
+        except TimeoutError:
+            raise MachineError(
+                f"{self._name}: QEMU did not give up the port of channel {channel}",
+                fix="it may be frozen; nothing crosses a channel that was cut",
+            ) from None
+        self._ports.pop(channel, None)
+
+    async def _unmake(self, channel: int, port: _Port) -> None:
+        if port.plugged:
+            try:
+                await self._qmp.execute("device_del", {"id": port.device})
+            except QemuRefused as refusal:  # asked before, and done late or done already
+                if refusal.absent:
+                    port.deleted.set()
+            await port.deleted.wait()
+        while not await self._closed(channel, port):  # noqa: ASYNC110  -- QEMU says nothing
+            await asyncio.sleep(BUSY_S)
+        await self._qmp.take_back()
+
+    async def _closed(self, channel: int, port: _Port) -> bool:
+        """Have the character device removed; it is busy for a moment after its port has gone."""
+        try:
+            await self._qmp.execute("chardev-remove", {"id": port.chardev})
+        except QemuRefused:
+            there = await self._qmp.execute("query-chardev")
+            return channel not in self._numbers(there, "label", _CHARDEV)
+        return True
+
+    def deleted(self, untrusted_device: object) -> None:
+        """QEMU says that a device is gone."""
+        for port in self._ports.values():
+            if untrusted_device == port.device:
+                port.deleted.set()
+
+    def forget(self, channel: int) -> None:
+        """QEMU is gone and the channel with it."""
+        self._ports.pop(channel, None)

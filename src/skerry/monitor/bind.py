@@ -1,0 +1,258 @@
+"""Binding channels and cutting them: the lower half of the monitor.
+
+The rules this module keeps (laws 2 to 4): a channel stands in the table from before it is decided;
+its twins are in safe hands before a machine gets an end; a cut never asks, waits for nobody, and
+when it returns no byte can cross. What stands between two `await`s is atomic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from skerry.errors import Denied, NotFound, StaleGeneration, StateError
+from skerry.label import Label
+from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.ends import Detaching, lent
+from skerry.monitor.journal import Journal
+from skerry.monitor.mediate import Grant, Mediator
+from skerry.monitor.protocols import AuditLog, Bridges, Decider, Kind
+from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
+
+
+class Binder:
+    """The domains and channels of one node; `Monitor` adds the life of domains and policies.
+
+    `withdrawn` is called with a domain's name and the reason in the very step in which what was
+    granted over it ends (relabel, stop, kill, end), so that sessions end with the channels.
+    """
+
+    def __init__(
+        self,
+        decider: Decider,
+        audit: AuditLog,
+        bridges: Mapping[Kind, Bridges],
+        clock: Callable[[], float],
+        *,
+        journal: Journal | None = None,
+        max_channels: int = MAX_CHANNELS,
+    ) -> None:
+        self.mediator = Mediator(decider, audit)
+        self.domains: dict[str, Domain] = {}
+        self.channels = ChannelTable(max_channels)
+        self.withdrawn: Callable[[str, str], object] = lambda name, why: None
+        self._audit = audit
+        self._journal = journal or Journal()
+        self._bridges = bridges
+        self._clock = clock
+        self._calm = asyncio.Event()  # not set while a policy is being changed
+        self._calm.set()
+        self._detaching = Detaching(audit)
+
+    def domain(self, name: str) -> Domain:
+        """Return the last incarnation of a domain. Raises `NotFound` if it was never started."""
+        try:
+            return self.domains[name]
+        except KeyError:
+            raise NotFound(
+                f"domain {name} has not been started", fix="`skerry ps` lists the domains"
+            ) from None
+
+    async def use(self, hook: str, operator: Label, name: str, **about: object) -> Grant:
+        """Ask a hook between the operator and a domain (exec, console, pause …)."""
+        domain = self.domain(name)
+        return await self.mediator.permit(
+            hook,
+            lambda: {"operator": operator, "domain": domain.label},
+            {"domain": name, **about},
+        )
+
+    async def connect(
+        self,
+        operator: Label,
+        source: str,
+        sink: str,
+        kind: Kind = "stream",
+        port: str = "",
+        one_way: bool = False,
+        for_s: float | None = None,
+    ) -> Channel:
+        """Bind a channel at an operator's wish, who must be allowed to see both domains."""
+        await self.use("domain_getdomaininfo", operator, source, channel_to=sink)
+        await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
+        return await self.bind(source, sink, kind, port, one_way, for_s)
+
+    async def bind(
+        self,
+        source: str,
+        sink: str,
+        kind: Kind = "stream",
+        port: str = "",
+        one_way: bool = False,
+        for_s: float | None = None,
+    ) -> Channel:
+        """Bind a channel between two domains that run or are paused, and return it live.
+
+        `port` is its name in both guests, `ch<number>` if empty; `for_s` bounds its life. Raises
+        `Refused` and other `Denied`s, `StateError`, `MachineError`; then neither machine holds
+        anything of it.
+        """
+        first, second = self.domain(source), self.domain(sink)
+        if first is second:
+            raise StateError(f"domain {source} cannot have a channel to itself")
+        if kind not in self._bridges:
+            raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
+        port = port or self.channels.next_port()
+        for domain in (first, second):
+            domain.require(ALIVE, "bind a channel to it")
+            if self.channels.port_taken(domain, port):
+                raise StateError(f"domain {domain.name} already has a port {port}")
+        channel = self.channels.add(kind, first, second, port, one_way)
+        channel.for_s = for_s
+        try:
+            await self._mint(channel)
+            await self._journal.minted(channel)
+            await self._attach(channel)
+            await self._journal.live(channel)
+            self._still_wanted(channel)
+        except BaseException as error:
+            if channel.phase is Phase.LIVE:
+                self._cut(channel, f"it could not be attached: {error}")
+            else:
+                self._drop(channel)
+            raise
+        return channel
+
+    async def _mint(self, channel: Channel) -> None:
+        about = {
+            "channel": channel.number,
+            "kind": channel.kind,
+            "port": channel.port,
+            "source": channel.source.name,
+            "sink": channel.sink.name,
+            **({} if channel.for_s is None else {"for_s": channel.for_s}),
+        }
+        await self._calm.wait()
+        grant = await self.mediator.permit(
+            channel.hook,
+            lambda: {"source": channel.source.label, "sink": channel.sink.label},
+            about,
+        )
+        try:
+            self._still_wanted(channel)
+            channel.bridge = self._bridges[channel.kind].mint(channel.one_way)
+        except Denied as error:
+            self.mediator.failed(channel.hook, error, **about)
+            raise
+        channel.phase = Phase.LIVE
+        channel.generation = grant.generation
+        channel.record = grant.record
+        channel.since = self._clock()
+        self._bound(channel)
+
+    def _bound(self, channel: Channel) -> None:
+        if channel.for_s is not None:
+            left = channel.since + channel.for_s - self._clock()
+            loop = asyncio.get_running_loop()
+            channel.timer = loop.call_later(left, self._expire, channel)
+
+    def readmit_channel(self, channel: Channel) -> None:
+        """Go on with a channel that was live before a restart; its bridge has both twins."""
+        self.channels.enter(channel)
+        channel.phase = Phase.LIVE
+        self._bound(channel)
+
+    @contextlib.asynccontextmanager
+    async def _no_binding(self) -> AsyncIterator[None]:
+        """Let nobody begin to be asked for a channel, so that what stands is soon known."""
+        self._calm.clear()
+        try:
+            yield
+        finally:
+            self._calm.set()
+
+    def _expire(self, channel: Channel) -> None:
+        """End a bounded grant when its time is over, also while machines take their ends."""
+        if channel.phase is Phase.LIVE:
+            self._cut(channel, "its time is over")
+
+    def _still_wanted(self, channel: Channel) -> None:
+        if channel.phase is Phase.CUT:
+            raise StaleGeneration(
+                f"channel {channel.number} was cut while it was being bound", fix="try again"
+            )
+        for domain in channel.ends:
+            domain.require(ALIVE, "bind a channel to it")
+
+    async def _attach(self, channel: Channel) -> None:
+        self._still_wanted(channel)
+        bridge = channel.bridge
+        assert bridge is not None  # it was minted, and not cut
+        source, sink = (domain.require(ALIVE, "attach a channel") for domain in channel.ends)
+        what = channel.number, channel.kind, channel.port
+        channel.attaching = True
+        try:
+            with lent(bridge) as (at_source, at_sink):
+                results = await asyncio.gather(
+                    source.attach(*what, at_source),
+                    sink.attach(*what, at_sink),
+                    return_exceptions=True,
+                )
+        finally:
+            channel.attaching = False
+            if channel.phase is Phase.CUT:  # meanwhile, so what was taken since must go too
+                self._detach(channel)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        bridge.handed_over()
+
+    def cut(self, number: int, why: str = "cut by the operator") -> int:
+        """Revoke one channel: when this returns, no byte can cross. Returns bytes drained."""
+        return self._cut(self.channels.get(number), why)
+
+    def _cut(self, channel: Channel, why: str) -> int:
+        drained = self._drop(channel)
+        self._audit.note(
+            "cut",
+            {
+                "channel": channel.number,
+                "source": channel.source.name,
+                "sink": channel.sink.name,
+                "drained": drained,
+                "why": why,
+            },
+        )
+        return drained
+
+    def _cut_all(self, domain: Domain, why: str) -> list[int]:
+        self.withdrawn(domain.name, why)
+        channels = self.channels.of(domain)
+        for channel in channels:
+            self._cut(channel, why)
+        return [channel.number for channel in channels]
+
+    def _drop(self, channel: Channel) -> int:
+        """Sever a channel in whatever phase, and let both machines drop their ends later."""
+        self.channels.remove(channel)
+        channel.phase = Phase.CUT
+        if channel.timer is not None:
+            channel.timer.cancel()
+        bridge, channel.bridge = channel.bridge, None
+        if bridge is None:
+            return 0
+        drained = bridge.cut()
+        self._journal.gone(channel)
+        if not channel.attaching:
+            self._detach(channel)
+        return drained
+
+    def _detach(self, channel: Channel) -> None:
+        for domain in channel.ends:
+            if domain.machine is not None and domain.state in ALIVE:
+                self._detaching.later(domain.machine, channel.number)
+
+    async def settle(self) -> None:
+        """Wait until both machines of every cut channel have dropped their ends."""
+        await self._detaching.settle()

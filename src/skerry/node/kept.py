@@ -1,0 +1,121 @@
+"""The system and the policy in force, in a file: what a restarted node goes on with.
+
+The rule this module keeps: a restarted node never reads the user's files again, which may have
+changed; it reads what was in force, and only if it is unaltered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from skerry.audit.disk import HostDisk
+from skerry.errors import Denied, SkerryError
+from skerry.label import Label
+from skerry.monitor.domain import Domain
+from skerry.node.journal import NodeJournal
+from skerry.node.setup import Setup
+from skerry.policy.fitness import check_fitness
+from skerry.policy.source import Source, make_policy
+from skerry.system.model import System
+
+PREFIX = "setup-"
+
+
+class KeptSetup(msgspec.Struct, frozen=True):
+    """A setup without what can be made again from the rest."""
+
+    system: System
+    sources: tuple[Source, ...]
+    labels: Mapping[str, Label]
+    operators: Mapping[int, Label]
+    owner: Label
+
+
+def save_setup(folder: pathlib.Path, setup: Setup) -> str:
+    """Write a setup durably and return the name of its file. Raises `Denied`."""
+    kept = KeptSetup(setup.system, setup.policy.sources, setup.labels, setup.operators, setup.owner)
+    content = msgspec.msgpack.encode(kept, enc_hook=str)
+    path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
+    new = folder / f".{path.name}.{os.getpid()}"
+    try:
+        if not path.exists():
+            with new.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+            HostDisk().sync_folder(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Denied(
+            f"the system in force cannot be written down: {error.strerror}",
+            fix="make room on the disk",
+            code="NOT-DURABLE",
+        ) from None
+    return path.name
+
+
+def read_setup(folder: pathlib.Path, name: str) -> Setup:
+    """Read a setup that was in force. Raises `SkerryError` if it is missing or altered."""
+    try:
+        content = (folder / name).read_bytes()
+        if name != f"{PREFIX}{hashlib.sha256(content).hexdigest()}":
+            raise ValueError("its content is not what its name says")
+        kept = msgspec.msgpack.decode(content, type=KeptSetup, dec_hook=_decode)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise SkerryError(
+            f"the system that was in force cannot be read: {error}", fix="`skerry up` starts anew"
+        ) from None
+    policy = make_policy(kept.sources)
+    warnings = tuple(check_fitness(policy.stack))
+    return Setup(kept.system, policy, kept.labels, kept.operators, kept.owner, warnings)
+
+
+def forget_setups(folder: pathlib.Path, name: str) -> None:
+    """Remove every setup but this one."""
+    for path in folder.glob(f"{PREFIX}*"):
+        if path.name != name:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+class SetupKeeper:
+    """Keeps a node's setup: durable before it is in force."""
+
+    def __init__(self, journal: NodeJournal, folder: pathlib.Path) -> None:
+        self._last: Setup | None = None
+        self._journal = journal
+        self._folder = folder
+
+    async def keep(
+        self, setup: Setup, generation: int, labels: Mapping[Domain, Label] | None = None
+    ) -> None:
+        """Write down what comes into force, with the labels of the domains that it renames.
+
+        Raises `Denied`; then what was in force still is.
+        """
+        name = await asyncio.to_thread(save_setup, self._folder, setup)
+        self._last = setup
+        await self._journal.changed(name, generation, labels or {})
+
+    def holds(self, setup: Setup) -> bool:
+        """Say whether this setup is the last one that was written down, or tried to be."""
+        return self._last is setup
+
+    def settled(self) -> None:
+        """Remove what is not in force any more."""
+        forget_setups(self._folder, self._journal.standing.setup)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if issubclass(kind, pathlib.PurePath):
+        return kind(value)
+    raise NotImplementedError

@@ -1,0 +1,240 @@
+"""Puts a node together: a fresh one from the user's files, or the next one after a restart.
+
+The rules (law 7): whether this is a restart is for the supervisor to say, which holds the token of
+the life that the journal describes; a restarted node goes on with what was in force, and says what
+it found; nothing new is allowed before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from skerry.audit.disk import Disk, HostDisk
+from skerry.audit.writer import AuditTrail
+from skerry.channel.stream import StreamBridges
+from skerry.errors import Denied, SkerryError, SupervisorError
+from skerry.monitor.monitor import Monitor
+from skerry.monitor.protocols import AuditLog
+from skerry.node import paths
+from skerry.node.deciding import ClosedDecider, open_manager
+from skerry.node.digest import code_digest
+from skerry.node.helpers import Helpers, accepted_layers
+from skerry.node.jails import Identities
+from skerry.node.journal import NodeJournal, read_journal, remove_journal
+from skerry.node.kept import SetupKeeper, forget_setups, read_setup
+from skerry.node.machines import Machines
+from skerry.node.node import Node
+from skerry.node.recover import Recovered, Recovery
+from skerry.node.setup import Setup, load_setup
+from skerry.node.standing import Standing
+from skerry.policy.client import Notice
+from skerry.policy.source import Policy
+from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
+from skerry.system.model import System
+
+Report = Callable[[Mapping[str, object]], None]
+
+IDENTITIES = "n/identities"
+"""The name under which the supervisor keeps the lock of the node's uids."""
+
+HELPERS_S = 3.0
+"""How long the helpers of a dead node may take to write out what they have and end."""
+
+
+class World(NamedTuple):
+    """What a node stands on: the host's own, where a test puts nothing else."""
+
+    disk: Disk = HostDisk()
+    clock: Callable[[], float] = time.monotonic
+    identities: Callable[[int, int], Identities] = Identities
+    machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
+    trail: Callable[[Path, Disk], AuditTrail] = AuditTrail.open
+    manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
+
+
+HOST = World()
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A node that can serve; `recovered` says what a restart found, None for a fresh node.
+
+    Set `journal.over` when everything was ended: then nothing of it is left behind.
+    """
+
+    node: Node
+    trail: AuditLog
+    journal: NodeJournal
+    recovered: Recovered | None
+
+
+class Life(msgspec.Struct, frozen=True):
+    """What a node begins with: fresh, or after a restart."""
+
+    fresh: bool
+    setup: Setup
+    standing: Standing
+    inherited: Inherited
+
+
+async def open_node(
+    system: Path,
+    supervisor: SupervisorClient,
+    report: Report,
+    exits: contextlib.AsyncExitStack,
+    world: World = HOST,
+) -> Opened:
+    """Make the node; what must be closed in the end is left to `exits`.
+
+    Raises `SkerryError`: a fresh node was not made; after a restart, nothing can go on.
+    """
+    state = await asyncio.to_thread(paths.make_private, paths.state_dir())
+    life = await _begin(system, state, supervisor, world)
+    setup, standing = life.setup, life.standing
+    trail = await asyncio.to_thread(world.trail, state / paths.audit_file().name, world.disk)
+    exits.push_async_callback(asyncio.to_thread, trail.close)
+    streams = StreamBridges()
+    exits.callback(streams.close)
+    identities = world.identities(standing.uid, life.inherited.kept.get(IDENTITIES, -1))
+    exits.callback(identities.close)
+    helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
+    exits.push_async_callback(helpers.close)
+    machines = world.machines(setup.system, supervisor, identities)
+    exits.push_async_callback(machines.close)
+    layers = await _try_out(machines, streams, report, life.fresh)
+    await _record(trail, _first_record(setup, layers), life.fresh)
+    journal = await NodeJournal.open(paths.journal_file(), supervisor, standing, world.disk)
+    exits.push_async_callback(_close, journal, state)
+    journal.footprint = machines.footprint
+    keeper = SetupKeeper(journal, state)
+    if life.fresh:
+        await keeper.keep(setup, standing.generation)
+        await _keep_token(supervisor, standing.token, identities.lock)
+    keeper.settled()
+    manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
+    exits.push_async_callback(manager.close)
+    monitor = Monitor(
+        manager,
+        trail,
+        {"stream": streams},
+        world.clock,
+        journal=journal,
+        max_domains=setup.system.limits.domains,
+        max_channels=setup.system.limits.channels,
+    )
+    monitor.channels.skip(standing.channel)
+    node = Node(setup, monitor, machines.make, world.clock, keeper)
+    node.helpers["policy manager"] = manager
+    recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
+    found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
+    if life.fresh:
+        return Opened(node, trail, journal, None)
+    trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
+    return Opened(node, trail, journal, found)
+
+
+async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
+    """Find out whether this is a restart, and take over what the supervisor holds."""
+    try:
+        inherited = await supervisor.inherit()
+    except (SpawnFailed, SupervisorGone) as error:
+        raise SupervisorError(f"the supervisor hands nothing over: {error}") from None
+    await _wait_for_helpers(inherited)
+    standing = await asyncio.to_thread(_standing, inherited, world.disk)
+    if standing is None:
+        setup = await asyncio.to_thread(load_setup, system)
+        return Life(True, setup, Standing(token=secrets.token_hex(8)), inherited)
+    setup = await asyncio.to_thread(read_setup, state, standing.setup)
+    return Life(False, setup, standing, inherited)
+
+
+async def _try_out(
+    machines: Machines, streams: StreamBridges, report: Report, fresh: bool
+) -> Mapping[str, str]:
+    """Load the images and try the host; return what became of each layer of the jail.
+
+    A node that goes on does so also where something is missing by now: it only says so.
+    """
+    failures = await asyncio.to_thread(machines.load_images)
+    if failures and fresh:
+        raise failures[0]
+    layers = await machines.self_test(streams) if fresh else {}
+    try:
+        await machines.choose_accel(report)
+    except SkerryError as error:
+        if fresh:
+            raise
+        failures.append(error)
+    for failure in failures:
+        report({"event": "note", "text": f"warning: {failure}"})
+    return layers
+
+
+async def _close(journal: NodeJournal, state: Path) -> None:
+    await journal.close()
+    if journal.over:
+        await asyncio.to_thread(remove_journal, paths.journal_file())
+        await asyncio.to_thread(forget_setups, state, "")
+
+
+async def _wait_for_helpers(inherited: Inherited) -> None:
+    """Let what served the dead node write out what it has; then its files are ours."""
+    helpers = [p for name, p in inherited.processes.items() if not name.startswith("d/")]
+    if helpers:
+        await asyncio.wait({process.exited for process in helpers}, timeout=HELPERS_S)
+    for process in helpers:
+        process.kill()
+
+
+def _standing(inherited: Inherited, disk: Disk) -> Standing | None:
+    """Return what the journal says, if it is about what this supervisor holds; else None."""
+    tokens = {name.removeprefix("n/") for name in inherited.kept if name.startswith("n/")}
+    if not tokens - {IDENTITIES.removeprefix("n/")}:
+        return None
+    standing = read_journal(paths.journal_file(), disk)
+    if standing is None or standing.token not in tokens:
+        raise SkerryError(
+            "the journal does not describe what runs here, so all of it is stopped",
+            fix="start the system again",
+        )
+    return standing
+
+
+async def _record(trail: AuditLog, fields: Mapping[str, object], fresh: bool) -> None:
+    """Write the first record; a node that goes on needs no leave, a fresh one does."""
+    if fresh:
+        await trail.append("up", fields)
+        return
+    try:
+        await trail.append("restarted", fields)
+    except Denied:
+        trail.note("restarted", fields)
+
+
+async def _keep_token(supervisor: SupervisorClient, token: str, lock: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        await supervisor.keep({f"n/{token}": null, **({IDENTITIES: lock} if lock >= 0 else {})})
+    except (SpawnFailed, SupervisorGone) as error:
+        raise SupervisorError(f"the supervisor keeps nothing: {error}") from None
+    finally:
+        os.close(null)
+
+
+def _first_record(setup: Setup, layers: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "system": setup.system.name,
+        "code": code_digest(),
+        "policy": setup.stack.digest,
+        "modules": list(setup.stack.names),
+        "layers": dict(layers),
+        "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
+    }

@@ -1,0 +1,65 @@
+"""The system in force in a file: the same again, unaltered, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from skerry.errors import SkerryError
+from skerry.node.kept import forget_setups, read_setup, save_setup
+from skerry.node.setup import Setup, carried, load_setup
+from skerry.policy.source import NewPolicy, changed
+from tests.support.simulated import POLICY, SYSTEM, write_system
+
+
+def setup_in(folder: Path) -> Setup:
+    """Load the small system with everything that a file may hold."""
+    more = '\n[operators]\n"uid:12345" = "broker"\n[alarm.red]\nstop = ["red"]\n'
+    more += "[limits]\ndomains = 9\n"
+    return load_setup(Path(write_system(folder, SYSTEM + more)))
+
+
+def same(one: Setup, other: Setup) -> bool:
+    """Compare all but the stacks' objects."""
+    return (
+        one.system == other.system
+        and one.policy.sources == other.policy.sources
+        and one.stack.digest == other.stack.digest
+        and (dict(one.labels), dict(one.operators)) == (dict(other.labels), dict(other.operators))
+        and (one.owner, one.warnings) == (other.owner, other.warnings)
+    )
+
+
+def test_what_was_in_force_is_read_though_the_files_changed(tmp_path: Path) -> None:
+    """Also after a change of policy that no file of the user's holds."""
+    setup = setup_in(tmp_path)
+    wider = changed(setup.policy, NewPolicy("x", POLICY.replace('"1.0"', '"1.1"').encode()))
+    after = carried(setup, wider)
+    names = save_setup(tmp_path, setup), save_setup(tmp_path, after)
+    (tmp_path / "system.toml").unlink()
+    (tmp_path / "policy.toml").unlink()
+    assert same(read_setup(tmp_path, names[0]), setup)
+    assert same(read_setup(tmp_path, names[1]), after)
+    assert read_setup(tmp_path, names[0]).system.line(("domains", "red", "label")) > 0
+    forget_setups(tmp_path, names[1])
+    with pytest.raises(SkerryError, match="cannot be read"):
+        read_setup(tmp_path, names[0])
+
+
+def test_an_altered_setup_is_refused(tmp_path: Path) -> None:
+    """One changed bit, a torn end, and bytes that hash well but are no setup."""
+    name = save_setup(tmp_path, setup_in(tmp_path))
+    whole = (tmp_path / name).read_bytes()
+    for altered in (whole[:-1], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], b""):
+        (tmp_path / name).write_bytes(altered)
+        with pytest.raises(SkerryError, match="not what its name says"):
+            read_setup(tmp_path, name)
+    import hashlib
+
+    other = msgspec.msgpack.encode({"system": 1})
+    made = f"setup-{hashlib.sha256(other).hexdigest()}"
+    (tmp_path / made).write_bytes(other)
+    with pytest.raises(SkerryError, match="cannot be read"):
+        read_setup(tmp_path, made)
