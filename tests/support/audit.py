@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 from skerry.audit import service
 
@@ -65,3 +66,10 @@ class Writer:
     def thaw(self) -> None:
         """Let it go on."""
         self.process.send_signal(signal.SIGCONT)
+
+
+async def until(done: Callable[[], object], seconds: float = 15.0) -> None:
+    """Wait until `done()` is true."""
+    async with asyncio.timeout(seconds):
+        while not done():  # noqa: ASYNC110  -- whatever a test looks at, it tells nobody
+            await asyncio.sleep(0.005)

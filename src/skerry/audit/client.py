@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +21,9 @@ from skerry.audit.appender import RECOVERY, RESERVE, Clock
 from skerry.audit.chain import Link, is_hash
 from skerry.audit.connection import Connection, Start
 from skerry.audit.disk import Disk, HostDisk
+from skerry.audit.live import Live
 from skerry.audit.messages import (
     Answer,
-    Begin,
     Begun,
     Continued,
     Entry,
@@ -35,7 +34,7 @@ from skerry.audit.messages import (
     Write,
     Written,
 )
-from skerry.audit.opening import append_text, open_again, unavailable, words
+from skerry.audit.opening import append_text, unavailable, words
 from skerry.audit.outbox import Item, Outbox
 from skerry.audit.record import MAX_NUMBER, fields_json, note_text
 from skerry.audit.segments import Segments
@@ -66,15 +65,13 @@ class AuditClient:
 
     def __init__(
         self,
-        segments: Segments,
+        live: Live,
         start: Start,
-        rotate: int,
         wall: Clock = time.time_ns,
         mono: Clock = time.monotonic_ns,
     ) -> None:
-        self._segments = segments
+        self._live = live
         self._start = start
-        self._rotate = rotate
         self._wall = wall
         self._mono = mono
         self._loop = asyncio.get_running_loop()
@@ -86,8 +83,6 @@ class AuditClient:
         self._spent = False  # the reserve is used up
         self._confessed = 0  # how many refusals the probe that is on its way tells of
         self._writer: Connection | None = None
-        self._live = -1  # the live segment, as the writer has it
-        self._first = 0  # the number of its first record
         self._begun: asyncio.Future[None] = self._loop.create_future()
         self._gone = asyncio.Event()
         self._news = asyncio.Event()  # set with every answer, and at the writer's end
@@ -107,27 +102,35 @@ class AuditClient:
         rotate: int = 0,
         keep: int = 1,
         at_least: Link | None = None,
+        insist: bool = True,
         disk: Disk | None = None,
     ) -> AuditClient:
         """Open a trail and start its writer. Raises `AuditUnavailable`, or what `start` raises.
 
         A segment is closed at `rotate` bytes (0: never), and `keep` closed ones are kept;
-        `at_least` is a record that the trail is known to have reached. `disk` opens the files.
+        `at_least` is a record that the trail is known to have reached. Without `insist` nothing
+        is raised: the trail refuses, and tries again, until the writer starts. `disk` opens the
+        files.
         """
-        client = cls(Segments(path, disk or HostDisk(), keep), start, rotate)
+        client = cls(Live(Segments(path, disk or HostDisk(), keep), rotate), start)
         client._head = at_least or Link()
         try:
             await client._begin()
-        except OSError as error:
-            raise unavailable(client._refusal(words(error))) from None
-        client._recovered()
+        except Exception as error:
+            if insist and isinstance(error, OSError):
+                raise unavailable(client._refusal(words(error))) from None
+            if insist:
+                raise
+            client._not_begun(error)
+        else:
+            client._recovered()
         client._keeper = asyncio.ensure_future(client._keep())
         return client
 
     @property
     def path(self) -> Path:
         """The live segment's file."""
-        return self._segments.path
+        return self._live.path
 
     @property
     def head(self) -> Link:
@@ -206,9 +209,7 @@ class AuditClient:
             try:
                 await self._begin()
             except Exception as error:  # whatever it is, everything is refused until one starts
-                why = error.message if isinstance(error, SkerryError) else words(error)
-                self._fail("restarting", f"its writer cannot be started: {why}")
-                self._gone.set()
+                self._not_begun(error)
             else:
                 self._recovered(told=True)
 
@@ -216,24 +217,22 @@ class AuditClient:
         """Start a writer where the trail ends. Raises `SkerryError`, `OSError`."""
         if self._following is not None:
             await asyncio.wait([self._following])
-        opened, written = await asyncio.to_thread(open_again, self._segments, self._head)
+        opened, written = await self._live.open(self._head)
         self._outbox.reconcile(written)
-        self._head = link = opened.link
-        self._live, self._first = opened.fd, opened.first
+        self._head = opened.link
         if opened.cut:
             self.note("recovered", {"reason": "a crash while writing", "cut_bytes": opened.cut})
         try:
             writer = Connection(self._heard, self._flush, self._ended)
         except OSError:
-            self._close_live()
+            self._live.close()
             raise
         self._writer = writer
         self._gone.clear()
         self._begun = self._loop.create_future()
         try:
             await writer.start(self._start)
-            rest = opened.first, opened.continues, self._rotate
-            writer.order(Begin(opened.size, link.n, link.hash, *rest), self._live)
+            writer.order(self._live.begin(opened), self._live.fd)
             async with asyncio.timeout(START_S):
                 await self._begun
         except TimeoutError:
@@ -243,10 +242,15 @@ class AuditClient:
             writer.end("it could not be started")
             raise
 
+    def _not_begun(self, error: Exception) -> None:
+        why = error.message if isinstance(error, SkerryError) else words(error)
+        self._fail("restarting", f"its writer cannot be started: {why}")
+        self._gone.set()
+
     def _ended(self, why: str) -> None:
         """Hear that the writer is gone."""
         self._writer = None
-        self._close_live()
+        self._live.close()
         for timer in (self._watch, self._retry):
             if timer is not None:
                 timer.cancel()
@@ -257,11 +261,6 @@ class AuditClient:
             self._begun.exception()  # perhaps nobody waits for it yet
         self._gone.set()
         self._news.set()
-
-    def _close_live(self) -> None:
-        if self._live >= 0:
-            self._segments.close(self._live)
-            self._live = -1
 
     # Failing, and recovering.
 
@@ -355,18 +354,15 @@ class AuditClient:
             case Refused():
                 self._refused(untrusted)
             case Follow():
-                # Each one may cost the oldest segment: none is given before its time.
-                if self._following is not None or not self._rotate:
-                    raise WireError("the audit writer asked for a segment out of turn")
-                if os.fstat(self._live).st_size < self._rotate:
-                    raise WireError("the audit writer asked for a segment too early")
+                if self._following is not None or not self._live.is_full():
+                    raise WireError("the audit writer asked for a segment before its time")
                 self._following = asyncio.ensure_future(self._follow())
             case Begun():
                 if self._begun.done():
                     raise WireError("the audit writer began twice")
                 self._begun.set_result(None)
             case Continued():
-                self._loop.run_in_executor(None, self._segments.begun)
+                self._live.begun()
         if self._state == "frozen":
             self._recovered(told=True)
 
@@ -393,20 +389,15 @@ class AuditClient:
 
     async def _follow(self) -> None:
         """Give the writer its next segment; no records are sent meanwhile."""
-        writer, first, link = self._writer, self._first, self._head
+        writer = self._writer
+        answer: Next | NoNext
         try:
-            fd, continues = await asyncio.to_thread(self._segments.follow, first, link)
+            answer = Next(await self._live.follow(self._head))
         except OSError as error:
-            if writer is not None:
-                writer.order(NoNext(words(error)))
-        else:
-            if writer is None or writer is not self._writer:  # it ended meanwhile
-                self._segments.close(fd)
-            else:
-                writer.order(Next(continues), fd)
-                self._close_live()
-                self._live, self._first = fd, link.n + 1
+            answer = NoNext(words(error))
         finally:
             self._following = None
-            self._answered_s = self._loop.time()
-            self._flush_soon()
+        if writer is not None:
+            writer.order(answer, self._live.fd if isinstance(answer, Next) else -1)
+        self._answered_s = self._loop.time()
+        self._flush_soon()

@@ -1,7 +1,8 @@
 """A node's audit trail: its writer's process, its checkpoints, and the head that it notes.
 
-The rule: a node whose trail does not reach the head that it noted, or whose writer does not start,
-does not start. The last thing that a node writes is a checkpoint.
+The rule: a fresh node whose trail does not reach the head that was noted, or whose writer does not
+start, does not start; one that goes on after a restart does, and allows nothing until it can
+record. The last thing that a node writes is a checkpoint.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class Recording:
         self._task = asyncio.ensure_future(checkpoints.run(time.monotonic))
 
     @classmethod
-    async def open(cls, launch: Launch, audit: Audit) -> Recording:
+    async def open(cls, launch: Launch, audit: Audit, insist: bool = True) -> Recording:
         """Open the node's trail, with a segment's length and number from the system file.
 
-        Raises `AuditUnavailable`, `SkerryError`, and what `launch` raises.
+        Raises `SkerryError` for a key or a head that can't be read; with `insist` also
+        `AuditUnavailable`, and what `launch` raises, if the writer does not start.
         """
 
         async def start(fd: int) -> Killable:
@@ -57,6 +59,7 @@ class Recording:
             rotate=audit.rotate,
             keep=audit.keep,
             at_least=head,
+            insist=insist,
         )
         return cls(trail, Checkpoints(trail, key, paths.audit_head()))
 

@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from skerry.audit.record import Record, parse_record
 from skerry.audit.writer import AuditTrail
 from skerry.errors import AuditUnavailable, Denied
 from skerry.monitor.protocols import AuditLog
-from tests.support.audit import Writers
+from tests.support.audit import Writers, until
 
 
 def proven(path: Path) -> list[Record]:
@@ -33,14 +33,6 @@ def proven(path: Path) -> list[Record]:
     proof = verify(lines, first=first_kept(path))
     assert not proof.broken, proof
     return [parse_record(line) for line in lines]
-
-
-async def until(done: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until `done()` is true."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

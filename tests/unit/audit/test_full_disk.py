@@ -15,18 +15,10 @@ from skerry.audit.chain import verify
 from skerry.audit.writer import AuditTrail
 from skerry.errors import AuditUnavailable
 from skerry.machine.simulator.disk import SimulatedDisk
+from tests.support.audit import until
 from tests.unit.audit.trails import FILE, lines_of, records, segment_bytes
 
 FULL = os.strerror(errno.ENOSPC)
-
-
-async def until(done: object, seconds: float = 5.0) -> None:
-    """Wait until `done()` is true."""
-    assert callable(done)
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 def events(disk: SimulatedDisk) -> list[str]:

@@ -20,7 +20,7 @@ from skerry.errors import AuditUnavailable
 from skerry.node import paths
 from skerry.node.recording import NAME, Recording
 from skerry.system.model import Audit
-from tests.support.audit import Writers
+from tests.support.audit import Writers, until
 
 
 @pytest.fixture
@@ -78,6 +78,29 @@ def test_a_node_does_not_start_on_a_trail_that_was_cut(writers: Writers) -> None
         asyncio.run(life(writers))
     paths.audit_file().write_bytes(whole)
     asyncio.run(life(writers, "up"))
+
+
+def test_a_node_that_goes_on_refuses_until_its_writer_starts(writers: Writers) -> None:
+    """After a restart no writer is no end: notes wait, appends are denied, then all is well."""
+
+    async def main() -> None:
+        writers.fails = True
+        launch = launcher(writers)
+        recording = await Recording.open(launch, Audit(), insist=False)  # type: ignore[arg-type]
+        states = [str(recording.trail.state)]
+        with pytest.raises(AuditUnavailable, match="no process"):
+            await recording.trail.append("allow", {})
+        recording.trail.note("cut", {})
+        writers.fails = False
+        await until(lambda: recording.trail.state == "running")
+        assert states == ["restarting"]
+        await recording.trail.append("allow", {})
+        await recording.close()
+        await asyncio.to_thread(writers.reap)
+
+    asyncio.run(main())
+    events = [parse_record(line).event for line in read_lines(paths.audit_file())]
+    assert events == ["cut", "recovered", "allow", CHECKPOINT]
 
 
 def test_a_node_does_not_start_without_its_writer(writers: Writers) -> None:
