@@ -18,11 +18,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
 from skerry.control.calls import Calls
+from skerry.control.notify import notify
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer
 from skerry.errors import SkerryError
@@ -32,6 +34,7 @@ from skerry.node import paths
 from skerry.node.digest import code_digest
 from skerry.node.machines import Machines
 from skerry.node.node import Node
+from skerry.node.reconcile import Prepare
 from skerry.node.setup import Setup, load_setup
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
@@ -134,7 +137,7 @@ async def _run(
         )
         node = Node(setup, monitor, machines.make, time.monotonic)
         stop = _stop_signals(supervisor, foreground)
-        await _serve(node, report, stop)
+        await _serve(node, partial(machines.prepare, streams), report, stop)
         trail.note("down", {"system": setup.system.name})
     finally:
         await machines.close()
@@ -153,11 +156,12 @@ def _first_record(setup: Setup, layers: Mapping[str, str]) -> dict[str, object]:
     }
 
 
-async def _serve(node: Node, report: Reporter, stop: asyncio.Event) -> None:
+async def _serve(node: Node, prepare: Prepare, report: Reporter, stop: asyncio.Event) -> None:
     """Listen, bring the system up, wait until it is to end, and end it."""
-    calls = Calls(node)
+    calls = Calls(node, prepare)
     path = paths.make_shared(paths.run_dir()) / paths.control_socket().name
     server = ControlServer(path, Operators(lambda: node.setup.operators), calls.handle)
+    calls.reconciler.operators_changed = server.operators_changed
     await server.listen(os.getuid())
     try:
         await _stand(node, report, stop, calls)
@@ -194,6 +198,7 @@ async def _rise(node: Node, report: Reporter) -> None:
     running = [d.name for d in node.monitor.domains.values() if d.state is State.RUNNING]
     await asyncio.gather(*(greet(name) for name in running))
     report({"event": "ready"})
+    notify("READY=1")
 
 
 BOOT_S = 120.0

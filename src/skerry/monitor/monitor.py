@@ -70,6 +70,10 @@ class Monitor:
         self._admission = asyncio.Lock()
         self._detaching = Detaching(audit)
 
+    def limit(self, domains: int, channels: int) -> None:
+        """Set how many there may be from now on; what is over it stays."""
+        self._max_domains, self.channels.limit = domains, channels
+
     def domain(self, name: str) -> Domain:
         """Return the last incarnation of a domain. Raises `NotFound` if it was never started."""
         try:

@@ -76,6 +76,10 @@ class MachineJails:
         if self._pool is not None:
             self._pool.close()
 
+    def accept(self, missing: Collection[str]) -> None:
+        """Accept from now on that these layers, and no others, are missing."""
+        self._accepted = frozenset(missing)
+
     async def sweep(self) -> None:
         """Remove what killed nodes left behind."""
         await asyncio.to_thread(cgroup.sweep)

@@ -6,6 +6,7 @@ asks for KVM never gets less.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from skerry.errors import MachineError
@@ -34,14 +35,42 @@ class Machines:
     def __init__(self, system: System, supervisor: SupervisorClient) -> None:
         """Load and verify the images. Raises `NotFound`, `LayerMissing`."""
         self._system = system
+        self._supervisor = supervisor
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
-        for domain in system.domains.values():
+        self._jails: MachineJails | None = None
+        self._load_images()
+        self._make_jails()
+
+    def _load_images(self) -> None:
+        for domain in self._system.domains.values():
             if domain.machine == "qemu" and domain.image not in self._images:
                 image = store.load(paths.image_cache(), domain.image)
                 store.verify(image)
                 self._images[domain.image] = image
-        self._jails = MachineJails(supervisor, system.accept_missing) if self._images else None
+
+    def _make_jails(self) -> None:
+        if self._images and self._jails is None:
+            self._jails = MachineJails(self._supervisor, self._system.accept_missing)
+
+    async def prepare(self, streams: Bridges, system: System, report: Report) -> None:
+        """Make ready what another system's domains run on, beside those that run.
+
+        Raises `NotFound`, `LayerMissing`, `MachineError`; then all is as it was.
+        """
+        before, had_jails = self._system, self._jails is not None
+        self._system = system
+        try:
+            await asyncio.to_thread(self._load_images)
+            self._make_jails()
+            if not had_jails or set(system.accept_missing) != set(before.accept_missing):
+                await self.self_test(streams)
+            await self.choose_accel(report)
+        except BaseException:
+            self._system = before
+            raise
+        if self._jails is not None:
+            self._jails.accept(system.accept_missing)
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone; give the uids back."""

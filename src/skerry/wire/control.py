@@ -27,6 +27,9 @@ MAX_SECONDS = 86_400
 MAX_GRANT_SECONDS = 365 * 86_400
 """Longest bounded grant (`connect --for`), in seconds; a longer one is refused."""
 
+MAX_SIGNATURE = 1024
+"""Most bytes of a policy's signature in a call; a longer one is refused."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
@@ -62,6 +65,7 @@ class PolicyLoad(_Message, frozen=True, tag="policy-load"):
     file: Text
     evict: bool = False
     dry_run: bool = False
+    signature: Annotated[bytes, Meta(max_length=MAX_SIGNATURE)] = b""
 
 
 class SetBooleans(_Message, frozen=True, tag="set-booleans"):
@@ -154,9 +158,23 @@ class Down(_Message, frozen=True, tag="down"):
     deadline_s: Seconds = 10.0
 
 
+class Reconcile(_Message, frozen=True, tag="reconcile"):
+    """Make the system what a file says; `Input` carries `SystemFiles`, an empty one ends it.
+
+    `Output` of the stream `progress` carries one JSON object a line: the plan, then what is done.
+    """
+
+    evict: bool = False
+    dry_run: bool = False
+
+
+class Restart(_Message, frozen=True, tag="restart"):
+    """Let another process of the service take over; domains and channels go on."""
+
+
 Call = (
     Ps | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop | Kill
-    | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
+    | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down | Reconcile | Restart
 )  # fmt: skip
 
 
