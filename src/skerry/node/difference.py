@@ -34,7 +34,7 @@ class Difference(msgspec.Struct, frozen=True):
     another one is to come into force. `settings`: what else the owner fixed and is now another;
     `define`: domains whose definition changes though nothing is done to them. `relabel`: domains
     and their new labels. `start`, `bind`: what should run and be bound and is not; `add`: channels
-    that are new in the file.
+    that are new in the file; `redefined`: domains whose definition changes, `define` among them.
     """
 
     cut: Mapping[int, ChannelSpec]
@@ -48,6 +48,7 @@ class Difference(msgspec.Struct, frozen=True):
     start: tuple[str, ...]
     bind: tuple[ChannelSpec, ...]
     add: tuple[ChannelSpec, ...]
+    redefined: tuple[str, ...]
 
     @property
     def nothing(self) -> bool:
@@ -100,7 +101,7 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
         and name not in restart
         and carry(wanted.stack, label, now.stack) != wanted.labels[name]
     }
-    acted = {*start, *relabel}
+    redefined = tuple(name for name in new.domains if _defined_otherwise(name, now, wanted))
     runs = {*(name for name in live.labels if name in new.domains), *start}
     had, has = set(old.channels), set(new.channels)
     bound = set(live.channels.values())
@@ -113,17 +114,14 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
         restart=restart,
         policy=changed,
         settings=_settings(now, wanted),
-        define=tuple(
-            name
-            for name in new.domains
-            if name not in acted and _defined_otherwise(name, now, wanted)
-        ),
+        define=tuple(name for name in redefined if name not in {*start, *relabel}),
         relabel=relabel,
         start=start,
         bind=tuple(
             spec for spec in new.channels if spec not in stays and {spec.source, spec.sink} <= runs
         ),
         add=tuple(spec for spec in new.channels if spec not in had),
+        redefined=redefined,
     )
 
 

@@ -75,10 +75,11 @@ class Reconciler:
                     fix="name yourself, or let another operator do it",
                 )
             difference = self.difference(wanted)
+            plan = await plan_difference(self.node, uid, wanted, difference)
+            difference = msgspec.structs.replace(difference, define=plan.define)
             if difference.governed:
                 operator = self.node.setup.operators[uid]
                 await self.node.require("policy_load", operator, difference.governed)
-            plan = await plan_difference(self.node, uid, wanted, difference)
             for step in plan.steps:
                 report({"event": "plan", **msgspec.to_builtins(step)})
             if dry_run:
@@ -127,12 +128,12 @@ class _Run:
             starting = [name for name in difference.start if name not in node.alive()]
             self._refused += await node.raise_up(self._operator, starting, self._report)
         if not difference.nothing:
-            about: dict[str, object] = {
+            about = {
                 "system": str(self._wanted.system.path),
                 "operator": str(self._operator),
+                "difference": difference.words(),
+                "refused": [refusal.what for refusal in self._refused],
             }
-            refused = [refusal.what for refusal in self._refused]
-            about |= {"difference": difference.words(), "refused": refused}
             monitor.mediator.audit.note("reconciled", about)
         return {
             "dry_run": False,
@@ -215,8 +216,7 @@ class _Run:
             old = before.system.domains[name]
             # What runs is what it was started as, also if it was started while we were at work.
             if name not in domains or needs_restart(old, domains[name]):
-                domains[name] = old
-                labels.setdefault(name, before.labels[name])
+                domains[name], labels[name] = old, before.labels[name]
         channels = tuple(c for c in wanted.system.channels if c not in self._plan.hidden)
         system = msgspec.structs.replace(wanted.system, domains=domains, channels=channels)
         node.setup = msgspec.structs.replace(wanted, system=system, labels=labels)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from skerry.label import Label
 from skerry.monitor.protocols import Judge
 from skerry.monitor.revise import Fall, Fallen, Standing, find_fall
 from skerry.monitor.table import Phase
@@ -26,13 +27,15 @@ class Plan(msgspec.Struct, frozen=True):
 
     `evicted`: domains that the policy can't keep. `unmoved`: restarts that would end in a refused
     start, so that the domain is left as it is. `hidden`: channels that the caller may not declare,
-    because he may not see both their domains.
+    because he may not see both their domains. `define`: domains whose new definition no allowed
+    step stands for, so that it is asked for as the owner's.
     """
 
     steps: tuple[Step, ...]
     evicted: tuple[Fallen, ...]
     unmoved: Mapping[str, Step]
     hidden: Mapping[ChannelSpec, Step]
+    define: tuple[str, ...]
 
 
 async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Difference) -> Plan:
@@ -43,9 +46,16 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
     planner = Planner(policy, wanted.operators[uid], fall.labels.values())
     steps = _without_question(difference, fall)
     labels = {domain.name: label for domain, label in fall.labels.items()}
+    refused: set[str] = set()
     for name, new in difference.relabel.items():
         if name in labels:
-            steps.append(await planner.relabel(name, labels[name], new))
+            step = await planner.relabel(name, labels[name], new)
+            steps.append(step)
+            if step.allowed:
+                labels[name] = new
+                steps += await _cut_by(planner, name, labels, fall)
+            else:
+                refused.add(name)
     unmoved: dict[str, Step] = {}
     for name in difference.start:
         step = await planner.start(name, wanted.labels[name], later=False)
@@ -57,6 +67,8 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
                 unmoved[name] = step
                 planner.running.append(old)
         steps.append(step)
+        if not step.allowed:
+            refused.add(name)
     hidden: dict[ChannelSpec, Step] = {}
     bound = set(difference.bind)
     for spec in dict.fromkeys((*difference.add, *difference.bind)):
@@ -69,7 +81,25 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
                     step = hidden[spec] = seen
         steps.append(step)
     evicted = tuple(Fallen(domain.name, why) for domain, why in fall.domains.items())
-    return Plan(tuple(steps), evicted, unmoved, hidden)
+    unbacked = {*difference.define, *(refused - unmoved.keys())}
+    define = tuple(name for name in difference.redefined if name in unbacked)
+    return Plan(tuple(steps), evicted, unmoved, hidden, define)
+
+
+async def _cut_by(
+    planner: Planner, name: str, labels: Mapping[str, Label], fall: Fall
+) -> list[Step]:
+    """Return the cuts of the channels that a domain may not have under its new label."""
+    steps = []
+    for channel in fall.kept:
+        ends = channel.source.name, channel.sink.name
+        if name in ends:
+            spec = ChannelSpec(channel.kind, *ends, channel.port, channel.one_way)
+            asked = await planner.bind(spec, *(labels[end] for end in ends), later=True)
+            if not asked.allowed:
+                what = f"channel {channel.number}: {words(spec)}"
+                steps.append(Step("cut", what, code=asked.code, why=asked.why))
+    return steps
 
 
 async def _fall(node: Node, wanted: Setup, difference: Difference) -> Fall:
