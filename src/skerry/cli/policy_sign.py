@@ -18,15 +18,17 @@ def keygen(key: str, as_json: bool) -> None:
     """Make a pair of Ed25519 keys: KEY, which only you may read, and KEY.pub."""
     from skerry.policy.signature import new_key
 
+    named = f"{key}.pub"
+    taken = [Problem(path, 0, "exists already") for path in (key, named) if Path(path).exists()]
+    if taken:
+        raise InputError(taken)
     private, public = new_key()
     _write_new(Path(key), private, 0o600)
-    _write_new(Path(f"{key}.pub"), public, 0o644)
+    _write_new(Path(named), public, 0o644)
     if as_json:
-        emit([{"key": key, "public": f"{key}.pub"}])
+        emit([{"key": key, "public": named}])
     else:
-        click.echo(
-            f'keep {key} apart from the node; the system file names policy-key = "{key}.pub"'
-        )
+        click.echo(f'keep {key} apart from the node; a system file says policy-key = "{named}"')
 
 
 @click.command()

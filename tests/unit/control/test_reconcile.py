@@ -18,10 +18,31 @@ from skerry.machine.simulator.machine import SimulatedMachine
 from skerry.monitor.domain import State
 from skerry.monitor.protocols import Machine
 from skerry.node.reconcile import Reconciler
+from skerry.policy.compile import compile_policy
+from skerry.policy.signature import new_key, public_key, sign
 from skerry.system.model import DomainSpec, System
 from skerry.wire import control as wire
-from skerry.wire.system_files import PolicyFile, SystemFiles, decode_files, encode_files
-from tests.unit.control.test_calls import POLICY, SYSTEM, Client, Host, play, ticks
+from skerry.wire.system_files import (
+    KeyFile,
+    PolicyFile,
+    SystemFiles,
+    decode_files,
+    encode_files,
+)
+from tests.unit.control.test_calls import (
+    LOCKDOWN,
+    OWNER,
+    PERMITTED,
+    POLICY,
+    SYSTEM,
+    UNBRIDGED,
+    Client,
+    FlaskClient,
+    Host,
+    load,
+    play,
+    ticks,
+)
 
 HELPER = 4_000_000
 """The uid of an operator who may see and start what is red, and may not load a policy."""
@@ -542,3 +563,100 @@ def test_a_restart_of_the_service_is_for_those_who_may_load_a_policy(tmp_path: P
         assert host.calls.restart.is_set()
 
     play(tmp_path, scene)
+
+
+def test_a_channel_between_domains_that_the_caller_may_not_see_is_not_declared(
+    tmp_path: Path,
+) -> None:
+    """Also if the domains' labels let it be; who may see both declares it."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        channel = '[[channels]]\nkind = "stream"\nfrom = "x"\nto = "y"\nname = "more"\n'
+        result = await up(host, system + channel, APART, uid=HELPER)
+        assert result.refused == ["bind x ↔ y (more)"]
+        assert "more" not in {spec.name for spec in host.node.setup.system.channels}
+        assert (await up(host, system + channel, APART)).refused == []
+        assert "more" in ports(host)
+
+    two = [MORE.replace("domains.c", f"domains.{n}").replace('"red"', '"blue"') for n in "xy"]
+    system = OPERATED + "".join(two)
+    play(tmp_path, scene, APART, system)
+
+
+KEYS = [new_key() for _ in range(2)]
+
+
+def signed_files(host: Host, key: int | None, policy: str, by: int, endorsed: int | None) -> bytes:
+    """Return a system whose key is one of `KEYS`, or none, its policy signed by one of them."""
+    path = host.node.setup.system.path
+    system = SYSTEM if key is None else f'policy-key = "key.pub"\n{SYSTEM}'
+    content = policy.encode()
+    signature = sign(KEYS[by][0], content, "key")
+    named = None
+    if key is not None:
+        public = KEYS[key][1]
+        by_old = b"" if endorsed is None else sign(KEYS[endorsed][0], public, "key")
+        named = KeyFile(public, by_old)
+    file = PolicyFile(str(path.parent / "policy.toml"), content, signature)
+    return encode_files(SystemFiles(str(path), system, (file,), named))
+
+
+async def up_signed(
+    host: Host, key: int | None, policy: str = POLICY, by: int = 0, endorsed: int | None = None
+) -> Mapping[str, Any]:
+    """Give the node such a system."""
+    caller = Caller(os.getuid())
+    caller.type(signed_files(host, key, policy, by, endorsed))
+    caller.type(b"")
+    return cast(Mapping[str, Any], await host.handle(wire.Reconcile(), caller))
+
+
+def test_a_key_in_force_is_required_of_every_policy_and_of_the_next_key(tmp_path: Path) -> None:
+    """It comes by the owner's decision; then no load and no file passes without its signature, it
+    can't be dropped, and another one follows only if this one signed it."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        newer = POLICY.replace('"1.0"', '"1.1"')
+        with pytest.raises(InputError, match="does not verify"):
+            await up_signed(host, 0, by=1)
+        assert (await up_signed(host, 0))["refused"] == []
+        with pytest.raises(InputError, match="not signed"):
+            await load(host, newer)
+        assert host.audit.records[-1][0] == "deny"
+        assert "POLICY-UNSIGNED" in str(host.audit.records[-1][1])
+        done = await load(host, newer, signature=sign(KEYS[0][0], newer.encode(), "key"))
+        assert done["generation"] == 2
+        with pytest.raises(StateError, match="requires signed policies"):
+            await up_signed(host, None)
+        with pytest.raises(InputError, match=r"key\.pub: not signed"):
+            await up_signed(host, 1, by=1)
+        with pytest.raises(InputError, match=r"key\.pub.*does not verify"):
+            await up_signed(host, 1, by=1, endorsed=1)
+        assert host.node.setup.policy_key == public_key(KEYS[0][1], "")
+        assert (await up_signed(host, 1, by=1, endorsed=0))["refused"] == []
+        assert host.node.setup.policy_key == public_key(KEYS[1][1], "")
+
+    play(tmp_path, scene)
+
+
+def test_booleans_that_were_set_outlive_another_file(tmp_path: Path) -> None:
+    """As with a reload in SELinux: an emergency set is not undone by a new policy."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        await host.handle(wire.SetBooleans({"bridged": False}), FlaskClient(OWNER))
+        assert ports(host) == {}
+        compiled = compile_policy(UNBRIDGED.encode(), "p", "conf")
+        path = host.node.setup.system.path
+        policy = PolicyFile(str(path.parent / "policy.toml"), compiled)
+        caller = Caller(os.getuid())
+        caller.type(encode_files(SystemFiles(str(path), LOCKDOWN, (policy,))))
+        caller.type(b"")
+        await host.handle(wire.Reconcile(), caller)
+        assert host.node.setup.policy.sources[0].booleans == {"bridged": False}
+        assert host.monitor.mediator.decider.generation == 3
+        assert ports(host) == {}
+
+    play(tmp_path, scene, PERMITTED, LOCKDOWN)
