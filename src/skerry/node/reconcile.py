@@ -77,11 +77,11 @@ class Reconciler:
             difference = self.difference(wanted)
             plan = await plan_difference(self.node, uid, wanted, difference)
             difference = msgspec.structs.replace(difference, define=plan.define)
+            for step in plan.steps:
+                report({"event": "plan", **msgspec.to_builtins(step)})
             if difference.governed:
                 operator = self.node.setup.operators[uid]
                 await self.node.require("policy_load", operator, difference.governed)
-            for step in plan.steps:
-                report({"event": "plan", **msgspec.to_builtins(step)})
             if dry_run:
                 return {"dry_run": True, "changed": not difference.nothing}
             if plan.evicted and not evict:
