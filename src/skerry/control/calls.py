@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ from skerry.wire.system_files import MAX_SYSTEM_BYTES, decode_files
 
 _T = TypeVar("_T")
 
+MAX_UPLOADS = 4
+"""Systems that one operator may be sending at once; a further `up` is refused until one is sent."""
+
 MAX_STDIN = 1 << 20
 """Most bytes of standard input that `exec` hands to a command; more is refused."""
 
@@ -38,6 +42,7 @@ class Calls:
         self.restart = asyncio.Event()
         self.reconciler = Reconciler(node, prepare)
         self._node = node
+        self._uploads: Counter[int] = Counter()
 
     async def handle(self, call: wire.Call, session: Session) -> object:
         """Do what the call says and return its result. Raises `SkerryError`."""
@@ -139,7 +144,15 @@ class Calls:
 
     async def _reconcile(self, call: wire.Reconcile, session: Session) -> dict[str, object]:
         """Reconcile, and tell the client of each step; if it goes, the steps go on."""
-        untrusted = await _collect(session, MAX_SYSTEM_BYTES, "give the policies in a shorter form")
+        if self._uploads[session.uid] >= MAX_UPLOADS:
+            full = f"you are sending {MAX_UPLOADS} systems already"
+            raise LimitReached(full, fix="end one of these calls")
+        self._uploads[session.uid] += 1
+        try:
+            shorter = "give the policies in a shorter form"
+            untrusted = await _collect(session, MAX_SYSTEM_BYTES, shorter)
+        finally:
+            self._uploads[session.uid] -= 1
         lines: asyncio.Queue[bytes] = asyncio.Queue()
 
         async def tell() -> None:

@@ -131,9 +131,8 @@ class ControlServer:
         task = asyncio.current_task()
         if task is None:
             return
-        uid = peer_uid(writer.get_extra_info("socket"))
-        self.connections[task] = uid
         try:
+            uid = self.connections[task] = peer_uid(writer.get_extra_info("socket"))
             await self._serve(uid, reader, writer)
         except (WireError, ConnectionError) as error:
             log.info("a connection was closed: %s", error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -33,7 +33,7 @@ from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
 from skerry.policy.signature import require_signed
-from skerry.policy.source import Change, NewBooleans, NewPolicy, NewSources, Policy, changed
+from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
 from skerry.system.model import ChannelSpec, DomainSpec
 from skerry.xsm.explain import explain_error
 
@@ -65,6 +65,13 @@ class Started(msgspec.Struct, frozen=True):
 
     bound: tuple[Channel, ...]
     refused: tuple[Refusal, ...]
+
+
+class Adoption(NamedTuple):
+    """A whole system's setup that comes into force with its policy; `take` makes it the node's."""
+
+    wanted: Setup
+    take: Callable[[], None]
 
 
 class Node:
@@ -212,24 +219,25 @@ class Node:
         what: str,
         evict: bool = False,
         dry_run: bool = False,
-        adopt: Callable[[], None] | None = None,
+        adopting: Adoption | None = None,
     ) -> dict[str, object]:
         """Bring another policy into force, or say what that would do (see `Monitor.load`).
 
         `change` is applied to the policy in force, in a thread, and again if another one came
         into force meanwhile: no change is ever undone by one that did not know it. `what` names
-        it in the trail. `adopt` changes more of the setup in the step in which the policy comes
-        into force: that its operators and assertions fit is then the caller's to have checked.
+        it in the trail. With `adopting`, a whole system's setup comes into force in the same step,
+        and it is its assertions that must hold.
         """
         began = self._clock()
         await self.require(hook, operator, what)
         for _ in range(MAX_TRIES):
             setup = self.setup
-            policy = await asyncio.to_thread(_checked, setup, change)
+            after = adopting.wanted if adopting else setup
+            policy = await asyncio.to_thread(_checked, setup, change, after)
             if self.setup is not setup:
                 continue
             try:
-                done = await self._load(hook, operator, policy, what, evict, dry_run, adopt)
+                done = await self._load(hook, operator, policy, what, evict, dry_run, adopting)
             except StaleGeneration:
                 if self.setup is setup:  # it was not another policy that came in between
                     raise
@@ -260,11 +268,11 @@ class Node:
         what: str,
         evict: bool,
         dry_run: bool,
-        adopt: Callable[[], None] | None,
+        adopting: Adoption | None,
     ) -> dict[str, object]:
         stack = policy.stack
         candidate = self.monitor.mediator.decider.candidate(stack)
-        lost = {} if adopt else self._operators_without(policy)
+        lost = {} if adopting else self._operators_without(policy)
         if operator in lost.values():
             raise StateError(
                 f"your own label {operator} is none of this policy's, so you could not go back",
@@ -282,8 +290,8 @@ class Node:
             nonlocal cut
             # First of all: from here on this is what the next change is made of.
             self.setup = carried(self.setup, policy)
-            if adopt:
-                adopt()
+            if adopting:
+                adopting.take()
             cut = await self._judge_sessions()
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
@@ -476,14 +484,13 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
     }
 
 
-def _checked(setup: Setup, change: Change) -> Policy:
-    """Make another policy. Raises `StateError` if the system's assertions do not hold under it."""
+def _checked(setup: Setup, change: Change, after: Setup) -> Policy:
+    """Make another policy. Raises `StateError` if the assertions of `after` do not hold under it,
+    and `Unsigned` where it must be signed and is not."""
     if setup.policy_key and isinstance(change, NewPolicy):
         require_signed(setup.policy_key, change.content, change.signature, change.file)
     policy = changed(setup.policy, change)
-    if isinstance(change, NewSources):  # a whole system's: proven with its own assertions
-        return policy
-    broken = violations(carried(setup, policy))
+    broken = violations(carried(after, policy))
     if broken:
         shown = "; ".join(violation.text for violation in broken)
         raise StateError(

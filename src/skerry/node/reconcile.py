@@ -28,7 +28,7 @@ from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
 from skerry.node.assertions import violations
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
-from skerry.node.node import Node, Refusal, Report, refusal_of
+from skerry.node.node import Adoption, Node, Refusal, Report, refusal_of
 from skerry.node.plan import Step
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
@@ -196,9 +196,13 @@ class _Run:
         """
         node, what = self._node, difference.governed
         if difference.policy:
-            sources = NewSources(self._wanted.policy.sources)
             loaded = await node.load(
-                "policy_load", self._operator, sources, what=what, evict=evict, adopt=self._adopt
+                "policy_load",
+                self._operator,
+                NewSources(self._wanted.policy.sources),
+                what=what,
+                evict=evict,
+                adopting=Adoption(self._wanted, self._adopt),
             )
             self._report({"event": "loaded", **loaded})
             return

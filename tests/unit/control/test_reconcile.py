@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from skerry.control.calls import MAX_UPLOADS
 from skerry.control.server import Session
 from skerry.errors import Denied, InputError, NotFound, SkerryError, StateError, WireError
 from skerry.label import Label
@@ -498,6 +499,25 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
             await waiting
 
     play(tmp_path, scene)
+
+
+def test_an_operator_sends_only_so_many_systems_at_once(tmp_path: Path) -> None:
+    """What waits in memory is bounded; another operator is not held off, nor is a later call."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        half = [Caller(HELPER) for _ in range(MAX_UPLOADS)]
+        calls = [asyncio.create_task(host.handle(wire.Reconcile(), client)) for client in half]
+        await ticks()
+        with pytest.raises(Denied, match="4 systems already"):
+            await up(host, OPERATED, uid=HELPER)
+        assert (await up(host, OPERATED)).refused == []
+        for client in half:
+            client.type(None)
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert (await up(host, OPERATED, uid=HELPER)).refused == []
+
+    play(tmp_path, scene, system=OPERATED)
 
 
 def test_a_client_that_goes_stops_no_step(tmp_path: Path) -> None:
