@@ -423,6 +423,29 @@ def test_a_restart_that_would_be_refused_leaves_the_domain_as_it_is(tmp_path: Pa
     play(tmp_path, scene, APART, system)
 
 
+def test_what_takes_away_needs_no_trail_and_what_gives_does(tmp_path: Path) -> None:
+    """With a trail that can't be written, a domain goes and another does not come; when it can be
+    again, the same file does the rest."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        host.audit.dead = True
+        new = ALONE.replace("domains.b", "domains.d")
+        result = await up(host, new)
+        assert states(host) == {"a": "running", "d": "defined"}
+        assert ports(host) == {}
+        assert result.refused == ["domain d"]
+        assert "AUDIT-UNAVAILABLE" in result.answer["refused"][0]["text"]
+        limited = await up(host, new + "[limits]\ndomains = 3\n")
+        assert limited.refused == ["the policy and what the owner fixed"]
+        assert limited.answer["left"] == ["change limits", "start d"]
+        host.audit.dead = False
+        assert (await up(host, new)).plan == ["start d"]
+        assert states(host) == {"a": "running", "d": "running"}
+
+    play(tmp_path, scene)
+
+
 def test_assertions_are_proven_before_anything_is_touched(tmp_path: Path) -> None:
     """Those of the new file, under the new policy and with its labels."""
 
