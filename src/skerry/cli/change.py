@@ -45,9 +45,11 @@ def change(node: Client, system: Path, *, evict: bool, dry_run: bool, as_json: b
         from skerry.cli.image import build_for
 
         build_for(found)  # another user's node has images of its own
-    node.send(Reconcile(evict, dry_run))
-    node.upload(encode_files(files))
-    untrusted = node.result(_Lines(as_json))
+    message = encode_files(files)
+    with node.sock:
+        node.send(Reconcile(evict, dry_run))
+        node.upload(message)
+        untrusted = node.result(_Lines(as_json))
     result: Mapping[str, Any] = untrusted if isinstance(untrusted, dict) else {}
     if as_json:
         click.echo(json.dumps({"event": "done", **result}))

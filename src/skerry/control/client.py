@@ -43,10 +43,12 @@ class Client:
         try:
             self.sock.connect(str(path))
         except PermissionError:
+            self.sock.close()
             raise NoService(
                 f"{path} is not open to you", fix="ask its owner to name you in [operators]"
             ) from None
         except OSError:
+            self.sock.close()
             raise NotRunning(
                 "no system is running here", fix="start one with `skerry up SYSTEM --detach`"
             ) from None

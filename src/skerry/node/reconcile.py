@@ -32,7 +32,7 @@ from skerry.node.node import Adoption, Node, Refusal, Report, refusal_of
 from skerry.node.plan import Step
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
-from skerry.policy.signature import require_signed
+from skerry.policy.signature import Unsigned, require_signed
 from skerry.policy.source import NewSources, changed
 from skerry.system.model import System
 from skerry.wire.system_files import KeyFile, SystemFiles
@@ -259,9 +259,8 @@ def _check_key(now: Setup, wanted: Setup, key: KeyFile | None) -> None:
     if not now.policy_key or wanted.policy_key == now.policy_key:
         return
     if key is None:
-        raise StateError(
-            "the system that runs requires signed policies, and this file does not",
-            fix="name the policy-key; to end it, stop the system and start it anew",
-        )
+        message = "names no policy-key, and the system that runs requires signed policies"
+        fix = "name one; to do without, stop the system and start it anew"
+        raise Unsigned([Problem(str(wanted.system.path), 0, f"{message}; {fix}")])
     file = wanted.system.policy_key
     require_signed(now.policy_key, key.content, key.signature, file)

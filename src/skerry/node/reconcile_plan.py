@@ -60,8 +60,9 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
     for name in difference.start:
         step = await planner.start(name, wanted.labels[name], later=False)
         if name in difference.restart:
-            why = difference.restart[name] if step.allowed else step.why
-            step = msgspec.structs.replace(step, action="restart", why=why)
+            step = msgspec.structs.replace(step, action="restart")
+            if step.allowed:
+                step = Step("restart", name, why=difference.restart[name])
             old = carry(wanted.stack, node.monitor.domain(name).label, node.setup.stack)
             if not step.allowed and old is not None:
                 unmoved[name] = step

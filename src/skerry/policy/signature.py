@@ -14,18 +14,13 @@ from pathlib import Path
 
 from skerry.errors import InputError, PolicyError, Problem
 from skerry.policy.files import read_regular
+from skerry.wire.system_files import MAX_KEY, MAX_SIGNATURE
 
 SUFFIX = ".sig"
 """A policy's signature stands beside it, under its name with this ending."""
 
 SIGNATURE_BYTES = 64
 """Bytes of one Ed25519 signature."""
-
-MAX_SIGNATURE_FILE = 1024
-"""Longest file of signatures, in bytes: some ten of them. A longer one is refused."""
-
-MAX_KEY_FILE = 16_384
-"""Longest file of a key, in bytes; a longer one is refused."""
 
 _SSH = b"ssh-ed25519 "
 
@@ -38,7 +33,7 @@ class Unsigned(PolicyError):
 
 def read_key_file(path: str | Path) -> bytes:
     """Read the bytes of a file that should hold a key. Raises `PolicyError`."""
-    return _read(Path(path), MAX_KEY_FILE)
+    return _read(Path(path), MAX_KEY)
 
 
 def read_signature(policy_path: str | Path) -> bytes:
@@ -47,7 +42,7 @@ def read_signature(policy_path: str | Path) -> bytes:
     Raises `PolicyError` if there is one that can't be read.
     """
     path = Path(f"{policy_path}{SUFFIX}")
-    return _read(path, MAX_SIGNATURE_FILE) if path.exists() else b""
+    return _read(path, MAX_SIGNATURE) if path.exists() else b""
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -70,7 +65,7 @@ def public_key(untrusted: bytes, file: str) -> bytes:
         else serialization.load_pem_public_key
     )
     try:
-        key = load(untrusted) if len(untrusted) <= MAX_KEY_FILE else None
+        key = load(untrusted) if len(untrusted) <= MAX_KEY else None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
@@ -98,7 +93,7 @@ def require_signed(key: bytes, content: bytes, untrusted_signature: bytes, file:
 
 def _signatures(untrusted: bytes) -> list[bytes]:
     """Return what has the length of a signature; nothing of a file that is too long."""
-    if len(untrusted) > MAX_SIGNATURE_FILE:
+    if len(untrusted) > MAX_SIGNATURE:
         return []
     if len(untrusted) == SIGNATURE_BYTES:
         return [untrusted]

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from skerry.errors import WireError
+from skerry.wire.system_files import Signature
 
 MAX_NAME = 64
 """Longest name of a domain in a call, in characters; a longer one is refused."""
@@ -26,9 +27,6 @@ MAX_SECONDS = 86_400
 
 MAX_GRANT_SECONDS = 365 * 86_400
 """Longest bounded grant (`connect --for`), in seconds; a longer one is refused."""
-
-MAX_SIGNATURE = 1024
-"""Most bytes of a policy's signature in a call; a longer one is refused."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -65,7 +63,7 @@ class PolicyLoad(_Message, frozen=True, tag="policy-load"):
     file: Text
     evict: bool = False
     dry_run: bool = False
-    signature: Annotated[bytes, Meta(max_length=MAX_SIGNATURE)] = b""
+    signature: Signature = b""
 
 
 class SetBooleans(_Message, frozen=True, tag="set-booleans"):

@@ -16,8 +16,15 @@ from skerry.errors import WireError
 MAX_SYSTEM_BYTES = 16 * 1024 * 1024
 """Most bytes of a system file with its policies in one call; more is refused."""
 
+MAX_KEY = 16_384
+"""Longest file of a key, in bytes; a longer one is refused."""
+
+MAX_SIGNATURE = 1024
+"""Longest file of signatures, in bytes: some ten of them. A longer one is refused."""
+
 Place = Annotated[str, Meta(min_length=1, max_length=4096)]
-Short = Annotated[bytes, Meta(max_length=16_384)]
+Key = Annotated[bytes, Meta(max_length=MAX_KEY)]
+Signature = Annotated[bytes, Meta(max_length=MAX_SIGNATURE)]
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,14 +32,14 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     file: Place
     content: bytes
-    signature: Short = b""
+    signature: Signature = b""
 
 
 class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The public key that the system file names, and what stands beside it as signature."""
 
-    content: Short
-    signature: Short = b""
+    content: Key
+    signature: Signature = b""
 
 
 class SystemFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -671,8 +671,9 @@ def test_a_key_in_force_is_required_of_every_policy_and_of_the_next_key(tmp_path
         assert "POLICY-UNSIGNED" in str(host.audit.records[-1][1])
         done = await load(host, newer, signature=sign(KEYS[0][0], newer.encode(), "key"))
         assert done["generation"] == 2
-        with pytest.raises(StateError, match="requires signed policies"):
+        with pytest.raises(InputError, match="names no policy-key"):
             await up_signed(host, None)
+        assert "POLICY-UNSIGNED" in str(host.audit.records[-1][1])
         with pytest.raises(InputError, match=r"key\.pub: not signed"):
             await up_signed(host, 1, by=1)
         with pytest.raises(InputError, match=r"key\.pub.*does not verify"):

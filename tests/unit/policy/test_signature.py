@@ -11,7 +11,6 @@ import pytest
 from skerry.errors import InputError, PolicyError
 from skerry.node.setup import load_setup, make_setup, read_files
 from skerry.policy.signature import (
-    MAX_SIGNATURE_FILE,
     Unsigned,
     new_key,
     public_key,
@@ -19,6 +18,7 @@ from skerry.policy.signature import (
     require_signed,
     sign,
 )
+from skerry.wire.system_files import MAX_SIGNATURE
 from tests.support.simulated import POLICY, SYSTEM, write_system
 
 KEYS = [new_key() for _ in range(2)]
@@ -43,7 +43,7 @@ def test_what_the_key_signed_verifies_and_nothing_else_does() -> None:
         (0, TEXT, good[:-8]),
         (0, TEXT, base64.b64decode(good)[:-1]),
         (0, TEXT, b""),
-        (0, TEXT, b"\n" * MAX_SIGNATURE_FILE + good),
+        (0, TEXT, b"\n" * MAX_SIGNATURE + good),
         (0, TEXT, bytes(64)),
         (0, TEXT, "ü".encode()),
     ):
