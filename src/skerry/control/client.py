@@ -66,10 +66,14 @@ class Client:
             raise WireError(f"the service closed the connection: {error.strerror}") from None
 
     def upload(self, content: bytes) -> None:
-        """Send a file after the call, and its end. Raises `WireError`."""
-        for start in range(0, len(content), CHUNK):
-            self.send(Input(content[start : start + CHUNK]))
-        self.send(Input(b""))
+        """Send a file after the call, and its end.
+
+        A service that refused before it had all of it has said why; then `result` raises it.
+        """
+        with contextlib.suppress(WireError):
+            for start in range(0, len(content), CHUNK):
+                self.send(Input(content[start : start + CHUNK]))
+            self.send(Input(b""))
 
     def leave(self) -> None:
         """Close from another thread: `result` raises `WireError` and `left` says it was us."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skerry.control import server as module
-from skerry.control.client import Remote
+from skerry.control.client import Client, Remote
 from skerry.control.client import call as call_service
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer, Session
@@ -304,3 +304,20 @@ def test_a_half_open_client_holds_nobody_up() -> None:
             writer.close()
 
     play(scene)
+
+
+def test_who_is_refused_while_he_sends_a_file_learns_why() -> None:
+    """The service closes with most of it unread; the client says the reason, not `broken pipe`."""
+
+    async def scene(service: Service) -> None:
+        def send() -> object:
+            client = Client(service.path)
+            with client.sock:
+                client.send(PolicyLoad("p"))
+                client.upload(b"x" * 4_000_000)
+                return client.result()
+
+        with pytest.raises(Remote, match="not an operator"):
+            await asyncio.to_thread(send)
+
+    play(scene, uid=os.getuid() + 1)
