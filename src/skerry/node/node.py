@@ -495,7 +495,7 @@ def _checked(setup: Setup, change: Change, after: Setup) -> Policy:
         shown = "; ".join(violation.text for violation in broken)
         raise StateError(
             f"under this policy the system's assertions do not hold: {shown}",
-            fix="start the system anew with a file that asserts something else",
+            fix="first give `skerry up` a file that asserts something else",
         )
     return policy
 
