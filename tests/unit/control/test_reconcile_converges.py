@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from skerry.monitor.domain import ALIVE, Domain
 from skerry.node.setup import make_setup
 from skerry.wire.system_files import PolicyFile, SystemFiles
+from tests.support.reconciling import ports, up
 from tests.unit.control.test_calls import POLICY, Host
-from tests.unit.control.test_reconcile import ports, up
 
 NAMES, LABELS = "abcd", ("red", "blue", "helper")
 POLICIES = (
