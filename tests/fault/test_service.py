@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from skerry.wire.control import Call, Exec, Input, PolicyLoad, Reconcile, encode
+from skerry.wire.frames import frame
 from tests.support.cli import IN_SHELL, SKERRY, Cli
-from tests.support.simulated import small_node, write_system
+from tests.support.simulated import SYSTEM, small_node, write_system
 
 LONG = bool(os.environ.get("SKERRY_LONG"))
 
@@ -250,6 +252,47 @@ def test_connections_that_say_nothing_shut_nobody_out_for_long(sturdy: Cli) -> N
         time.sleep(0.3)
         assert "[LIMIT-REACHED]" in sturdy.denied("ps")
     wait_for(lambda: sturdy.run("ps").returncode == 0)
+
+
+def test_clients_that_do_not_read_or_do_not_end_hold_nobody_up(sturdy: Cli) -> None:
+    """Those that read nothing of a long answer, half-open ones in the middle of a policy or of a
+    system, and those that say nothing: others' calls are done as ever, `up` among them."""
+    path, system = str(sturdy.home / "run/control.sock"), str(sturdy.home / "system.toml")
+    long = Exec("red", ("echo", *["x" * 2000] * 120))
+    calls: list[Call] = [*[long] * 10, *[PolicyLoad("half")] * 10, *[Reconcile()] * 3]
+    with contextlib.ExitStack() as stack:
+        for number in range(33):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(path)
+            if number < len(calls):
+                sock.sendall(frame(encode(calls[number])))
+            if 10 <= number < len(calls):
+                sock.sendall(frame(encode(Input(b"x" * 60_000))))
+        began = time.monotonic()
+        works(sturdy)
+        assert "nothing to change" in sturdy.ok("up", system)
+        sturdy.ok("policy", "load", str(sturdy.home / "policy.toml"))
+        assert time.monotonic() - began < 10
+    works(sturdy)
+
+
+def test_two_ups_at_once_leave_one_truth(sturdy: Cli) -> None:
+    """Each is done or told that another is at work; the files then hold to the last byte."""
+    system = str(sturdy.home / "system.toml")
+    channels, numbers = sturdy.rows("channels"), iter(range(1000))
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20 if LONG else 3):
+            extra = f'[domains.extra-{next(numbers)}]\nlabel = "broker"\nmachine = "simulator"\n'
+            write_system(sturdy.home, SYSTEM + extra)
+            done = list(pool.map(lambda _: sturdy.run("up", system), range(3)))
+            assert 0 in {result.returncode for result in done}
+            for result in done:
+                assert result.returncode == 0 or "another `up`" in result.stderr, result
+            assert "nothing to change" in sturdy.ok("up", system)
+    write_system(sturdy.home)
+    sturdy.ok("up", system)
+    assert [row["id"] for row in sturdy.rows("channels")] == [row["id"] for row in channels]
+    sturdy.ok("audit", "verify")
 
 
 def test_two_operators_at_once_leave_one_truth(sturdy: Cli) -> None:

@@ -103,7 +103,8 @@ class System(msgspec.Struct, frozen=True):
     """A whole system file.
 
     `path` is the file itself; `policy` holds absolute paths or `DUMMY_POLICY`; `operators` maps a
-    uid to its label; `accept_missing` names the layers of the jail that may be absent.
+    uid to its label; `accept_missing` names the layers of the jail that may be absent; every policy
+    must be signed by `policy_key`, the absolute path of a public key, where there is one.
     """
 
     path: pathlib.Path
@@ -117,6 +118,7 @@ class System(msgspec.Struct, frozen=True):
     operator_keys: Mapping[int, str] = {}
     limits: Limits = Limits()
     alarms: Mapping[str, Alarm] = {}
+    policy_key: str = ""
     lines: Mapping[Path, int] = {}
 
     def line(self, path: Path) -> int:
