@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from skerry.audit.disk import HostDisk
+from skerry.errors import Denied, SkerryError
 from skerry.label import Label
 from skerry.monitor.domain import Domain
 from skerry.node.journal import NodeJournal
 from skerry.node.setup import Setup
-from skerry.policy.source import Source
+from skerry.policy.fitness import check_fitness
+from skerry.policy.source import Source, make_policy
 from skerry.system.model import System
 
 PREFIX = "setup-"
@@ -44,6 +49,49 @@ def save_setup(folder: pathlib.Path, setup: Setup) -> str:
         setup.operators,
         setup.owner,
         setup.policy_key,
+    )
+    content = msgspec.msgpack.encode(kept, enc_hook=str)
+    path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
+    new = folder / f".{path.name}.{os.getpid()}"
+    try:
+        if not path.exists():
+            with new.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+            HostDisk().sync_folder(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Denied(
+            f"the system in force cannot be written down: {error.strerror}",
+            fix="make room on the disk",
+            code="NOT-DURABLE",
+        ) from None
+    return path.name
+
+
+def read_setup(folder: pathlib.Path, name: str) -> Setup:
+    """Read a setup that was in force. Raises `SkerryError` if it is missing or altered."""
+    try:
+        content = (folder / name).read_bytes()
+        if name != f"{PREFIX}{hashlib.sha256(content).hexdigest()}":
+            raise ValueError("its content is not what its name says")
+        kept = msgspec.msgpack.decode(content, type=KeptSetup, dec_hook=_decode)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise SkerryError(
+            f"the system that was in force cannot be read: {error}", fix="`skerry up` starts anew"
+        ) from None
+    policy = make_policy(kept.sources)
+    warnings = tuple(check_fitness(policy.stack))
+    return Setup(
+        kept.system,
+        policy,
+        kept.labels,
+        kept.operators,
+        kept.owner,
+        warnings,
+        kept.policy_key,
     )
 
 

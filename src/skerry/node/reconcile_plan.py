@@ -41,7 +41,9 @@ class Plan(msgspec.Struct, frozen=True):
 async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Difference) -> Plan:
     """Return the plan of an operator's change of what a node runs."""
     decider = node.monitor.mediator.decider
-    policy: Judge = decider.candidate(wanted.stack) if difference.policy else decider
+    policy: Judge = (
+        decider.candidate(wanted.stack, wanted.policy.sources) if difference.policy else decider
+    )
     fall = await _fall(node, wanted, difference)
     planner = Planner(policy, wanted.operators[uid], fall.labels.values())
     steps = _without_question(difference, fall)
@@ -120,7 +122,7 @@ async def _fall(node: Node, wanted: Setup, difference: Difference) -> Fall:
     )
     if not difference.policy:
         return Fall({}, {}, standing.channels, dict(standing.domains))
-    candidate = monitor.mediator.decider.candidate(wanted.stack)
+    candidate = monitor.mediator.decider.candidate(wanted.stack, wanted.policy.sources)
     return await find_fall(candidate, standing)
 
 
