@@ -306,10 +306,13 @@ class Node:
                 fix="--evict shuts them out",
             )
         cut = 0
-        new = self.setup
+        new: Setup | None = None
+        changing = contextlib.AsyncExitStack()
 
         async def durable(labels: Mapping[Domain, Label]) -> None:
             nonlocal new
+            if new is None:
+                await changing.enter_async_context(self._changing)
             new = adopting.merged(policy) if adopting else carried(self.setup, policy)
             if self._keeper is not None:
                 await self._keeper.keep(new, candidate.generation, labels)
@@ -317,27 +320,30 @@ class Node:
         async def installed() -> None:
             nonlocal cut
             # First of all: from here on this is what the next change is made of.
+            assert new is not None  # it was made durable
             before, self.setup = self.setup, new
             if adopting:
                 adopting.taken(before)
+            await changing.aclose()
             cut = await self._judge_sessions()
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
-        async with self._changing:
-            try:
-                done = await self.monitor.load(
-                    hook,
-                    operator,
-                    self.security(),
-                    candidate,
-                    about,
-                    evict=evict,
-                    dry_run=dry_run,
-                    durable=durable,
-                    installed=installed,
-                )
-            finally:
+        try:
+            done = await self.monitor.load(
+                hook,
+                operator,
+                self.security(),
+                candidate,
+                about,
+                evict=evict,
+                dry_run=dry_run,
+                durable=durable,
+                installed=installed,
+            )
+        finally:
+            if new is not None:
                 await self._settle(new)
+            await changing.aclose()
         return {
             "dry_run": dry_run,
             "generation": done.generation,
