@@ -37,11 +37,19 @@ class KeptSetup(msgspec.Struct, frozen=True):
     labels: Mapping[str, Label]
     operators: Mapping[int, Label]
     owner: Label
+    policy_key: bytes
 
 
 def save_setup(folder: pathlib.Path, setup: Setup) -> str:
     """Write a setup durably and return the name of its file. Raises `Denied`."""
-    kept = KeptSetup(setup.system, setup.policy.sources, setup.labels, setup.operators, setup.owner)
+    kept = KeptSetup(
+        setup.system,
+        setup.policy.sources,
+        setup.labels,
+        setup.operators,
+        setup.owner,
+        setup.policy_key,
+    )
     content = msgspec.msgpack.encode(kept, enc_hook=str)
     path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
     new = folder / f".{path.name}.{os.getpid()}"
@@ -76,24 +84,37 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
         ) from None
     policy = make_policy(kept.sources)
     warnings = tuple(check_fitness(policy.stack))
-    return Setup(kept.system, policy, kept.labels, kept.operators, kept.owner, warnings)
+    return Setup(
+        kept.system,
+        policy,
+        kept.labels,
+        kept.operators,
+        kept.owner,
+        warnings,
+        kept.policy_key,
+    )
 
 
-def forget_setups(folder: pathlib.Path, name: str) -> None:
-    """Remove every setup but this one."""
+def forget_setups(folder: pathlib.Path, *names: str) -> None:
+    """Remove every setup but these."""
     for path in folder.glob(f"{PREFIX}*"):
-        if path.name != name:
+        if path.name not in names:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 class SetupKeeper:
-    """Keeps a node's setup: durable before it is in force."""
+    """Keeps a node's setup: durable before it is in force.
+
+    One change at a time is written down or undone, so that none removes what another needs.
+    """
 
     def __init__(self, journal: NodeJournal, folder: pathlib.Path) -> None:
         self._last: Setup | None = None
+        self._doubtful: set[str] = set()
         self._journal = journal
         self._folder = folder
+        self._keeping = asyncio.Lock()
 
     async def keep(
         self, setup: Setup, generation: int, labels: Mapping[Domain, Label] | None = None
@@ -102,17 +123,28 @@ class SetupKeeper:
 
         Raises `Denied`; then what was in force still is.
         """
+        async with self._keeping:
+            await self._keep(setup, generation, labels or {})
+
+    async def _keep(self, setup: Setup, generation: int, labels: Mapping[Domain, Label]) -> None:
         name = await asyncio.to_thread(save_setup, self._folder, setup)
         self._last = setup
-        await self._journal.changed(name, generation, labels or {})
+        # A record that failed may be found after a crash all the same, until another one stands.
+        self._doubtful.add(name)
+        await self._journal.changed(name, generation, labels)
+        self._doubtful.clear()
 
-    def holds(self, setup: Setup) -> bool:
-        """Say whether this setup is the last one that was written down, or tried to be."""
-        return self._last is setup
+    async def settle(
+        self, tried: Setup, setup: Setup, generation: int, labels: Mapping[Domain, Label]
+    ) -> None:
+        """Leave written down what is in force, where that is not what was tried; drop the rest.
 
-    def settled(self) -> None:
-        """Remove what is not in force any more."""
-        forget_setups(self._folder, self._journal.standing.setup)
+        Nothing is undone once another change was written down. Raises `Denied`.
+        """
+        async with self._keeping:
+            if setup is not tried and self._last is tried:
+                await self._keep(setup, generation, labels)
+            forget_setups(self._folder, self._journal.standing.setup, *self._doubtful)
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from skerry.node.journal import NodeJournal, read_journal, remove_journal
 from skerry.node.kept import SetupKeeper, forget_setups, read_setup
 from skerry.node.machines import Machines
 from skerry.node.node import Node
+from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovered, Recovery
 from skerry.node.setup import Setup, load_setup
@@ -73,6 +75,7 @@ class Opened(msgspec.Struct, frozen=True):
     """
 
     node: Node
+    prepare: Prepare
     trail: AuditLog
     journal: NodeJournal
     recovered: Recovered | None
@@ -119,7 +122,7 @@ async def open_node(
     if life.fresh:
         await keeper.keep(setup, standing.generation)
         await _keep_token(supervisor, standing.token, identities.lock)
-    keeper.settled()
+    await keeper.settle(setup, setup, standing.generation, {})
     manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
     exits.push_async_callback(manager.close)
     monitor = Monitor(
@@ -133,15 +136,16 @@ async def open_node(
     )
     monitor.channels.skip(standing.channel)
     node = Node(setup, monitor, machines.make, world.clock, keeper)
+    prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
     if isinstance(trail, AuditClient):
         node.helpers["audit writer"] = trail
     recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
     found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
     if life.fresh:
-        return Opened(node, trail, journal, None)
+        return Opened(node, prepare, trail, journal, None)
     trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
-    return Opened(node, trail, journal, found)
+    return Opened(node, prepare, trail, journal, found)
 
 
 async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
@@ -198,7 +202,7 @@ async def _close(journal: NodeJournal, state: Path) -> None:
     await journal.close()
     if journal.over:
         await asyncio.to_thread(remove_journal, paths.journal_file())
-        await asyncio.to_thread(forget_setups, state, "")
+        await asyncio.to_thread(forget_setups, state)
 
 
 async def _wait_for_helpers(inherited: Inherited) -> None:

@@ -116,7 +116,8 @@ class System(msgspec.Struct, frozen=True):
     """A whole system file.
 
     `path` is the file itself; `policy` holds absolute paths or `DUMMY_POLICY`; `operators` maps a
-    uid to its label; `accept_missing` names the layers of the jail that may be absent.
+    uid to its label; `accept_missing` names the layers of the jail that may be absent; every policy
+    must be signed by `policy_key`, the absolute path of a public key, where there is one.
     """
 
     path: pathlib.Path
@@ -131,6 +132,7 @@ class System(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     audit: Audit = Audit()
     alarms: Mapping[str, Alarm] = {}
+    policy_key: str = ""
     lines: Mapping[Path, int] = {}
 
     def line(self, path: Path) -> int:
