@@ -21,7 +21,7 @@ from skerry.audit.head import read_head
 from skerry.audit.read import MAX_TAIL, find_line, first_kept, follow_lines, read_lines, read_tail
 from skerry.audit.record import Record, RecordError, parse_record, record_json
 from skerry.audit.show import details, summary
-from skerry.cli.common import json_option
+from skerry.cli.common import counted, json_option
 from skerry.errors import NotFound, SkerryError
 from skerry.node.paths import audit_file, audit_head
 from skerry.wire.escape import escape
@@ -111,9 +111,9 @@ def verify_(head: str | None, keys: tuple[Path, ...], as_json: bool, file: Path 
         raise SkerryError(f"there is no audit trail {path}, but it had the head {known}") from None
     found: dict[str, object] = {"count": proof.count, "head": proof.head, "after": proof.after}
     found["first"] = proof.first
+    unsigned = proof.count + proof.first - 1 - (checks.signed if checks else 0)
     if checks:
-        found["checkpoints"] = checks.holding
-        found["unsigned"] = proof.count + proof.first - 1 - checks.signed
+        found |= {"checkpoints": checks.holding, "unsigned": unsigned}
     if proof.broken:
         if as_json:
             click.echo(json.dumps(found | {"broken": proof.broken, "reason": proof.reason}))
@@ -130,8 +130,8 @@ def verify_(head: str | None, keys: tuple[Path, ...], as_json: bool, file: Path 
     if proof.after:
         click.echo(f"{proof.after} of them are behind the head that was asked for")
     if checks:
-        behind = f"{found['unsigned']} records are behind the last"
-        click.echo(f"{checks.holding} checkpoints hold, {behind}")
+        behind = f"{counted(unsigned, 'record')} behind the last"
+        click.echo(f"{counted(checks.holding, 'checkpoint')} verified, {behind}")
     else:
         click.echo("no checkpoint was checked: there is no public key; name one with --key")
 

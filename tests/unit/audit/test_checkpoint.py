@@ -230,7 +230,7 @@ def test_verify_holds_the_node_s_trail_against_its_head_and_its_key(
     good = run("verify")
     assert (good.exit_code, good.output.splitlines()[1:]) == (
         0,
-        ["1 checkpoints hold, 2 records are behind the last"],
+        ["1 checkpoint verified, 2 records behind the last"],
     )
     found = json.loads(run("verify", "--json").output)
     assert (found["checkpoints"], found["unsigned"], found["first"]) == (1, 2, 1)

@@ -255,4 +255,5 @@ def test_down_stops_all_and_leaves_nothing(node: Cli) -> None:
     assert "no system is running here" in failed(node, "down")
     with suppress(FileNotFoundError):
         assert list((node.home / "run").iterdir()) == []
-    assert node.ok("audit", "tail", "-n", "1").split()[2] == "down"
+    last = [row["event"] for row in node.rows("audit", "tail", "-n", "2")]
+    assert last == ["down", "checkpoint"]
