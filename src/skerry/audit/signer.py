@@ -27,7 +27,7 @@ EVERY_RECORDS = 1000
 """Records after which a checkpoint is due."""
 
 EVERY_S = 60.0
-"""Seconds after which one is due, if there is anything new."""
+"""Seconds after which one is due, if there is anything new; a node's first is due at once."""
 
 LOOK_S = 1.0
 """How often the node looks whether one is due, in seconds."""
@@ -90,6 +90,7 @@ class Checkpoints:
         self._every_s = every_s
         self._since: float | None = None  # when there first was something new
         self._done = 0  # nothing behind it but checkpoints
+        self._first = True  # so that a life that is short is signed too
 
     async def run(
         self,
@@ -109,7 +110,8 @@ class Checkpoints:
             return False
         if self._since is None:
             self._since = now_s
-        if new < self._every_records and now_s - self._since < self._every_s:
+        in_time = new < self._every_records and now_s - self._since < self._every_s
+        if in_time and not self._first:
             return False
         return await self.make()
 
@@ -124,7 +126,7 @@ class Checkpoints:
         with contextlib.suppress(AuditUnavailable):
             number = await self._log.append(CHECKPOINT, msgspec.to_builtins(sign(self._key, head)))
             self._done = number if number == head.n + 1 else head.n
-            self._since = None
+            self._since, self._first = None, False
             with contextlib.suppress(OSError):  # then an older head stands there
                 await asyncio.to_thread(write_head, self._head_file, self._log.head)
             return True

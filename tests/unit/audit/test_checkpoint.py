@@ -158,12 +158,14 @@ def test_a_head_is_replaced_whole_and_a_damaged_one_is_refused(tmp_path: Path) -
 
 
 def test_a_checkpoint_is_due_by_number_and_by_time(tmp_path: Path) -> None:
-    """After so many records, or so many seconds after the first new one; never without any."""
+    """At once in a life, then after so many records, or seconds after a new one; not without."""
 
     async def main() -> list[Record]:
         trail = AuditTrail.open(tmp_path / "audit.log")
         points = Checkpoints(trail, KEY, tmp_path / "audit.head")
         assert not await points.look(0.0)
+        await trail.append("up", {})
+        assert await points.look(1.0)
         await trail.append("allow", {})
         assert not await points.look(10.0)
         assert not await points.look(10.0 + EVERY_S - 1)
@@ -184,8 +186,9 @@ def test_a_checkpoint_is_due_by_number_and_by_time(tmp_path: Path) -> None:
     signed = [record for record in records if record.event == CHECKPOINT]
     assert [(record.n, record.fields["last"]) for record in signed] == [
         (2, 1),
-        (EVERY_RECORDS + 3, EVERY_RECORDS + 2),
+        (4, 3),
         (EVERY_RECORDS + 5, EVERY_RECORDS + 4),
+        (EVERY_RECORDS + 7, EVERY_RECORDS + 6),
     ]
     assert all(record.fields["hash"] == record.prev for record in signed)
 
