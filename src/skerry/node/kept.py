@@ -88,12 +88,16 @@ def forget_setups(folder: pathlib.Path, name: str) -> None:
 
 
 class SetupKeeper:
-    """Keeps a node's setup: durable before it is in force."""
+    """Keeps a node's setup: durable before it is in force.
+
+    One change at a time is written down or undone, so that none removes what another needs.
+    """
 
     def __init__(self, journal: NodeJournal, folder: pathlib.Path) -> None:
         self._last: Setup | None = None
         self._journal = journal
         self._folder = folder
+        self._keeping = asyncio.Lock()
 
     async def keep(
         self, setup: Setup, generation: int, labels: Mapping[Domain, Label] | None = None
@@ -102,17 +106,25 @@ class SetupKeeper:
 
         Raises `Denied`; then what was in force still is.
         """
+        async with self._keeping:
+            await self._keep(setup, generation, labels or {})
+
+    async def _keep(self, setup: Setup, generation: int, labels: Mapping[Domain, Label]) -> None:
         name = await asyncio.to_thread(save_setup, self._folder, setup)
         self._last = setup
-        await self._journal.changed(name, generation, labels or {})
+        await self._journal.changed(name, generation, labels)
 
-    def holds(self, setup: Setup) -> bool:
-        """Say whether this setup is the last one that was written down, or tried to be."""
-        return self._last is setup
+    async def settle(
+        self, tried: Setup, setup: Setup, generation: int, labels: Mapping[Domain, Label]
+    ) -> None:
+        """Leave written down what is in force, where that is not what was tried; drop the rest.
 
-    def settled(self) -> None:
-        """Remove what is not in force any more."""
-        forget_setups(self._folder, self._journal.standing.setup)
+        Nothing is undone once another change was written down. Raises `Denied`.
+        """
+        async with self._keeping:
+            if setup is not tried and self._last is tried:
+                await self._keep(setup, generation, labels)
+            forget_setups(self._folder, self._journal.standing.setup)
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -302,13 +302,10 @@ class Node:
 
     async def _settle(self, new: Setup) -> None:
         """Leave written down what is in force, whether or not the new setup came into it."""
-        if self._keeper is None:
-            return
-        if self.setup is not new and self._keeper.holds(new):
+        if self._keeper is not None:
             labels = {domain: domain.label for domain in self.monitor.domains.values()}
             generation = self.monitor.mediator.decider.generation
-            await self._keeper.keep(self.setup, generation, labels)
-        self._keeper.settled()
+            await self._keeper.settle(new, self.setup, generation, labels)
 
     async def alarm(self, operator: Label, name: str) -> dict[str, object]:
         """Apply an emergency set of the file: its domains end, then its booleans are set.

@@ -113,7 +113,7 @@ async def open_node(
     if fresh:
         await keeper.keep(setup, standing.generation)
         await _keep_token(supervisor, standing.token, machines.lock)
-    keeper.settled()
+    await keeper.settle(setup, setup, standing.generation, {})
     manager = PolicyManager(
         setup.stack, FileHistory(paths.history_file()), generation=standing.generation
     )
