@@ -206,6 +206,7 @@ class NodeJournal(Journal):
             self._trail.note(event, each)
         await self._trail.append(last, fields)
         await asyncio.to_thread(_put_in_place, self._path, self._disk)
+        self._trail.path = self._path
 
 
 def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:

@@ -79,10 +79,10 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
     return Setup(kept.system, policy, kept.labels, kept.operators, kept.owner, warnings)
 
 
-def forget_setups(folder: pathlib.Path, name: str) -> None:
-    """Remove every setup but this one."""
+def forget_setups(folder: pathlib.Path, *names: str) -> None:
+    """Remove every setup but these."""
     for path in folder.glob(f"{PREFIX}*"):
-        if path.name != name:
+        if path.name not in names:
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -95,6 +95,7 @@ class SetupKeeper:
 
     def __init__(self, journal: NodeJournal, folder: pathlib.Path) -> None:
         self._last: Setup | None = None
+        self._doubtful: set[str] = set()
         self._journal = journal
         self._folder = folder
         self._keeping = asyncio.Lock()
@@ -112,7 +113,10 @@ class SetupKeeper:
     async def _keep(self, setup: Setup, generation: int, labels: Mapping[Domain, Label]) -> None:
         name = await asyncio.to_thread(save_setup, self._folder, setup)
         self._last = setup
+        # A record that failed may be found after a crash all the same, until another one stands.
+        self._doubtful.add(name)
         await self._journal.changed(name, generation, labels)
+        self._doubtful.clear()
 
     async def settle(
         self, tried: Setup, setup: Setup, generation: int, labels: Mapping[Domain, Label]
@@ -124,7 +128,7 @@ class SetupKeeper:
         async with self._keeping:
             if setup is not tried and self._last is tried:
                 await self._keep(setup, generation, labels)
-            forget_setups(self._folder, self._journal.standing.setup)
+            forget_setups(self._folder, self._journal.standing.setup, *self._doubtful)
 
 
 def _decode(kind: type, value: Any) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from skerry.errors import SkerryError
+from skerry.audit.writer import RETRY_S
+from skerry.errors import Denied, SkerryError
+from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper, forget_setups, read_setup, save_setup
 from skerry.node.setup import Setup, carried, load_setup
@@ -104,6 +107,37 @@ def test_a_change_that_settles_leaves_one_that_is_being_written_down_alone(tmp_p
         await keeper.settle(second, setup, 1, {})  # the control: it is the last, and is undone
         assert same(read_setup(state, journal.standing.setup), setup)
         assert len(list(state.glob("setup-*"))) == 1
+        await journal.close()
+
+    asyncio.run(main())
+
+
+def test_a_setup_whose_record_failed_stays_until_another_stands(tmp_path: Path) -> None:
+    """The record may be on the disk after a crash, so what it names must be there too."""
+    setup = setup_in(tmp_path)
+    other = carried(
+        setup, changed(setup.policy, NewPolicy("x", POLICY.replace("1.0", "1.1").encode()))
+    )
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    disk = SimulatedDisk()
+
+    async def main() -> None:
+        journal = await NodeJournal.open(state / "journal.log", NoSupervisor(), Standing(), disk)
+        keeper = SetupKeeper(journal, state)
+        await keeper.keep(setup, 1)
+        disk.faults["sync"] = errno.EIO
+        with pytest.raises(Denied):
+            await keeper.keep(other, 2)
+        with pytest.raises(Denied):
+            await keeper.settle(other, setup, 1, {})
+        await keeper.settle(setup, setup, 1, {})
+        assert len(list(state.glob("setup-*"))) == 2
+        disk.faults.clear()
+        await asyncio.sleep(RETRY_S + 0.1)
+        await keeper.keep(setup, 1)
+        await keeper.settle(setup, setup, 1, {})
+        assert len(list(state.glob("setup-*"))) == 1, "the control: nothing is kept for ever"
         await journal.close()
 
     asyncio.run(main())
