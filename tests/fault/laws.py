@@ -229,23 +229,29 @@ class Laws:
 
     def _channels(self, now: Stood, ledger: Ledger, moment: float) -> None:
         """What was bound is live unless something ended it; what was cut or refused is not."""
-        bound: dict[int, tuple[tuple[str, str], int]] = {
-            number: (self._names(line), -1) for number, line in self._before.channels.items()
+        bound: dict[int, tuple[tuple[str, str], int, float | None]] = {
+            number: (self._names(line), -1, line.over)
+            for number, line in self._before.channels.items()
         }
         for fact in ledger.of("connect"):
             if fact.acknowledged:
-                bound[fact.answer] = (fact.about["ends"], fact.begun)
+                number, over = fact.answer
+                bound[number] = (fact.about["ends"], fact.begun, over)
         for fact in ledger.of("start"):
             if fact.acknowledged:
-                bound |= dict.fromkeys(fact.answer, (("d1", "d4"), fact.begun))
-        for number, (ends, begun) in bound.items():
+                bound |= dict.fromkeys(fact.answer, (("d1", "d4"), fact.begun, None))
+        for number, (ends, begun, over) in bound.items():
             cuts = ledger.of("cut", number=number)
             if number in now.channels:
                 hold(
                     not any(fact.acknowledged for fact in cuts),
                     f"channel {number} was cut and is live",
                 )
-            elif not cuts and not self._excused(number, ends, begun, now, ledger, moment):
+                found = now.channels[number].over
+                hold(found == over, f"channel {number} ends at {found}, not at {over}")
+            elif not cuts and not self._excused(
+                ends, begun, now, ledger, over is not None and moment > over - TOLERANCE_S
+            ):
                 raise Broken(f"channel {number} between {ends} was live and does not go on")
         fresh = now.channels.keys() - bound.keys()
         unanswered = [f for f in ledger.of("connect", "start") if f.open]
@@ -260,21 +266,10 @@ class Laws:
         return names[line.ends[0]], names[line.ends[1]]
 
     def _excused(
-        self,
-        number: int,
-        ends: tuple[str, str],
-        begun: int,
-        now: Stood,
-        ledger: Ledger,
-        moment: float,
+        self, ends: tuple[str, str], begun: int, now: Stood, ledger: Ledger, over: bool
     ) -> bool:
         """Say whether something that was asked since may have ended a channel."""
-        line = self._before.channels.get(number)
-        over = line.over if line is not None else None
-        for fact in ledger.of("connect"):
-            if fact.answer == number and fact.about["for_s"] is not None:
-                over = moment if fact.about["for_s"] <= 3 or moment > fact.begun else None
-        if over is not None and moment > over - TOLERANCE_S:
+        if over:
             return True
         if ledger.of("stop", "kill", "die", "start", "alarm", since=begun) and any(
             end not in now.names
@@ -326,8 +321,6 @@ class Laws:
             f"it says {found.channels} go on; they are {set(now.channels)}",
         )
         hold(not set(found.cut) & set(now.channels), f"it says {found.cut} are cut")
-        known = set(self._before.channels)
-        known |= {f.answer for f in ledger.of("connect") if f.acknowledged}
         for what in found.undone:
             kind, _, name = what.partition(" ")
             hold(

@@ -27,7 +27,8 @@ from typing import Any
 
 from skerry.audit.disk import Disk
 from skerry.audit.writer import AuditTrail
-from skerry.errors import SkerryError
+from skerry.errors import AuditUnavailable, SkerryError
+from skerry.label import Label
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.domain import ALIVE
 from skerry.node.opening import Opened, World, open_node
@@ -69,6 +70,8 @@ class Storm:
         self.laws = Laws(self.outside, self.disk, folder)
         self.outside.moment = self.ledger.moment
         self.later = 0.0
+        self._killer = Killer()
+        self._aim = ""
         self.opened: Opened | None = None
         self.counts: collections.Counter[str] = collections.Counter()
         (folder / "system.toml").write_text(system_text())
@@ -94,7 +97,10 @@ class Storm:
                 if life.do(self._check()):
                     self.ledger = Ledger()
                     self.outside.moment = self.ledger.moment
-                    if self.chance.random() < 0.9:
+                    self._killer, self._aim = killer, ""
+                    if self.chance.random() < 0.4:
+                        self._aim = self.chance.choice(AIMS)
+                    elif self.chance.random() < 0.9:
                         self._arm(killer, 6000)
                     if life.do(self._work()):
                         self.counts["idle"] += 1
@@ -150,6 +156,9 @@ class Storm:
         node, monitor = self.opened.node, self.opened.node.monitor
         owner = node.setup.owner
         kind = chance.choices(*zip(*COMMAND_WEIGHTS.items(), strict=True))[0]
+        if self._aim and chance.random() < 0.15:
+            self._killer.arm(chance.randrange(600))
+            kind, self._aim = self._aim, ""
         name, other = self._pick(kind, chance)
         match kind:
             case "start":
@@ -180,23 +189,13 @@ class Storm:
             case "relabel":
                 label = chance.choice(["r", "b", "rb", "n"])
                 await self._do("relabel", node.relabel(owner, name, label), name=name, label=label)
+            case "loads":
+                two = (self._load(owner, chance) for _ in range(2))
+                await asyncio.gather(*two, self._try(owner, chance))
             case "load":
-                policy, evict = chance.choice(["wide", "wide", *POLICIES]), chance.random() < 0.4
-                change = NewPolicy(f"{policy}.toml", policy_text(policy).encode())
-                await self._do(
-                    "load",
-                    node.load("policy_load", owner, change, what=policy, evict=evict),
-                    lambda done: done["generation"],
-                    policy=policy,
-                    evict=evict,
-                )
+                await self._load(owner, chance)
             case "dry-run":
-                policy = chance.choice(list(POLICIES))
-                change = NewPolicy(f"{policy}.toml", policy_text(policy).encode())
-                await self._do(
-                    "dry-run",
-                    node.load("policy_load", owner, change, what=policy, dry_run=True),
-                )
+                await self._try(owner, chance)
             case "alarm":
                 await self._do("alarm", node.alarm(owner, "fire"), names=ALARM)
             case "die":
@@ -205,8 +204,27 @@ class Storm:
                 self._flood(chance)
             case "sick":
                 self.disk.faults[chance.choice(["append", "sync", "allocate"])] = 28
-                await asyncio.sleep(0.005)
+                await asyncio.gather(self._load(owner, chance), asyncio.sleep(0.005))
                 self.disk.faults.clear()
+
+    async def _load(self, owner: Label, chance: random.Random) -> None:
+        assert self.opened is not None
+        policy, evict = chance.choice(["wide", "wide", *POLICIES]), chance.random() < 0.4
+        change = NewPolicy(f"{policy}.toml", policy_text(policy).encode())
+        await self._do(
+            "load",
+            self.opened.node.load("policy_load", owner, change, what=policy, evict=evict),
+            lambda done: done["generation"],
+            policy=policy,
+            evict=evict,
+        )
+
+    async def _try(self, owner: Label, chance: random.Random) -> None:
+        assert self.opened is not None
+        policy = chance.choice(list(POLICIES))
+        change = NewPolicy(f"{policy}.toml", policy_text(policy).encode())
+        work = self.opened.node.load("policy_load", owner, change, what=policy, dry_run=True)
+        await self._do("dry-run", work)
 
     def _pick(self, kind: str, chance: random.Random) -> list[str]:
         """Return two domains with which a command mostly makes sense."""
@@ -217,13 +235,13 @@ class Storm:
             names = list(DOMAINS)
         return chance.sample(names, 2)
 
-    async def _connect(self, owner: Any, name: str, other: str, chance: random.Random) -> None:
+    async def _connect(self, owner: Label, name: str, other: str, chance: random.Random) -> None:
         assert self.opened is not None
         for_s = chance.choice([None, None, 3.0, 30.0])
         await self._do(
             "connect",
             self.opened.node.monitor.connect(owner, name, other, for_s=for_s),
-            lambda channel: channel.number,
+            lambda channel: (channel.number, None if for_s is None else channel.since + for_s),
             ends=(name, other),
             for_s=for_s,
         )
@@ -254,6 +272,9 @@ class Storm:
         fact: Fact = self.ledger.ask(kind, **about)
         try:
             done = await work
+        except AuditUnavailable:
+            # What a failing disk has refused may be on it after the crash: no answer binds.
+            self.counts["sick"] += 1
         except SkerryError as error:
             self.ledger.answer(fact, error=str(error))
             self.counts["refused"] += 1
@@ -261,6 +282,9 @@ class Storm:
             self.ledger.answer(fact, answer(done))
             self.counts[kind] += 1
 
+
+AIMS = ("load", "load", "loads", "relabel", "start", "burst", "cut", "kill", "alarm")
+"""Commands in the middle of which a kill is tried."""
 
 COMMAND_WEIGHTS = {
     "start": 8,
@@ -272,7 +296,8 @@ COMMAND_WEIGHTS = {
     "burst": 2,
     "cut": 2,
     "relabel": 2,
-    "load": 2.5,
+    "load": 2,
+    "loads": 0.7,
     "dry-run": 0.5,
     "alarm": 0.2,
     "die": 0.5,
@@ -303,11 +328,12 @@ def main() -> None:
             storm.run(given.kills)
         except Broken as error:
             code = 1
-            facts = "\n".join(map(repr, storm.ledger.facts))
-            sys.stderr.write(f"after kill {storm.counts['kills']}: {error}\n{facts}\n")
+            sys.stderr.write(f"after kill {storm.counts['kills']}: {error}\n")
         except BaseException:
             code = 2
             sys.stderr.write(traceback.format_exc())
+        if code:
+            sys.stderr.write("".join(f"{fact!r}\n" for fact in storm.ledger.facts))
         sys.stdout.write(json.dumps(storm.counts) + "\n")
         sys.stdout.flush()
     os._exit(code)  # the threads of the killed never end
