@@ -2,8 +2,8 @@
 
 An absolute number says something about a machine; a ratio of two things measured alternately on
 the same machine says something about the code. Where a goal lies close to 1, a second series of
-the other thing (A against A) tells what this machine can resolve now, and the row is undecided
-where that is too coarse.
+the other thing (A against A) tells what this machine can resolve now. Where that is too coarse,
+the row is decided only if the goal holds, or is missed, by more than the control is off.
 """
 
 from __future__ import annotations
@@ -111,8 +111,11 @@ def compare(
     low, high = interval(ours, other)
     control = interval(again, other) if again else None
     verdict = holds(goal, low, high)
-    if is_close(goal) and not (control and is_fine(goal, control)):
+    if is_close(goal) and control is None:
         verdict = "undecided"
+    elif control is not None and not is_fine(goal, control):
+        off = max(abs(end - 1.0) for end in control)
+        verdict = holds(goal, low - off, high + off)
     middle = statistics.median(ours), statistics.median(other)
     return Row(name, *middle, unit, ratio(ours, other), low, high, goal, verdict, control)
 

@@ -23,6 +23,7 @@ from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.monitor import Monitor
 from skerry.node import paths
+from skerry.node.jails import Identities
 from skerry.node.machines import Machines
 from skerry.node.node import Node
 from skerry.node.setup import load_setup
@@ -106,7 +107,11 @@ async def _open(
     trail = AuditTrail.open(paths.make_private(paths.state_dir()) / paths.audit_file().name)
     exits.callback(trail.close)
     supervisor = await exits.enter_async_context(running_supervisor())
-    machines = Machines(setup.system, supervisor)
+    identities = Identities()
+    exits.callback(identities.close)
+    machines = Machines(setup.system, supervisor, identities)
+    for error in machines.load_images():
+        raise error
     exits.push_async_callback(machines.close)
     streams = StreamBridges()
     exits.callback(streams.close)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry.audit.appender import Appender
+from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridge
 from skerry.monitor.bind import Binder
 from skerry.monitor.domain import Domain, State
@@ -302,12 +303,15 @@ def the_new_journal_is_not_durable() -> None:
 def the_journal_begins_empty() -> None:
     """The new file replaces the old one before it says what stands."""
 
-    async def write_whole(self: NodeJournal) -> None:
-        await asyncio.to_thread(journal._put_in_place, self._path, self._disk)
+    async def renew(self: NodeJournal) -> AuditTrail:
+        new = await asyncio.to_thread(journal._fresh, self._path, self._disk)
+        self._trail = new
+        await self._put_in_place()
         for event, fields in self.standing.records():
-            await self._trail.append(event, fields)
+            await new.append(event, fields)
+        return new
 
-    _put(NodeJournal, "_write_whole", write_whole)
+    _put(NodeJournal, "_renew", renew)
 
 
 @mutation

@@ -19,6 +19,7 @@ from skerry.machine.qemu.launch import KEPT
 from skerry.machine.simulator.machine import SimulatedMachine
 from skerry.machine.simulator.process import SimulatedProcess
 from skerry.monitor.protocols import Kind, Machine
+from skerry.node.jails import Identities
 from skerry.node.machines import Machines
 from skerry.node.standing import DomainEntry, Footprint
 from skerry.supervisor.client import Inherited, Process, SpawnFailed, SupervisorClient
@@ -169,11 +170,24 @@ class KeptMachine(SimulatedMachine):
         await super().detach(channel)
 
 
+class NoIdentities(Identities):
+    """A node without uids of its own: nothing here is a process."""
+
+    def __init__(self) -> None:
+        self._pool = None
+
+
 class KeptMachines(Machines):
     """Makes such machines, and their heirs."""
 
-    def __init__(self, outside: Outside, system: System, supervisor: SupervisorClient) -> None:
-        super().__init__(system, supervisor)
+    def __init__(
+        self,
+        outside: Outside,
+        system: System,
+        supervisor: SupervisorClient,
+        identities: Identities,
+    ) -> None:
+        super().__init__(system, supervisor, identities)
         self._outside = outside
 
     def make(self, domain: DomainSpec, label: Label) -> Machine:

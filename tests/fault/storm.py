@@ -31,15 +31,21 @@ from skerry.errors import AuditUnavailable, SkerryError
 from skerry.label import Label
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.domain import ALIVE
+from skerry.node import paths
+from skerry.node.helpers import Helpers
+from skerry.node.jails import Identities
 from skerry.node.opening import Opened, World, open_node
-from skerry.policy.source import NewPolicy
+from skerry.policy.client import Notice
+from skerry.policy.history import FileHistory
+from skerry.policy.manager import PolicyManager
+from skerry.policy.source import NewPolicy, Policy
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import System
 from tests.fault.killing import Killer, Life, MortalDisk
 from tests.fault.laws import Broken, Laws
 from tests.fault.mutations import MUTATIONS
 from tests.fault.oracle import ALARM, DOMAINS, POLICIES, Fact, Ledger, policy_text, system_text
-from tests.fault.outside import KeptMachine, KeptMachines, Outside, Store
+from tests.fault.outside import KeptMachine, KeptMachines, NoIdentities, Outside, Store
 
 WORKERS = 3
 COMMANDS = 10
@@ -56,6 +62,19 @@ class Trail(AuditTrail):
         number = await super().append(event, fields)
         self.acknowledged.append((number, event))
         return number
+
+
+class Manager(PolicyManager):
+    """The policy manager in the node's own process."""
+
+    state = "running"
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+async def _manager(_: Helpers, policy: Policy, __: Notice, generation: int) -> Manager:
+    return Manager(policy.stack, FileHistory(paths.history_file()), generation)
 
 
 class Storm:
@@ -131,10 +150,12 @@ class Storm:
             made.acknowledged = self.laws.acknowledged
             return made
 
-        def machines(system: System, store: SupervisorClient, *_: int) -> KeptMachines:
-            return KeptMachines(self.outside, system, store)
+        def machines(
+            system: System, store: SupervisorClient, identities: Identities
+        ) -> KeptMachines:
+            return KeptMachines(self.outside, system, store, identities)
 
-        world = World(disk, self.clock, machines, trail)
+        world = World(disk, self.clock, lambda *_: NoIdentities(), machines, trail, _manager)
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda event: None, exits, world)
 

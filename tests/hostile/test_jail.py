@@ -55,15 +55,6 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[identity.IdentityPool]:
-    """Identities of this user."""
-    found = identity.open_pool()
-    assert found is not None, "these tests need subordinate ids (/etc/subuid) or root"
-    yield found
-    found.close()
-
-
 class Runner:
     """Runs the attempts in jails that lack some layers, each combination once."""
 

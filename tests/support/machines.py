@@ -24,7 +24,7 @@ from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
-from skerry.supervisor.client import Process, SupervisorClient
+from skerry.supervisor.client import Inherited, Process, SupervisorClient
 from tests.support.supervisor import running_supervisor
 
 BOOT_S = 60.0
@@ -118,19 +118,49 @@ class Host:
             return BareLauncher(self.client)
         return JailedLauncher(self.client, self.confinement(spec))
 
-    async def make(self, name: str, *, jailed: bool = True, **changes: object) -> QemuMachine:
+    async def make(
+        self, name: str, *, jailed: bool = True, incarnation: str = "", **changes: object
+    ) -> QemuMachine:
         """Prepare a machine: QEMU runs, its guest does not yet."""
         spec = self.spec(name, **changes)
-        machine = QemuMachine(spec, self.launcher(spec, jailed))
+        machine = QemuMachine(spec, self.launcher(spec, jailed), incarnation)
         self._machines.append(machine)
         await machine.prepare()
         return machine
 
-    async def boot(self, name: str, *, jailed: bool = True, **changes: object) -> QemuMachine:
+    async def boot(
+        self, name: str, *, jailed: bool = True, incarnation: str = "", **changes: object
+    ) -> QemuMachine:
         """Start a machine and wait for its agent."""
-        machine = await self.make(name, jailed=jailed, **changes)
+        machine = await self.make(name, jailed=jailed, incarnation=incarnation, **changes)
         await machine.resume()
         await machine.agent.ready(BOOT_S)
+        return machine
+
+    async def abandon(self, machine: QemuMachine) -> None:
+        """Be killed, as far as the machine can see: every descriptor to it is closed."""
+        assert machine._watcher
+        machine._watcher.cancel()
+        await machine._let_go()
+        self._machines.remove(machine)
+
+    async def inherit(self, incarnation: str) -> tuple[Process, dict[str, int]]:
+        """Be the next node: a process, and what the supervisor keeps of its machine."""
+        found = await self.inherit_all()
+        kept = {name: fd for name, fd in found.kept.items() if name.startswith(f"{incarnation}.")}
+        for name in found.kept.keys() - kept.keys():
+            os.close(found.kept[name])
+        return found.processes[incarnation], kept
+
+    async def inherit_all(self) -> Inherited:
+        """Ask the supervisor for all that it has; unlike a node, more than once."""
+        self.client._heritage = Inherited({}, {})
+        return await self.client.inherit()
+
+    async def heir(self, name: str, incarnation: str) -> QemuMachine:
+        """Be the next node, and take the machine over."""
+        machine = QemuMachine.heir(name, incarnation, *await self.inherit(incarnation))
+        self._machines.append(machine)
         return machine
 
 

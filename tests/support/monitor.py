@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from skerry.channel.stream import StreamBridges
 from skerry.errors import AuditUnavailable, MachineError, StaleGeneration, UnknownLabel
@@ -37,7 +37,7 @@ class ToyDecider:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.touched: list[tuple[str, str]] = []
 
-    def candidate(self, stack: Stack) -> ToyDecider:
+    def candidate(self, stack: Stack, sources: Sequence[object] = ()) -> ToyDecider:
         """Return a decider of the next generation, to be given its rules."""
         other = ToyDecider()
         other.generation = self.generation + 1
@@ -56,6 +56,9 @@ class ToyDecider:
         if str(label) in self.unknown:
             raise UnknownLabel(f"no label {label}")
         return label
+
+    async def foresee(self, channels: Collection[tuple[str, Label, Label]]) -> None:
+        """Do nothing."""
 
     def load(self, allowed: Collection[frozenset[str]]) -> None:
         """Bring other rules into force."""

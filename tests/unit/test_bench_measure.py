@@ -71,10 +71,21 @@ def test_a_close_goal_is_decided_only_with_a_fine_control() -> None:
 
 def test_a_control_that_is_narrow_but_off_decides_nothing() -> None:
     """The same thing measured twice must come out the same, not only steadily different."""
-    row = compare("row", "s", STEADY, STEADY, "<= 1.05", scaled(STEADY, 1.04))
+    row = compare("row", "s", STEADY, STEADY, "<= 1.05", scaled(STEADY, 1.06))
     assert row.holds == "undecided"
     assert row.control is not None
     assert row.control[1] - row.control[0] < 0.01
+
+
+def test_a_goal_held_by_more_than_a_coarse_control_is_off_is_decided() -> None:
+    """Here the control is off by 4 %: 1 % from the goal is within that, 5 % and more is not."""
+    control = scaled(STEADY, 1.04)
+    for factor, expected in ((1.04, "undecided"), (0.99, "yes"), (1.1, "yes"), (1.01, "yes")):
+        goal = "<= 1.05" if factor < 1.1 else ">= 0.97"
+        row = compare("row", "s", scaled(STEADY, factor), STEADY, goal, control)
+        assert row.holds == expected, (factor, row)
+    row = compare("row", "s", scaled(STEADY, 0.9), STEADY, ">= 0.97", control)
+    assert row.holds == "no"
 
 
 def test_a_far_goal_needs_no_control() -> None:

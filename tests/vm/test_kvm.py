@@ -16,7 +16,7 @@ from skerry.machine.qemu.command import BINARY
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.qmp import Qmp
 from skerry.node import paths
-from skerry.node.jails import Inmate, MachineJails
+from skerry.node.jails import Identities, Inmate, MachineJails
 from tests.support.machines import Host, cache
 
 
@@ -61,7 +61,8 @@ def test_a_jailed_qemu_uses_kvm_through_its_own_node(host: Host) -> None:
     """It makes a virtual machine in the jail; its node is gone after. Without one it can't."""
 
     async def run() -> None:
-        jails = MachineJails(host.client, {"cgroup", "uid"})
+        identities = Identities()
+        jails = MachineJails(host.client, {"cgroup", "uid"}, identities)
         try:
             if not jails.has_kvm():
                 with pytest.raises(MachineError, match="no /dev/kvm"):
@@ -80,6 +81,7 @@ def test_a_jailed_qemu_uses_kvm_through_its_own_node(host: Host) -> None:
             jails.ended(without.groups, without.device)
         finally:
             await jails.close()
+            identities.close()
         assert list(paths.devices_dir().iterdir()) == []
 
     host.run(run())
@@ -89,7 +91,8 @@ def test_the_probe_in_the_jail_agrees_with_the_bare_one(host: Host) -> None:
     """Whether a guest runs under KVM does not depend on the jail; the probe keeps its deadline."""
 
     async def run() -> None:
-        jails = MachineJails(host.client, {"cgroup", "uid"})
+        identities = Identities()
+        jails = MachineJails(host.client, {"cgroup", "uid"}, identities)
         try:
             if not jails.has_kvm():
                 return
@@ -102,5 +105,6 @@ def test_the_probe_in_the_jail_agrees_with_the_bare_one(host: Host) -> None:
             jails.ended(jail.groups, jail.device)
         finally:
             await jails.close()
+            identities.close()
 
     host.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from skerry.cli.common import ago, ask, emit, json_option, size, table
-from skerry.wire.control import Channels, Ps
+from skerry.wire.control import Channels, Health, Ps
 
 
 @click.command()
@@ -13,8 +13,9 @@ from skerry.wire.control import Channels, Ps
 def ps(as_json: bool) -> None:
     """List the domains: name, label, machine, state, memory, since, and why one ended."""
     rows = ask(Ps())
+    ill = [helper for helper in ask(Health()) if helper["state"] != "running"]
     if as_json:
-        emit(rows)
+        emit([*rows, *ill])
         return
     table(
         ("NAME", "LABEL", "MACHINE", "STATE", "MEMORY", "SINCE", "REASON"),
@@ -31,6 +32,9 @@ def ps(as_json: bool) -> None:
             for row in rows
         ],
     )
+    for helper in ill:
+        words = f"the {helper['helper']} is {helper['state']}"
+        click.echo(f"warning: {words}: what needs it is denied until it is back", err=True)
 
 
 @click.command()

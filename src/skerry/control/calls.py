@@ -42,6 +42,8 @@ class Calls:
         match call:
             case wire.Ps():
                 return await node.ps(operator)
+            case wire.Health():
+                return node.health()
             case wire.Channels():
                 return await node.channels(operator)
             case wire.PolicyShow():

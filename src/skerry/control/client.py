@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from skerry.errors import SkerryError, WireError
 from skerry.wire.control import Call, Done, Failed, Input, Output, decode_reply, encode
 from skerry.wire.frames import frame, receive
+
+RESTART_S = 3.0
+"""How long a caller waits for a service that was killed and is started again, in seconds."""
 
 
 class Remote(SkerryError):
@@ -33,7 +37,7 @@ class Client:
         self.left = False
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.sock.connect(str(path))
+            _connect(self.sock, path)
         except PermissionError:
             raise NoService(
                 f"{path} is not open to you", fix="ask its owner to name you in [operators]"
@@ -80,6 +84,18 @@ class Client:
                 raise Remote(reply)
             if output is not None:
                 output(reply)
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    """Connect. A socket that nobody listens at is that of a service which is started again."""
+    until = time.monotonic() + RESTART_S
+    while True:
+        try:
+            return sock.connect(str(path))
+        except ConnectionRefusedError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def call(path: Path, message: Call) -> object:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from skerry.control.failure import failed
 from skerry.control.operators import Operators, peer_uid
@@ -33,6 +35,9 @@ SLOW_S = 30.0
 """Seconds after which a client that does not read what it asked for is dropped."""
 
 log = logging.getLogger("skerry.control")
+
+# From 3.13 on, asyncio would remove the socket itself.
+_NO_CLEANUP: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class Session:
@@ -97,11 +102,14 @@ class ControlServer:
     async def listen(self, owner: int) -> None:
         """Begin to listen. The socket is open to others only if the map names others."""
         self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._connected, self._path)
+        self._server = await asyncio.start_unix_server(self._connected, self._path, **_NO_CLEANUP)
         self._path.chmod(0o600 if self._operators.uids <= {owner} else 0o666)
 
-    async def close(self) -> None:
-        """Stop listening, end every connection and remove the socket."""
+    async def close(self, *, keep: bool = False) -> None:
+        """Stop listening, end every connection and remove the socket.
+
+        `keep` leaves it, for those who call before the next node listens there: they wait.
+        """
         if self._server is not None:
             self._server.close()
         mine = asyncio.current_task()
@@ -109,7 +117,8 @@ class ControlServer:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        self._path.unlink(missing_ok=True)
+        if not keep:
+            self._path.unlink(missing_ok=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -122,7 +122,7 @@ async def _serve(opened: Opened, report: Reporter, stop: asyncio.Event) -> int:
             await node.down(DOWN_S)
             opened.trail.note("down", {"system": node.setup.system.name})
             opened.journal.over = True
-        await server.close()
+        await server.close(keep=again)
     return EXIT_RESTART if again else 0
 
 

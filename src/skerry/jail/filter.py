@@ -3,7 +3,7 @@
 The rules: nothing that makes a socket, a process, a lock, a watch, a key, an IPC object or a
 descriptor for another process; no way to switch descriptor passing on, nor to ask a socket for its
 peer's pidfd; no way to outlive the parent. Measured with strace on QEMU 7.2 and 10.0, so what is
-not needed is not there.
+not needed is not there; `helper` on CPython 3.11, for this project's own helpers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,35 @@ def _calls(kvm: bool) -> tuple[Call, ...]:
     return (*(Call(ALWAYS[name]) for name in ordered), _ioctl(kvm), *_CHECKED)
 
 
-PROFILES = {"qemu": _calls(kvm=False), "qemu-kvm": _calls(kvm=True)}
+_HELPER = (
+    "read", "write", "close", "fstat", "poll", "lseek", "mprotect", "munmap", "brk", "rt_sigaction",
+    "rt_sigprocmask", "rt_sigreturn", "pread64", "pwrite64", "access", "mremap", "madvise",
+    "getpid", "recvfrom", "sendmsg", "recvmsg", "getsockname", "exit", "uname", "fsync",
+    "fdatasync", "ftruncate", "readlink", "sysinfo", "getuid", "geteuid", "arch_prctl", "gettid",
+    "futex", "set_tid_address", "clock_gettime", "clock_nanosleep", "exit_group", "newfstatat",
+    "set_robust_list", "fallocate", "getrandom", "getdents64", "rseq", "restart_syscall", "execve",
+)  # fmt: skip
+_OPENAT = 257
+_CHANGES = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE
+
+
+def _helper_calls() -> tuple[Call, ...]:
+    """One thread, which loads its modules and uses what it was given."""
+    checked = {FCNTL, MMAP, PRLIMIT, SENDTO, GETSOCKOPT}
+    return (
+        *(Call(ALWAYS[name]) for name in _HELPER),
+        *(call for call in _CHECKED if call.number in checked),
+        _ioctl(kvm=False),
+        Call(_OPENAT, ((Arg(2, 0, _CHANGES),),)),
+        Call(PRCTL, ((Arg(0, 4), Arg(1, 0)),)),  # not dumpable
+    )
+
+
+PROFILES = {
+    "qemu": _calls(kvm=False),
+    "qemu-kvm": _calls(kvm=True),
+    "helper": _helper_calls(),
+}
 """Profile name to what it allows."""
 
 

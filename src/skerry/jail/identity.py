@@ -117,6 +117,13 @@ class IdentityPool:
         self._lock.close()
 
 
+def _has(start: int, end: int) -> bool:
+    """Say whether this user namespace maps these ids at all."""
+    maps = (Path(f"/proc/self/{kind}_map").read_text().splitlines() for kind in ("uid", "gid"))
+    spans = [[(int(first), int(size)) for first, _, size in map(str.split, m)] for m in maps]
+    return all(any(f <= start and end <= f + size for f, size in span) for span in spans)
+
+
 def open_pool(start: int = 0, end: int = 0, held: int = -1) -> IdentityPool | None:
     """Return the pool of this user, None where there is none: the layer `uid` is then missing.
 
@@ -132,7 +139,7 @@ def open_pool(start: int = 0, end: int = 0, held: int = -1) -> IdentityPool | No
             return IdentityPool(start, end, held=held)
         size = DEFAULT_END - DEFAULT_START
         for first in range(DEFAULT_START, DEFAULT_START + 64 * size, size):
-            if not taken_by(first, first + size):
+            if _has(first, first + size) and not taken_by(first, first + size):
                 return IdentityPool(first, first + size, held=held)
         return None
     names = {str(os.getuid())}

@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from skerry.jail.device import KVM
@@ -64,12 +64,24 @@ def build(
     for path in sorted(contents):
         digest.update(f"{path}\0{hashlib.sha256(contents[path]).hexdigest()}\0".encode())
     digest.update(repr((sorted(mount_points), sorted(links))).encode())
-    root = directory / f"{name}-{digest.hexdigest()[:16]}"
+    return make(
+        directory / f"{name}-{digest.hexdigest()[:16]}",
+        lambda temporary: _fill(temporary, contents, mount_points, links),
+    )
+
+
+def make(root: Path, fill: Callable[[Path], None]) -> Path:
+    """Return a root, made whole by `fill` in a directory of another name if it is not there.
+
+    Its name must hold a digest of all that `fill` puts there. Raises JailError.
+    """
     if not root.exists():
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory))
+        root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
         try:
-            _fill(temporary, contents, mount_points, links)
+            fill(temporary)
+            for folder, _, _ in os.walk(temporary, topdown=False):
+                Path(folder).chmod(0o555)
             temporary.rename(root)
         except OSError as error:
             if not root.exists():  # else somebody made the same root at the same moment
@@ -108,8 +120,6 @@ def _fill(
             inside.touch(mode=0o444)
     for inside_path, target in links:
         (root / inside_path.strip("/")).symlink_to(target)
-    for folder, _, _ in os.walk(root, topdown=False):
-        Path(folder).chmod(0o555)
 
 
 def _remove(root: Path) -> None:

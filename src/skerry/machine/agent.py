@@ -23,6 +23,9 @@ from skerry.wire import agent as wire
 
 READ_MAX = 16 << 10
 """Bytes read from a guest at once; the rest waits in the guest until these are handed on."""
+STALE_PAUSE_S = 0.02
+"""The pause after each piece that an earlier host left: its commands, which would fill the port
+for ever, leave the guest the time to read the greeting that ends them."""
 COMMANDS_MAX = 16
 """Commands that run in one domain at a time; one more is refused."""
 STRAY_MAX = 1 << 20
@@ -62,7 +65,7 @@ class Agent:
         self._unsent = bytearray()
         self._drained = asyncio.Event()
         self._drained.set()
-        self._reading = False
+        self._reading = self._paused = False
         self._failure: SkerryError | None = None
 
     async def ready(self, timeout_s: float) -> None:
@@ -181,6 +184,7 @@ class Agent:
         """Read from the socket only while somebody waits and all that came was handed on."""
         want = (
             self._failure is None
+            and not self._paused
             and self._undelivered == 0
             and (self._greeted is not None or bool(self._runs))
         )
@@ -209,6 +213,13 @@ class Agent:
                 self._deliver(message)
         except WireError as error:
             self._fail(error)
+        if self._greeted is not None and not self._greeted.done():
+            self._paused = True
+            asyncio.get_running_loop().call_later(STALE_PAUSE_S, self._go_on)
+        self._watch()
+
+    def _go_on(self) -> None:
+        self._paused = False
         self._watch()
 
     def _deliver(self, message: wire.Message) -> None:

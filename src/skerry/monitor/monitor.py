@@ -283,7 +283,11 @@ class Monitor(Binder):
             for _ in range(MAX_TRIES):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
-                fall = await find_fall(candidate, standing)
+                try:
+                    fall = await find_fall(candidate, standing)
+                except Denied as failure:
+                    self.mediator.failed(hook, failure, undone=grant.record)
+                    raise
                 loaded = _loaded(grant.record, candidate.generation, fall)
                 needed = bool(loaded.evicted) and not evict
                 if durable is not None and not dry_run and not needed:

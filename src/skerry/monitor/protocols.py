@@ -8,7 +8,7 @@ channel minted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -113,12 +113,21 @@ class Candidate(Judge, Protocol):
     def carry(self, label: Label) -> Label:
         """Return what a label in force is called under this policy. Raises `UnknownLabel`."""
 
+    async def foresee(self, channels: Collection[tuple[str, Label, Label]]) -> None:
+        """Get ready for `install`, and for questions about channels (hook, source, sink).
+
+        To ask these then takes no turn of the loop, as long as nobody's history grows.
+        """
+
 
 class Decider(Judge, Protocol):
     """The policy manager as the monitor sees it: it answers for the policy in force."""
 
-    def candidate(self, stack: Stack) -> Candidate:
-        """Return a policy that could come into force next: it answers, but decides nothing."""
+    def candidate(self, stack: Stack, sources: Sequence[Any] = ()) -> Candidate:
+        """Return a policy that could come into force next: it answers, but decides nothing.
+
+        `sources` is what it is made from, for a manager that makes it again elsewhere.
+        """
 
     def install(self, candidate: Any) -> int:
         """Bring a candidate of this manager's into force; returns its generation, never waits.

@@ -9,6 +9,7 @@ can't run together it is the younger that falls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ class EvictionNeeded(SkerryError):
 
 async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
     """Judge everything that stands by a policy. Changes nothing, but what stands may meanwhile."""
+    await candidate.foresee(_questions(candidate, standing))
     labels: dict[Domain, Label] = {}
     evicted: dict[Domain, str] = {}
     for domain, label in standing.domains:
@@ -96,6 +98,19 @@ async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
             refused[channel] = answers[key]
     kept = tuple(channel for channel in standing.channels if channel not in refused)
     return Fall(refused, evicted, kept, labels)
+
+
+def _questions(candidate: Candidate, standing: Standing) -> set[tuple[str, Label, Label]]:
+    """Return what will be asked about channels, each question once."""
+    carried: dict[Domain, Label] = {}
+    for domain, label in standing.domains:
+        with contextlib.suppress(Exception):  # said where it is judged
+            carried[domain] = candidate.carry(label)
+    return {
+        (channel.hook, carried[channel.source], carried[channel.sink])
+        for channel in standing.channels
+        if carried.keys() >= set(channel.ends)
+    }
 
 
 async def _refusal(candidate: Candidate, hook: str, source: Label, sink: Label) -> str:

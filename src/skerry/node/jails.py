@@ -59,25 +59,14 @@ class MachineJail(msgspec.Struct, frozen=True):
     device: str
 
 
-class MachineJails:
-    """The maker of a node's jails. Make it inside a running event loop, and close it."""
+class Identities:
+    """This node's host uids, for domains and helpers alike. Close it when all have ended."""
 
-    def __init__(
-        self,
-        supervisor: SupervisorClient,
-        accepted: Collection[str],
-        used: int = 0,
-        held: int = -1,
-    ) -> None:
-        """Reserve this node's identities: those after `used`, in the range whose lock is `held`.
+    def __init__(self, used: int = 0, held: int = -1) -> None:
+        """Reserve them: those after `used`, in the range whose lock is `held`.
 
         Raises `LayerMissing`.
         """
-        self._supervisor = supervisor
-        self._accepted = frozenset(accepted)
-        self._starts = itertools.count(1)
-        self._leaving: set[asyncio.Future[None]] = set()
-        self._roots: dict[tuple[Board, bool], Path] = {}
         try:
             self._pool: IdentityPool | None = open_pool(held=held)
             if self._pool is not None:
@@ -85,24 +74,13 @@ class MachineJails:
         except JailError as error:
             raise LayerMissing(error.message, fix=error.fix) from None
 
-    async def close(self) -> None:
-        """Wait until what was made for the ended machines is gone; give the uids back."""
-        await asyncio.gather(*self._leaving)
-        if self._pool is not None:
-            self._pool.close()
-
-    async def sweep(self) -> None:
-        """Remove what killed nodes left behind."""
-        await asyncio.to_thread(cgroup.sweep)
-        await asyncio.to_thread(device.sweep, paths.devices_dir())
-
     @property
     def lock(self) -> int:
         """The descriptor that reserves the identities, -1 where there is none."""
         return self._pool.fileno() if self._pool is not None else -1
 
-    def identity(self, name: str) -> Identity:
-        """Return an identity that nobody had. Raises `LimitReached`."""
+    def take(self, name: str) -> Identity:
+        """Return one that nobody had; the node's own where it has none. Raises `LimitReached`."""
         if self._pool is None:
             return own()
         try:
@@ -110,9 +88,37 @@ class MachineJails:
         except IdentitiesUsed as error:
             raise LimitReached(error.message, fix=error.fix) from None
 
+    def close(self) -> None:
+        """Give them back."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+class MachineJails:
+    """The maker of a node's jails. Make it inside a running event loop, and close it."""
+
+    def __init__(
+        self, supervisor: SupervisorClient, accepted: Collection[str], identities: Identities
+    ) -> None:
+        self._supervisor = supervisor
+        self._accepted = frozenset(accepted)
+        self._identities = identities
+        self._starts = itertools.count(1)
+        self._leaving: set[asyncio.Future[None]] = set()
+        self._roots: dict[tuple[Board, bool], Path] = {}
+
+    async def close(self) -> None:
+        """Wait until what was made for the ended machines is gone."""
+        await asyncio.gather(*self._leaving)
+
+    async def sweep(self) -> None:
+        """Remove what killed nodes left behind."""
+        await asyncio.to_thread(cgroup.sweep)
+        await asyncio.to_thread(device.sweep, paths.devices_dir())
+
     def has_kvm(self) -> bool:
         """Say whether a jail of this node can open the host's KVM at all."""
-        identity = self.identity("kvm")
+        identity = self._identities.take("kvm")
         kvm = device.open_to(paths.make_shared(paths.devices_dir()), "try", identity)
         device.remove(kvm)
         return kvm is not None
@@ -120,7 +126,7 @@ class MachineJails:
     def make(self, inmate: Inmate) -> MachineJail:
         """Make the jail for one start. Raises `Denied` where the host lacks what it needs, and
         `MachineError` where the jail can have no KVM."""
-        identity = self.identity(inmate.name)
+        identity = self._identities.take(inmate.name)
         groups = self._groups(inmate)
         kvm: Path | None = None
         try:
@@ -168,14 +174,21 @@ class MachineJails:
         return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
-        """Make the control groups; none where the host gives none and that is accepted."""
         limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS)
-        try:
-            return cgroup.create(f"{inmate.name}.{next(self._starts)}", limits)
-        except LayerOff as error:
-            if "cgroup" in self._accepted:
-                return ()
-            raise LayerMissing(error.message, fix=error.fix) from None
+        return make_groups(f"{inmate.name}.{next(self._starts)}", limits, self._accepted)
+
+
+def make_groups(name: str, limits: Limits, accepted: Collection[str]) -> tuple[str, ...]:
+    """Make the control groups of one jail; none where the host gives none and that is accepted.
+
+    Raises `LayerMissing`.
+    """
+    try:
+        return cgroup.create(name, limits)
+    except LayerOff as error:
+        if "cgroup" in accepted:
+            return ()
+        raise LayerMissing(error.message, fix=error.fix) from None
 
 
 def _undo(groups: tuple[str, ...], kvm: Path | None) -> None:

@@ -64,16 +64,18 @@ class NodeJournal(Journal):
     """
 
     def __init__(
-        self, trail: AuditTrail, path: Path, supervisor: Keeper, standing: Standing, disk: Disk
+        self, path: Path, supervisor: Keeper, standing: Standing, disk: Disk | None = None
     ) -> None:
         self.standing = standing
         self.footprint: Callable[[Machine], Footprint] = lambda machine: Footprint("", machine.kind)
         self.over = False
-        self._trail = trail
+        self._trail: AuditTrail | None = None
+        self._in_place = True
         self._path = path
         self._supervisor = supervisor
-        self._disk = disk
+        self._disk = disk or HostDisk()
         self._writing = 0
+        self._renewing = asyncio.Lock()
         self._leaving: list[str] = []
         self._dropping: asyncio.Task[None] | None = None
 
@@ -81,34 +83,44 @@ class NodeJournal(Journal):
     async def open(
         cls, path: Path, supervisor: Keeper, standing: Standing, disk: Disk | None = None
     ) -> NodeJournal:
-        """Begin a journal that says what stands. Raises `AuditUnavailable`, `SkerryError`."""
-        disk = disk or HostDisk()
-        trail = await asyncio.to_thread(_fresh, path, disk)
-        journal = cls(trail, path, supervisor, standing, disk)
-        await journal._write_whole()
+        """Begin a journal that says what stands.
+
+        Where the disk does not let it begin, it tries so before each write, which it refuses until
+        then: the old file, with what the supervisor holds, tells the next node enough.
+        """
+        journal = cls(path, supervisor, standing, disk)
+        with contextlib.suppress(AuditUnavailable):
+            await journal._renew()
         return journal
 
     async def close(self) -> None:
         """Write what is queued and close the file."""
         if self._dropping is not None:
             await asyncio.wait({self._dropping})
-        await asyncio.to_thread(self._trail.close)
+        if self._trail is not None:
+            await asyncio.to_thread(self._trail.close)
 
     async def write(self, event: str, fields: Mapping[str, object]) -> None:
         """Write a record; it is durable on return. Raises `AuditUnavailable`."""
+        async with self._renewing:
+            trail = self._trail
+            if trail is None or (self._is_grown(trail) and not self._writing):
+                trail = await self._renew()
         self._writing += 1
         try:
-            await self._trail.append(event, fields)
+            await trail.append(event, fields)
             self.standing.apply(event, fields)
         finally:
             self._writing -= 1
+
+    def _is_grown(self, trail: AuditTrail) -> bool:
         standing = len(self.standing.domains) + len(self.standing.channels)
-        if not self._writing and self._trail.head.n > GROWN + 4 * standing:
-            await self._renew()
+        return trail.head.n > GROWN + 4 * standing
 
     def note(self, event: str, fields: Mapping[str, object]) -> None:
         """Write down what has happened already."""
-        self._trail.note(event, fields)
+        if self._trail is not None:
+            self._trail.note(event, fields)
         self.standing.apply(event, fields)
 
     async def ready(self, domain: Domain) -> None:
@@ -189,24 +201,38 @@ class NodeJournal(Journal):
             return Footprint("", "")
         return self.footprint(domain.machine)
 
-    async def _renew(self) -> None:
-        """Go on in a new file that begins with what stands."""
-        old, new = self._trail, await asyncio.to_thread(_fresh, self._path, self._disk)
-        if self._writing:  # what is on its way to the old file would be missing in the new one
-            await asyncio.to_thread(new.close)
-            return
-        self._trail = new
-        await self._write_whole()
-        await asyncio.to_thread(old.close)
+    async def _renew(self) -> AuditTrail:
+        """Go on in a new file that begins with what stands. Raises `AuditUnavailable`.
 
-    async def _write_whole(self) -> None:
-        """Write all that stands; from `whole` on, what was the new file is the journal."""
+        From its record `whole` on the new file is the journal, even if it can't yet be renamed.
+        """
+        if not self._in_place:
+            await self._put_in_place()
+        old, new = self._trail, await asyncio.to_thread(_fresh, self._path, self._disk)
+        self._trail = new
         *before, (last, fields) = self.standing.records()
         for event, each in before:
-            self._trail.note(event, each)
-        await self._trail.append(last, fields)
+            new.note(event, each)
+        try:
+            await new.append(last, fields)
+        except BaseException:
+            self._trail = old
+            await asyncio.to_thread(new.close)
+            with contextlib.suppress(OSError):  # whatever of it is on the disk must not count
+                await asyncio.to_thread(self._disk.remove, _new(self._path))
+            raise
+        self._in_place = False
+        if old is not None:
+            await asyncio.to_thread(old.close)
+        with contextlib.suppress(AuditUnavailable):
+            await self._put_in_place()
+        return new
+
+    async def _put_in_place(self) -> None:
         await asyncio.to_thread(_put_in_place, self._path, self._disk)
-        self._trail.path = self._path
+        self._in_place = True
+        if self._trail is not None:
+            self._trail.path = self._path
 
 
 def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from weakref import WeakKeyDictionary
 
-from skerry.errors import MachineError
+from skerry.errors import MachineError, SkerryError
 from skerry.image import store
 from skerry.image.minimal import CMDLINE
 from skerry.image.store import Image
@@ -21,7 +21,7 @@ from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths
-from skerry.node.jails import KVM_FIX, NO_KVM, Inmate, MachineJails
+from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
 from skerry.supervisor.client import Process, SupervisorClient
@@ -35,31 +35,33 @@ class Machines:
     """The maker of a node's machines. Make it inside a running event loop, and close it."""
 
     def __init__(
-        self, system: System, supervisor: SupervisorClient, used: int = 0, held: int = -1
+        self, system: System, supervisor: SupervisorClient, identities: Identities
     ) -> None:
-        """Load and verify the images; `used` and `held` are as for `MachineJails`.
-
-        Raises `NotFound`, `LayerMissing`.
-        """
+        """Make a maker that has no images yet."""
         self._system = system
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
-        for domain in system.domains.values():
-            if domain.machine == "qemu" and domain.image not in self._images:
-                image = store.load(paths.image_cache(), domain.image)
-                store.verify(image)
-                self._images[domain.image] = image
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
+        jailed = any(domain.machine == "qemu" for domain in system.domains.values())
+        self._identities = identities
         accepted = system.accept_missing
-        self._jails = MachineJails(supervisor, accepted, used, held) if self._images else None
+        self._jails = MachineJails(supervisor, accepted, identities) if jailed else None
 
-    @property
-    def lock(self) -> int:
-        """The descriptor that reserves the node's uids, -1 where there is none."""
-        return self._jails.lock if self._jails is not None else -1
+    def load_images(self) -> list[SkerryError]:
+        """Load and verify the images; return what kept one from being loaded."""
+        wanted = {d.image for d in self._system.domains.values() if d.machine == "qemu"}
+        failed: list[SkerryError] = []
+        for name in sorted(wanted):
+            try:
+                image = store.load(paths.image_cache(), name)
+                store.verify(image)
+                self._images[name] = image
+            except SkerryError as error:
+                failed.append(error)
+        return failed
 
     async def close(self) -> None:
-        """Wait until what was made for the ended machines is gone; give the uids back."""
+        """Wait until what was made for the ended machines is gone."""
         if self._jails is not None:
             await self._jails.close()
 
@@ -69,7 +71,7 @@ class Machines:
             return {}
         await self._jails.sweep()
         roots, accepted = paths.make_shared(paths.roots_dir()), self._system.accept_missing
-        return await self_test(roots, self._jails.identity("probe"), streams, accepted)
+        return await self_test(roots, self._identities.take("probe"), streams, accepted)
 
     async def choose_accel(self, report: Report) -> None:
         """Find out which images run under KVM, where a domain of theirs would use it.
@@ -126,8 +128,9 @@ class Machines:
             from skerry.machine.simulator.machine import SimulatedMachine
 
             return SimulatedMachine(domain.name)
-        image, accel, jails = self._images[domain.image], self._accel(domain), self._jails
-        assert jails is not None  # there are images
+        image, accel, jails = self._images.get(domain.image), self._accel(domain), self._jails
+        if image is None or jails is None:
+            raise MachineError(f"the image {domain.image} is not there", fix="restart the node")
         spec = QemuSpec(
             name=domain.name,
             label=str(label),

@@ -52,6 +52,14 @@ class MachineMaker(Protocol):
         """Return a machine that is not prepared yet."""
 
 
+class Helper(Protocol):
+    """A process that serves the node."""
+
+    @property
+    def state(self) -> str:
+        """`running`, or a word for why nothing new is allowed now."""
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """Something of the system file that the policy or the host refused."""
 
@@ -82,6 +90,7 @@ class Node:
         self.monitor = monitor
         self.sessions = Sessions()
         monitor.withdrawn = self.sessions.cut
+        self.helpers: dict[str, Helper] = {}
         self._make = make
         self._keeper = keeper
         self._clock = clock
@@ -245,7 +254,7 @@ class Node:
         self, hook: str, operator: Label, policy: Policy, what: str, evict: bool, dry_run: bool
     ) -> dict[str, object]:
         stack = policy.stack
-        candidate = self.monitor.mediator.decider.candidate(stack)
+        candidate = self.monitor.mediator.decider.candidate(stack, policy.sources)
         lost = self._operators_without(policy)
         if operator in lost.values():
             raise StateError(
@@ -435,6 +444,10 @@ class Node:
                 }
             )
         return rows
+
+    def health(self) -> list[dict[str, str]]:
+        """Say of each process that serves the node in which state it is."""
+        return [{"helper": name, "state": h.state} for name, h in self.helpers.items()]
 
     async def channels(self, operator: Label) -> list[dict[str, object]]:
         """List the channels both of whose domains the operator may see."""

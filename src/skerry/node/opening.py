@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,10 @@ from skerry.errors import Denied, SkerryError, SupervisorError
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
+from skerry.node.deciding import ClosedDecider, open_manager
 from skerry.node.digest import code_digest
+from skerry.node.helpers import Helpers, accepted_layers
+from skerry.node.jails import Identities
 from skerry.node.journal import NodeJournal, read_journal, remove_journal
 from skerry.node.kept import SetupKeeper, forget_setups, read_setup
 from skerry.node.machines import Machines
@@ -33,8 +36,8 @@ from skerry.node.node import Node
 from skerry.node.recover import Recovered, Recovery
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import Standing
-from skerry.policy.history import FileHistory
-from skerry.policy.manager import PolicyManager
+from skerry.policy.client import Notice
+from skerry.policy.source import Policy
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
 from skerry.system.model import System
 
@@ -52,8 +55,10 @@ class World(NamedTuple):
 
     disk: Disk = HostDisk()
     clock: Callable[[], float] = time.monotonic
-    machines: Callable[[System, SupervisorClient, int, int], Machines] = Machines
+    identities: Callable[[int, int], Identities] = Identities
+    machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
     trail: Callable[[Path, Disk], AuditTrail] = AuditTrail.open
+    manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
 
 
 HOST = World()
@@ -71,6 +76,15 @@ class Opened(msgspec.Struct, frozen=True):
     recovered: Recovered | None
 
 
+class Life(msgspec.Struct, frozen=True):
+    """What a node begins with: fresh, or after a restart."""
+
+    fresh: bool
+    setup: Setup
+    standing: Standing
+    inherited: Inherited
+
+
 async def open_node(
     system: Path,
     supervisor: SupervisorClient,
@@ -82,41 +96,31 @@ async def open_node(
 
     Raises `SkerryError`: a fresh node was not made; after a restart, nothing can go on.
     """
-    try:
-        inherited = await supervisor.inherit()
-    except (SpawnFailed, SupervisorGone) as error:
-        raise SupervisorError(f"the supervisor hands nothing over: {error}") from None
-    await _wait_for_helpers(inherited)
     state = await asyncio.to_thread(paths.make_private, paths.state_dir())
-    standing = await asyncio.to_thread(_standing, inherited, world.disk)
-    if standing is None:
-        setup, standing = await asyncio.to_thread(load_setup, system), Standing()
-        fresh = True
-    else:
-        setup, fresh = await asyncio.to_thread(read_setup, state, standing.setup), False
+    life = await _begin(system, state, supervisor, world)
+    setup, standing = life.setup, life.standing
     trail = await asyncio.to_thread(world.trail, state / paths.audit_file().name, world.disk)
     exits.push_async_callback(asyncio.to_thread, trail.close)
     streams = StreamBridges()
     exits.callback(streams.close)
-    held = inherited.kept.get(IDENTITIES, -1)
-    machines = world.machines(setup.system, supervisor, standing.uid, held)
+    identities = world.identities(standing.uid, life.inherited.kept.get(IDENTITIES, -1))
+    exits.callback(identities.close)
+    helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
+    exits.push_async_callback(helpers.close)
+    machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
-    layers = await machines.self_test(streams) if fresh else {}
-    await machines.choose_accel(report)
-    await _record(trail, "up" if fresh else "restarted", _first_record(setup, layers), fresh)
-    if fresh:
-        standing.token = secrets.token_hex(8)
+    layers = await _try_out(machines, streams, report, life.fresh)
+    await _record(trail, _first_record(setup, layers), life.fresh)
     journal = await NodeJournal.open(paths.journal_file(), supervisor, standing, world.disk)
     exits.push_async_callback(_close, journal, state)
     journal.footprint = machines.footprint
     keeper = SetupKeeper(journal, state)
-    if fresh:
+    if life.fresh:
         await keeper.keep(setup, standing.generation)
-        await _keep_token(supervisor, standing.token, machines.lock)
+        await _keep_token(supervisor, standing.token, identities.lock)
     await keeper.settle(setup, setup, standing.generation, {})
-    manager = PolicyManager(
-        setup.stack, FileHistory(paths.history_file()), generation=standing.generation
-    )
+    manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
+    exits.push_async_callback(manager.close)
     monitor = Monitor(
         manager,
         trail,
@@ -128,12 +132,50 @@ async def open_node(
     )
     monitor.channels.skip(standing.channel)
     node = Node(setup, monitor, machines.make, world.clock, keeper)
-    recovery = Recovery(monitor, journal, inherited, machines.heir, machines.forget)
-    found = await recovery.run(manager.candidate(setup.stack))
-    if fresh:
+    node.helpers["policy manager"] = manager
+    recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
+    found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
+    if life.fresh:
         return Opened(node, trail, journal, None)
     trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
     return Opened(node, trail, journal, found)
+
+
+async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
+    """Find out whether this is a restart, and take over what the supervisor holds."""
+    try:
+        inherited = await supervisor.inherit()
+    except (SpawnFailed, SupervisorGone) as error:
+        raise SupervisorError(f"the supervisor hands nothing over: {error}") from None
+    await _wait_for_helpers(inherited)
+    standing = await asyncio.to_thread(_standing, inherited, world.disk)
+    if standing is None:
+        setup = await asyncio.to_thread(load_setup, system)
+        return Life(True, setup, Standing(token=secrets.token_hex(8)), inherited)
+    setup = await asyncio.to_thread(read_setup, state, standing.setup)
+    return Life(False, setup, standing, inherited)
+
+
+async def _try_out(
+    machines: Machines, streams: StreamBridges, report: Report, fresh: bool
+) -> Mapping[str, str]:
+    """Load the images and try the host; return what became of each layer of the jail.
+
+    A node that goes on does so also where something is missing by now: it only says so.
+    """
+    failures = await asyncio.to_thread(machines.load_images)
+    if failures and fresh:
+        raise failures[0]
+    layers = await machines.self_test(streams) if fresh else {}
+    try:
+        await machines.choose_accel(report)
+    except SkerryError as error:
+        if fresh:
+            raise
+        failures.append(error)
+    for failure in failures:
+        report({"event": "note", "text": f"warning: {failure}"})
+    return layers
 
 
 async def _close(journal: NodeJournal, state: Path) -> None:
@@ -166,14 +208,15 @@ def _standing(inherited: Inherited, disk: Disk) -> Standing | None:
     return standing
 
 
-async def _record(trail: AuditTrail, event: str, fields: Mapping[str, object], fresh: bool) -> None:
+async def _record(trail: AuditLog, fields: Mapping[str, object], fresh: bool) -> None:
     """Write the first record; a node that goes on needs no leave, a fresh one does."""
+    if fresh:
+        await trail.append("up", fields)
+        return
     try:
-        await trail.append(event, fields)
+        await trail.append("restarted", fields)
     except Denied:
-        if fresh:
-            raise
-        trail.note(event, fields)
+        trail.note("restarted", fields)
 
 
 async def _keep_token(supervisor: SupervisorClient, token: str, lock: int) -> None:

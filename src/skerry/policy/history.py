@@ -1,8 +1,8 @@
 """What each label has touched, kept on disk for the Chinese Wall's history form.
 
-The rules this module keeps: a history is replaced whole or not at all, and is on disk before
-`save` returns; a damaged file is a `PolicyError`, never an empty history, because forgetting
-would open a wall.
+The rules this module keeps: a history only grows; it is replaced whole or not at all, and is on
+disk before `save` returns; a damaged file is a `PolicyError`, never an empty history, because
+forgetting would open a wall.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from skerry.errors import PolicyError, Problem
+from skerry.errors import DeciderUnavailable, Denied, PolicyError, Problem
 from skerry.policy.files import read_regular
 from skerry.xsm.stack import History
 
@@ -99,3 +100,62 @@ class FileHistory:
 
     def _damaged(self, message: str) -> PolicyError:
         return PolicyError([Problem(str(self._path), 0, f"Chinese Wall history: {message}")])
+
+
+class Keeper:
+    """Saves a history that grows, as often as it must and one at a time."""
+
+    def __init__(self, store: HistoryStore) -> None:
+        """Read what is kept, as `history`. Raises `PolicyError` if it is damaged."""
+        self.history: History = store.load()
+        self._store = store
+        self._saving = asyncio.Lock()
+
+    async def keep(self, current: Callable[[], History]) -> None:
+        """Return once what is current now, or more, is on disk.
+
+        Raises `DeciderUnavailable` or another `Denied` if it can't be saved.
+        """
+        # A save goes on when its waiter is cancelled, or an older one could land on a newer.
+        await asyncio.shield(self._save(current))
+
+    async def _save(self, current: Callable[[], History]) -> None:
+        async with self._saving:
+            saving = current()
+            if saving is self.history:
+                return
+            try:
+                await self._store.save(saving)
+            except Denied:
+                raise
+            except Exception as error:
+                raise DeciderUnavailable(
+                    f"the Chinese Wall history can't be saved: {error}", fix="free the disk"
+                ) from error
+            self.history = saving
+
+
+def merged(history: History, more: History) -> History:
+    """Return everything that either of two histories holds; the first itself if that is all."""
+    both = {module: dict(entries) for module, entries in history.items()}
+    for module, entries in more.items():
+        known = both.setdefault(module, {})
+        for label, touched in entries.items():
+            known[label] = known.get(label, frozenset()) | touched
+    return both if both != history else history
+
+
+def grown(history: History, before: History) -> History:
+    """Return the entries of a history that are not the same in the one before."""
+    return {
+        module: changed
+        for module, entries in history.items()
+        if entries is not before.get(module)
+        and (
+            changed := {
+                label: touched
+                for label, touched in entries.items()
+                if touched != before.get(module, {}).get(label)
+            }
+        )
+    }

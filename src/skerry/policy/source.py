@@ -65,19 +65,22 @@ def read_policy(untrusted_paths: Sequence[str | Path]) -> Policy:
     return _policy(partial(_read, path) for path in untrusted_paths)
 
 
-def make_policy(sources: Sequence[Source]) -> Policy:
-    """Make the stack of some sources. Raises `PolicyError` with every problem."""
-    return _policy(partial(_same, source) for source in sources)
+def make_policy(sources: Sequence[Source], known: Policy | None = None) -> Policy:
+    """Make the stack of some sources. Raises `PolicyError` with every problem.
+
+    What `known` was made from is not read again, which takes long for a large policy.
+    """
+    return _policy((partial(_same, source) for source in sources), known)
 
 
-def _policy(readers: Iterable[Callable[[], Source]]) -> Policy:
+def _policy(readers: Iterable[Callable[[], Source]], known: Policy | None = None) -> Policy:
     problems: list[Problem] = []
     sources: list[Source] = []
     modules: list[SecurityModule] = []
     for read in readers:
         try:
             sources.append(read())
-            modules.append(_module(sources[-1]))
+            modules.append(_known_module(sources[-1], known) or _module(sources[-1]))
         except PolicyError as error:
             problems += error.problems
     if problems:
@@ -109,6 +112,17 @@ def changed(policy: Policy, change: Change) -> Policy:
         ),
         stack,
     )
+
+
+def _known_module(source: Source, known: Policy | None) -> SecurityModule | None:
+    """Return the module of a source if it was made before, perhaps with other booleans."""
+    for old, module in zip(known.sources, known.stack.modules, strict=True) if known else ():
+        same = (old.file, old.content) == (source.file, source.content)
+        if same and old.booleans.keys() <= source.booleans.keys():
+            if source.booleans and isinstance(module, FlaskModule):
+                return module.with_booleans(source.booleans)
+            return module
+    return None
 
 
 def _module(source: Source) -> SecurityModule:

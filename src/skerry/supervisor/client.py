@@ -115,8 +115,8 @@ class SupervisorClient:
 
         `argv[0]` is an absolute path, `env` its whole environment, `cgroup` directories joined
         first, separated by colons. Descriptors in `keep` (name to ours) are kept as `keep` does
-        it, if and only if the program was forked. Our descriptors stay open. Raises SpawnFailed
-        with the cause, SupervisorGone.
+        it, if and only if the program was forked; its exit status then waits to be dropped, else
+        for nobody. Our descriptors stay open. Raises SpawnFailed with the cause, SupervisorGone.
         """
         held = keep or {}
         order: dict[str, Any] = {"op": "spawn", "name": name, "argv": list(argv), "fds": list(fds)}
@@ -136,7 +136,7 @@ class SupervisorClient:
     async def drop(self, *names: str) -> None:
         """Have the supervisor close what it keeps under these names, and forget ended processes.
 
-        An unknown name is no error, and a process that lives is not forgotten.
+        An unknown name is no error; a process that lives is forgotten when it has ended.
         """
         for start in range(0, len(names), wire.MAX_FDS):
             await self._ask({"op": "drop", "names": names[start : start + wire.MAX_FDS]}, [])

@@ -56,7 +56,10 @@ PAUSE_SECONDS = 0.02
 
 @dataclass
 class Child:
-    """One process that was forked; `answered` once its start was reported, `status` at its end."""
+    """One process that was forked; `answered` once its start was reported, `status` at its end.
+
+    One that was started with descriptors to keep is `lasting`: its status waits to be dropped.
+    """
 
     request: int
     name: str
@@ -64,6 +67,7 @@ class Child:
     pidfd: int
     errors: int
     answered: bool = False
+    lasting: bool = False
     status: int | None = None
 
 
@@ -210,6 +214,8 @@ class Supervisor:
             self._node_ended(status)
         else:
             self._say({"op": "exited", "pid": child.pid, "status": status})
+            if not child.lasting:
+                self._forget(child)
 
     def _node_ended(self, status: int) -> None:
         self._hang_up()
@@ -319,6 +325,7 @@ class Supervisor:
                 if name in self.kept:
                     os.close(self.kept.pop(name))
             for child in [c for c in self.children.values() if c.name in message["names"]]:
+                child.lasting = False
                 if child.status is not None:
                     self._forget(child)
         else:
@@ -354,6 +361,7 @@ class Supervisor:
         except (ValueError, OSError):
             wire.close_all([self.kept.pop(name) for name in message["keep"]])
             raise
+        child.lasting = bool(message["keep"])
         self.children[child.pid] = child
 
 

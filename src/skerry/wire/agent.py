@@ -49,8 +49,9 @@ ARGV_MAX = 64 << 10
 """Longest command in bytes, quoted for a shell; a longer one is refused."""
 STDIN_MAX = 1 << 20
 """Most bytes of a command's input; more is refused before the command starts."""
-STALE_MAX = 4 << 20
-"""Most bytes before the agent's first answer; beyond it the port is given up."""
+STALE_MAX = 16 << 20
+"""Most bytes before the agent's first answer; beyond it the port is given up. A microvm's port
+alone holds 4 MiB of what an earlier host did not take."""
 
 _HELLO = re.compile(rb"hello ([0-9]{1,4}) ([0-9]{16})")
 _EXIT = re.compile(rb"exit ([0-9]{8}) ([0-9]{1,3})")

@@ -48,6 +48,10 @@ class Ps(_Message, frozen=True, tag="ps"):
     """List the domains that the operator may see."""
 
 
+class Health(_Message, frozen=True, tag="health"):
+    """Say how the node's own helpers are: who decides, who writes the trail."""
+
+
 class Channels(_Message, frozen=True, tag="channels"):
     """List the channels between domains that the operator may see."""
 
@@ -155,8 +159,8 @@ class Down(_Message, frozen=True, tag="down"):
 
 
 Call = (
-    Ps | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop | Kill
-    | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
+    Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
+    | Kill | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 
 import pytest
@@ -125,3 +126,17 @@ def test_too_long_a_program_is_refused() -> None:
         assemble([Call(n) for n in range(2100)], {}, 1)
     with pytest.raises(ValueError, match="too many rules"):
         assemble([Call(1, tuple((Arg(0, n),) for n in range(70)))], {}, 1)
+
+
+def test_a_helper_reads_files_and_has_one_thread() -> None:
+    """It opens nothing for writing, makes no thread, and can hide but not show itself."""
+    program = filter.program("helper")
+    openat = 257
+    for flags in (0, os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW, os.O_PATH):
+        assert run(program, openat, 0, 0, flags) == ALLOW
+        assert run(filter.program("qemu"), openat, 0, 0, flags | os.O_RDWR) == ALLOW
+    for more in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_TMPFILE, 3):
+        assert run(program, openat, 0, 0, os.O_CLOEXEC | more) == EPERM
+    assert run(program, filter.CLONE, 0x3D0F00) == EPERM
+    assert run(program, filter.PRCTL, 4, 0) == ALLOW
+    assert run(program, filter.PRCTL, 4, 1) == run(program, filter.PRCTL, 15) == EPERM

@@ -1,186 +1,275 @@
-"""The node's journal: twins in safe hands, and only those of the channel they are named for."""
+"""The node's journal: what it says is what was written, whatever a crash leaves of its files."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from skerry.channel.stream import StreamBridges
-from skerry.errors import Denied, TransportError
+from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
+from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.domain import Domain
-from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
-from skerry.node.journal import NodeJournal, read_journal
-from skerry.node.recover import Recovery
-from skerry.node.standing import DomainEntry, Footprint, Standing
-from skerry.supervisor.client import Inherited, SupervisorGone
-from tests.support.monitor import World, label
+from skerry.node import journal as module
+from skerry.node.journal import NodeJournal, read_journal, twin_name
+from skerry.node.standing import Footprint, Standing
+from skerry.supervisor.client import SpawnFailed
+from tests.support.monitor import ToyMachine
 
-STANDING = "d/a/1"
+PATH = Path("/state/journal.log")
 
 
-class SlowStore:
-    """A supervisor that answers when it is let, with the descriptors that it sees then."""
+class Store:
+    """A supervisor's store that may be full."""
 
     def __init__(self) -> None:
-        self.may = asyncio.Event()
         self.kept: dict[str, int] = {}
-        self.dropped: list[str] = []
-        self.gone = False
+        self.full = False
 
     async def keep(self, fds: Mapping[str, int]) -> None:
-        """Take the sockets' identities late."""
-        await self.may.wait()
-        if self.gone:
-            raise SupervisorGone("it ended")
-        self.kept |= {name: os.fstat(fd).st_ino for name, fd in fds.items()}
+        """Hold copies."""
+        if self.full:
+            raise SpawnFailed("the limit")
+        self.kept |= {name: os.dup(fd) for name, fd in fds.items()}
 
     async def drop(self, *names: str) -> None:
-        """Forget."""
-        self.dropped += names
+        """Close them."""
+        for name in names:
+            if name in self.kept:
+                os.close(self.kept.pop(name))
 
 
-def channel_between(world: World) -> Channel:
-    """Return a channel that was just minted."""
-    one, other = (Domain(name, label(name), 0) for name in "ab")
-    channel = Channel(7, "stream", one, other, "p", one_way=False)
-    channel.bridge = StreamBridges().mint()
-    return channel
+class Scene:
+    """A journal on a simulated disk, with two domains."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.disk = SimulatedDisk(seed)
+        self.store = Store()
+        self.journal: NodeJournal
+        self.domains = [Domain(name, label(name), 1.5) for name in ("a", "b")]
+
+    async def open(self, standing: Standing | None = None) -> None:
+        """Begin a journal."""
+        standing = standing or Standing("token", "setup-1")
+        self.journal = await NodeJournal.open(PATH, self.store, standing, self.disk)
+        self.journal.footprint = lambda machine: Footprint(
+            f"d/{next(d.name for d in self.domains if d.machine is machine)}/1", "toy", 7, ("g",)
+        )
+
+    def channel(self, number: int) -> Channel:
+        """Return a live channel between the two."""
+        source, sink = self.domains
+        channel = Channel(number, "stream", source, sink, "p", False)
+        channel.generation, channel.record, channel.since = 3, 4, 5.5
+        channel.bridge = StreamBridges().mint()
+        return channel
+
+    def read(self) -> Standing | None:
+        """Read it as the next node does."""
+        return read_journal(PATH, self.disk)
 
 
-def test_a_channel_cut_while_its_twins_are_kept_leaves_nothing_kept(tmp_path: Path) -> None:
-    """What is kept are its own twins, though their numbers are others' by then; then it goes."""
-
-    async def main() -> None:
-        store = SlowStore()
-        journal = await NodeJournal.open(tmp_path / "journal.log", store, Standing())
-        channel = channel_between(World())
-        bridge = channel.bridge
-        assert bridge is not None
-        twins = dict(getattr(bridge, "twins"))  # noqa: B009 the protocol has none
-        own = {os.fstat(twin).st_ino for twin in twins.values()}
-        keeping = asyncio.ensure_future(journal.minted(channel))
-        await asyncio.sleep(0)
-        channel.bridge = None
-        bridge.cut()
-        others = [os.open(os.devnull, os.O_RDONLY) for _ in range(4)]
-        assert set(twins.values()) & set(others), "the control: the numbers were given again"
-        store.may.set()
-        await keeping
-        assert set(store.kept.values()) == own
-        await journal.close()
-        assert set(store.dropped) == {"c/7.source", "c/7.sink"}
-        for descriptor in others:
-            os.close(descriptor)
-
-    asyncio.run(main())
+def label(text: str) -> Label:
+    """Make a label."""
+    return Label((("acm", text),))
 
 
-def test_a_supervisor_that_keeps_nothing_is_a_denial(tmp_path: Path) -> None:
-    """Gone, or out of descriptors here: by type a refusal; with a store it is kept."""
+def play(scene: Callable[[Scene], Awaitable[None]], seed: int = 0) -> None:
+    """Run a scene."""
 
-    async def main() -> None:
-        store = SlowStore()
-        store.may.set()
-        journal = await NodeJournal.open(tmp_path / "journal.log", store, Standing())
-        channel = channel_between(World())
-        await journal.minted(channel)
-        assert len(store.kept) == 2
-        store.gone = True
-        with pytest.raises(TransportError):
-            await journal.minted(channel)
-        assert issubclass(TransportError, Denied)
+    async def run() -> None:
+        world = Scene(seed)
+        for domain in world.domains:
+            domain.machine = ToyMachine()
+        await world.open()
+        await scene(world)
+        await world.journal.close()
+
+    asyncio.run(run())
+
+
+def test_what_is_read_is_what_stood() -> None:
+    """Domains with label and footprint, channels with ends and bounds, policy, counters."""
+
+    async def scene(world: Scene) -> None:
+        a, b = world.domains
+        for domain in (a, b):
+            await world.journal.ready(domain)
+        one, two = world.channel(1), world.channel(2)
+        two.for_s = 9.0
+        for channel in (one, two):
+            await world.journal.minted(channel)
+            await world.journal.live(channel)
+        await world.journal.labelled(b, label("other"))
+        await world.journal.changed("setup-2", 2, {a: label("renamed")})
+        world.journal.gone(one)
+        await world.journal.write("setup", {"setup": "setup-3", "generation": 3, "labels": {}})
+        await world.journal.close()
+        found = world.read()
+        assert found == world.journal.standing
+        assert found is not None
+        await world.open(found)
+        assert {d.name: str(d.label) for d in found.domains.values()} == {
+            "a": "renamed",
+            "b": "other",
+        }
+        assert found.domains["d/a/1"].footprint == Footprint("d/a/1", "toy", 7, ("g",))
+        assert list(found.channels) == [2]
+        assert (found.channels[2].source, found.channels[2].for_s) == ("d/a/1", 9.0)
+        assert (found.setup, found.generation, found.channel, found.uid) == ("setup-3", 3, 2, 7)
+        assert set(world.store.kept) == {twin_name(2, "source"), twin_name(2, "sink")}
+        world.journal.ended(a)
+        await world.journal.write("setup", {"setup": "setup-3", "generation": 3, "labels": {}})
+        await world.journal.close()
+        after = world.read()
+        assert after is not None
+        assert list(after.domains) == ["d/b/1"]
+        for channel in (one, two):
+            assert channel.bridge is not None
+            channel.bridge.cut()
+
+    play(scene)
+
+
+def test_twins_that_nobody_keeps_refuse_the_channel() -> None:
+    """A supervisor that is full or gone is a denial, by type."""
+
+    async def scene(world: Scene) -> None:
+        world.store.full = True
+        channel = world.channel(1)
+        with pytest.raises(TransportError, match="does not keep the ends of channel 1"):
+            await world.journal.minted(channel)
         assert channel.bridge is not None
         channel.bridge.cut()
-        await journal.close()
 
-    asyncio.run(main())
-
-
-def test_a_relabel_that_is_refused_leaves_the_old_label_written_down(tmp_path: Path) -> None:
-    """The domain is stopped while its new label is being written; one that succeeds is kept."""
-
-    async def main() -> None:
-        store = SlowStore()
-        store.may.set()
-        path = tmp_path / "journal.log"
-        journal = await NodeJournal.open(path, store, Standing())
-        world = World(journal)
-        journal.footprint = lambda machine: Footprint(STANDING, machine.kind)
-        monitor = world.monitor
-        await world.run("a")
-        await monitor.relabel(world.operator, "a", label("b"))
-        assert written(path) == "b", "the control"
-        labelled = journal.labelled
-
-        async def stopped(domain: Domain, new: Label) -> None:
-            await labelled(domain, new)
-            if not stopping:
-                assert written(path) == "c"
-                stopping.append(asyncio.ensure_future(monitor.stop("a", 1)))
-                await asyncio.sleep(0)
-
-        stopping: list[asyncio.Future[None]] = []
-        hold = asyncio.Event()
-        world.machines["a"].shutdown = lambda deadline_s: hold.wait()  # type: ignore[method-assign, assignment, return-value]
-        journal.labelled = stopped  # type: ignore[method-assign, assignment]
-        with pytest.raises(Exception, match="cannot relabel"):
-            await monitor.relabel(world.operator, "a", label("c"))
-        assert written(path) == "b"
-        hold.set()
-        await stopping[0]
-        await journal.close()
-        world.close()
-
-    asyncio.run(main())
+    play(scene)
 
 
-def written(path: Path) -> str:
-    """Return the label that a restarted node would go on with."""
-    standing = read_journal(Copy(path).path)
-    assert standing is not None
-    return str(standing.domains[STANDING].label)
-
-
-class Copy:
-    """A file's copy, since the journal itself is locked by its writer."""
-
-    def __init__(self, path: Path) -> None:
-        folder = path.parent / "copy"
-        folder.mkdir(exist_ok=True)
-        self.path = folder / path.name
-        self.path.write_bytes(path.read_bytes())
-        self.path.chmod(0o600)
-
-
-def test_the_supervisor_forgets_a_domain_that_ended_while_there_was_no_node(
-    tmp_path: Path,
+@pytest.mark.parametrize("seed", range(40))
+def test_a_crash_at_any_operation_loses_nothing_that_was_acknowledged(
+    seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process and all that was kept for it; else they would count for ever."""
+    """Also while the file is written anew; what was on its way is there or not, whole."""
+    monkeypatch.setattr(module, "GROWN", 6)
 
-    async def main() -> None:
-        store = SlowStore()
-        standing = Standing()
-        entry = DomainEntry("a", label("a"), 0.0, Footprint(STANDING, "toy"))
-        standing.domains[STANDING] = entry
-        journal = await NodeJournal.open(tmp_path / "journal.log", store, standing)
-        world = World(journal)
-        monitor: Monitor = world.monitor
+    async def scene(world: Scene) -> None:
+        for domain in world.domains:
+            await world.journal.ready(domain)
+        world.disk.crash_in = seed * 2
+        acknowledged = 0
+        try:
+            for generation in range(2, 40):
+                await world.journal.changed(f"setup-{generation}", generation, {})
+                acknowledged = generation
+        except SkerryError:
+            pass
+        world.disk.crash_in = None
+        await world.journal.close()
+        world.disk.crash()
+        found = world.read()
+        assert found is not None
+        assert found.generation in (acknowledged, acknowledged + 1) if acknowledged else True
+        assert found.setup == f"setup-{found.generation}" or found.generation == 1
+        assert set(found.domains) == {"d/a/1", "d/b/1"}
+        await world.open(found)  # and the next node goes on with it
 
-        def heir(*_: object) -> Machine:
-            raise AssertionError("there is no process")
+    play(scene, seed)
 
-        recovery = Recovery(monitor, journal, Inherited({}, {}), heir, lambda _: None)  # type: ignore[arg-type]
-        found = await recovery.run(world.decider)
-        assert list(found.ended) == ["a"]
-        await journal.close()
-        assert STANDING in store.dropped
-        assert f"{STANDING}.console" in store.dropped
 
-    asyncio.run(main())
+def test_a_journal_that_was_altered_is_refused() -> None:
+    """Any byte in the middle; only a torn end, which was never acted upon, is passed over."""
+
+    async def scene(world: Scene) -> None:
+        for domain in world.domains:
+            await world.journal.ready(domain)
+        whole = world.disk.content(PATH)
+        await world.journal.close()
+        for at in range(3, len(whole) - 700, 97):
+            world.disk.replace(PATH, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(SkerryError, match=r"is damaged|has no beginning"):
+                world.read()
+        world.disk.replace(PATH, whole[:-9])
+        torn = world.read()
+        assert torn is not None
+        assert list(torn.domains) == ["d/a/1"]
+        world.disk.replace(PATH, b"")
+        with pytest.raises(SkerryError, match="has no beginning"):
+            world.read()
+
+    play(scene)
+
+
+def test_a_disk_that_is_full_refuses_what_must_be_durable() -> None:
+    """And takes it again when there is room."""
+
+    async def scene(world: Scene) -> None:
+        world.disk.faults["append"] = 28
+        with pytest.raises(AuditUnavailable):
+            await world.journal.ready(world.domains[0])
+        world.journal.ended(world.domains[0])  # what was taken away never raises
+        world.disk.faults.clear()
+        async with asyncio.timeout(5):
+            for _ in range(50):
+                try:
+                    await world.journal.ready(world.domains[1])
+                    break
+                except AuditUnavailable:
+                    await asyncio.sleep(0.05)
+        await world.journal.close()
+        found = world.read()
+        assert found is not None
+        assert len(found.domains) == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize("operation", ["rename", "sync_folder", "open", "append", "sync"])
+def test_a_journal_that_cannot_begin_anew_goes_on_with_what_it_has(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is restarted on a bad disk stands, refuses what must be durable, and recovers."""
+    monkeypatch.setattr(module, "GROWN", 3)
+
+    async def scene(world: Scene) -> None:
+        for domain in world.domains:
+            await world.journal.ready(domain)
+        await world.journal.close()
+        standing = world.read()
+        assert standing is not None
+        world.disk.faults[operation] = 30  # type: ignore[index] # one of its operations
+        await world.open(standing)
+        for generation in range(2, 9):
+            try:
+                await world.journal.changed("setup-x", generation, {})
+            except AuditUnavailable:
+                continue
+        world.disk.faults.clear()
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    await world.journal.changed("setup-last", 9, {})
+                    break
+                except AuditUnavailable:
+                    await asyncio.sleep(0.05)  # its writer tries again now and then
+        await world.journal.close()
+        world.disk.crash()
+        found = world.read()
+        assert found is not None
+        assert (found.setup, set(found.domains)) == ("setup-last", {"d/a/1", "d/b/1"})
+
+    play(scene)
+
+
+def test_records_that_make_no_sense_are_errors() -> None:
+    """Each kind of record with fields of another, and kinds that no journal has."""
+    good = dict(Standing("t", "s").records())
+    for event in ("begin", "setup", "domain", "label", "ended", "channel", "gone", "other"):
+        with pytest.raises(ValueError, match=r"no sense|no journal"):
+            Standing().apply(event, {"labels": 3, "domains": 4, "channels": 5})
+    assert msgspec.to_builtins(Standing("t", "s"))["token"] == good["begin"]["token"]

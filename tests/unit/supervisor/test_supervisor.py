@@ -262,13 +262,17 @@ async def main():
         (r, w), (r2, w2) = os.pipe(), os.pipe()
         both = {{"in": w, "out": r2}}
         lives = await client.spawn("lives", ["/bin/cat"], {{0: r, 1: w2}}, keep=both)
-        ended = await client.spawn("ended", ["/bin/sh", "-c", "sleep 0.05; exit 7"], {{}})
-        late = await client.spawn("late", ["/bin/sh", "-c", "exit 8"], {{}})
+        sh = ["/bin/sh", "-c"]
+        await client.spawn("ended", [*sh, "sleep 0.05; exit 7"], {{}}, keep={{"ended.x": w}})
+        late = await client.spawn("late", [*sh, "exit 8"], {{}}, keep={{"late.x": w}})
+        lost = await client.spawn("lost", [*sh, "exit 9"], {{}})
+        await lost.exited
         for start in range(0, {many}, 200):
             await client.keep({{f"more.{{n}}": w for n in range(start, start + 200)}})
         await late.exited
         os.kill(os.getpid(), signal.SIGKILL)
     lives, ended, late = (found.processes[name] for name in ("lives", "ended", "late"))
+    assert "lost" not in found.processes
     print(len(found.kept), await ended.exited, await late.exited, lives.exited.done(), flush=True)
     os.write(found.kept["in"], b"still there")
     print(os.read(found.kept["out"], 99).decode(), flush=True)
@@ -287,7 +291,7 @@ def test_a_new_node_inherits_processes_statuses_and_descriptors() -> None:
     with run_node(f"exec {sys.executable} -I -c '{code}'") as supervisor:
         out, err = supervisor.communicate(timeout=20)
         first, taken, killed, left = out.decode().splitlines()
-        assert first == "602 7 8 False", err
+        assert first == "604 7 8 False", err
         assert (taken, killed, left) == ("still there", "-9", "set()")
         assert supervisor.returncode == 0
 

@@ -165,7 +165,7 @@ def test_the_cache_answers_as_the_policy_would(
 ) -> None:
     """Under any rules, permissive types, loads and booleans, each answer is whole and fresh."""
     manager = PolicyManager(Stack([FlaskModule(found[0])]), MemoryHistory())
-    manager._in_force.cache = Avc(size)
+    manager._engine.in_force.cache = Avc(size)
     module, loads = FlaskModule(found[0]), 0
     for step in steps:
         if isinstance(step, Request):

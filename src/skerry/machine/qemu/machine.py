@@ -34,7 +34,7 @@ from skerry.monitor.protocols import Exit, Kind
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
 
-_SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
+SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
 """Our ends of a machine's sockets by name, and the numbers of QEMU's ends."""
 
 LAST_WORDS_S = 1.0
@@ -101,10 +101,10 @@ class QemuMachine:
         if start is None or self._killed:
             raise StateError(f"{self._name}: a machine is prepared once, before its end")
         with contextlib.ExitStack() as theirs:
-            pairs = {fd: socket.socketpair() for fd in _SOCKETS.values()}
+            pairs = {fd: socket.socketpair() for fd in SOCKETS.values()}
             for _, far in pairs.values():
                 theirs.enter_context(far)
-            self._take({kept: pairs[fd][0] for kept, fd in _SOCKETS.items()})
+            self._take({kept: pairs[fd][0] for kept, fd in SOCKETS.items()})
             try:
                 await self._launch(start, pairs)
             except BaseException as error:
@@ -133,7 +133,7 @@ class QemuMachine:
         """
         machine = cls.__new__(cls)
         machine._set_up(name, "tcg")
-        ours = {item: kept.get(f"{incarnation}.{item}", -1) for item in _SOCKETS}
+        ours = {item: kept.get(f"{incarnation}.{item}", -1) for item in SOCKETS}
         if missing := [item for item, fd in ours.items() if fd < 0]:
             for fd in ours.values():
                 if fd >= 0:
@@ -240,7 +240,7 @@ class QemuMachine:
     async def _launch(
         self, start: _Start, pairs: Mapping[int, tuple[socket.socket, socket.socket]]
     ) -> None:
-        near = {kept: pairs[fd][0].fileno() for kept, fd in _SOCKETS.items()}
+        near = {kept: pairs[fd][0].fileno() for kept, fd in SOCKETS.items()}
         fds = {fd: far.fileno() for fd, (_, far) in pairs.items()}
         names = {f"{start.incarnation}.{kept}": fd for kept, fd in near.items()}
         argv = command(start.spec, start.launcher.path)

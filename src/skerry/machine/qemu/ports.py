@@ -18,6 +18,9 @@ from skerry.machine.qemu.sync import GIVEN
 DETACH_S = 5.0
 """How long QEMU may take to give a port up; a frozen one holds a descriptor that was cut."""
 
+BUSY_S = 0.01
+"""The pause before a busy character device is asked for again: QEMU frees it in a thread."""
+
 _CHARDEV = re.compile(r"channel([0-9]{1,18})")
 _DEVICE = re.compile(r"channel([0-9]{1,18})-port")
 
@@ -120,13 +123,18 @@ class Ports:
                 if refusal.absent:
                     port.deleted.set()
             await port.deleted.wait()
+        while not await self._closed(channel, port):  # noqa: ASYNC110  -- QEMU says nothing
+            await asyncio.sleep(BUSY_S)
+        await self._qmp.take_back()
+
+    async def _closed(self, channel: int, port: _Port) -> bool:
+        """Have the character device removed; it is busy for a moment after its port has gone."""
         try:
             await self._qmp.execute("chardev-remove", {"id": port.chardev})
         except QemuRefused:
             there = await self._qmp.execute("query-chardev")
-            if channel in self._numbers(there, "label", _CHARDEV):
-                raise
-        await self._qmp.take_back()
+            return channel not in self._numbers(there, "label", _CHARDEV)
+        return True
 
     def deleted(self, untrusted_device: object) -> None:
         """QEMU says that a device is gone."""

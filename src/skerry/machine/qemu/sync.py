@@ -6,7 +6,8 @@ is closed; what QEMU says is untrusted, at most `SYNC_MAX` bytes, and what it sa
 accord (events) is passed on. The caller sets the deadline.
 
 QEMU runs one command at a time and answers in order, so the answer to a command with an id that
-nobody can know ends everything before it.
+nobody can know ends everything before it. It reads ahead, though, and a new descriptor takes the
+place of one that no `getfd` has named yet: so none is sent before that answer has come.
 """
 
 from __future__ import annotations
@@ -121,9 +122,9 @@ class EarlierSession:
             self._message(self._untrusted_lines.popleft())
         line = self._untrusted_rest
         while line and not line.endswith(b"\n"):
-            line += await self._receive(1)
             if len(line) > TAIL_MAX:
                 raise MachineError(f"{self._name}: QEMU said more than {TAIL_MAX} bytes at once")
+            line += await self._receive(1)
         self._message(line)
 
     async def _next_line(self) -> bytes:
