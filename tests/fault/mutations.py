@@ -19,7 +19,6 @@ from skerry.monitor.revise import Fall
 from skerry.monitor.table import Channel, ChannelTable
 from skerry.node import journal
 from skerry.node.journal import NodeJournal
-from skerry.node.kept import SetupKeeper, forget_setups
 from skerry.node.recover import Recovered, Recovery
 from skerry.supervisor.client import Process
 
@@ -110,17 +109,6 @@ def _first_only(changed: Callable[..., Any]) -> Callable[..., Any]:
             await changed(self, setup, generation, labels)
 
     return only
-
-
-@mutation
-def a_setup_whose_record_failed_is_removed() -> None:
-    """The record is found after a crash all the same."""
-
-    async def settle(self: SetupKeeper, *_: object) -> None:
-        await asyncio.sleep(0)
-        forget_setups(self._folder, self._journal.standing.setup)
-
-    _put(SetupKeeper, "settle", settle)
 
 
 @mutation

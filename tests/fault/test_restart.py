@@ -1,0 +1,141 @@
+"""The real service killed under real machines: they go on, and so does all that was promised.
+
+The short form kills one service, `./run fault` ten, each at a moment that the seed chooses.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fault.test_service import process, wait_for
+from tests.support.cli import Cli
+from tests.support.simulated import SYSTEM, write_system
+
+LONG = bool(os.environ.get("SKERRY_LONG"))
+SEED = int(os.environ.get("SKERRY_FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
+ACCEPT = '\n[jail]\naccept-missing = ["cgroup"]\n'
+KILLS = 10 if LONG else 1
+HEALTHY_S = 10.0
+"""A service that lived so long has not failed in a row with the one before it."""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Cli]:
+    """`red` and `broker` on real machines, with the channel `orders`."""
+    cli = Cli()
+    clerk = SYSTEM.index("[domains.clerk]")
+    system = SYSTEM[:clerk] + SYSTEM[clerk:].replace(
+        'machine = "simulator"', 'machine = "simulator"\nautostart = false', 1
+    )
+    system = system.replace('machine = "simulator"', 'memory = "96M"')
+    cli.ok("up", write_system(cli.home, system + ACCEPT), "--detach")
+    yield cli
+    cli.down()
+
+
+class Commands(threading.Thread):
+    """Random commands until told to stop, and what was answered."""
+
+    def __init__(self, cli: Cli, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.live: dict[int, str] = {}  # acknowledged channels and their ports
+        self.cut: set[int] = set()
+        self.doubtful: set[int] = set()  # a cut that was not answered
+        self.over = threading.Event()
+        self.done = 0
+        self._cli = cli
+        self._chance = random.Random(seed)
+
+    def run(self) -> None:
+        """Ask, one after the other."""
+        while not self.over.is_set():
+            match self._chance.randrange(5):
+                case 0 | 1:
+                    port = f"p{self._chance.randrange(1 << 32):x}"
+                    done = self._cli.run("connect", "red", "broker", "--name", port)
+                    if done.returncode == 0:
+                        self.live[int(done.stdout)] = port
+                case 2:
+                    if self.live:
+                        number = self._chance.choice(list(self.live))
+                        del self.live[number]
+                        done = self._cli.run("cut", str(number))
+                        (self.cut if done.returncode == 0 else self.doubtful).add(number)
+                case 3:
+                    done = self._cli.run("policy", "load", str(self._cli.home / "policy.toml"))
+                case _:
+                    done = self._cli.run("exec", "red", "--", "true")
+            self.done += done.returncode == 0
+
+
+def crosses(cli: Cli, source: str, sink: str, port: str) -> bool:
+    """Say whether a word written in one guest comes out in the other."""
+    word = f"w{random.randrange(1 << 32):x}"
+    cli.ok("exec", source, "--", "sh", "-c", f"echo {word} > /dev/virtio-ports/{port}")
+    read = f"timeout 20 head -n1 /dev/virtio-ports/{port}"
+    return cli.ok("exec", sink, "--", "sh", "-c", read).strip() == word
+
+
+def ports(cli: Cli, domain: str) -> set[str]:
+    """Return the ports that a guest has, but for its agent's."""
+    found = cli.ok("exec", domain, "--", "ls", "/dev/virtio-ports").split()
+    return {port for port in found if "skerry" not in port}
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_a_killed_service_interrupts_nothing(node: Cli, kill: int) -> None:
+    """Machines run on; what was acknowledged holds; every live channel carries both ways."""
+    chance = random.Random(SEED + kill)
+    qemus = {pid for pid, line in node.processes().items() if "qemu-system" in line}
+    began = time.monotonic()
+    commands = Commands(node, SEED + kill)
+    commands.live = {
+        row["id"]: row["port"] for row in node.rows("channels") if row["port"] != "orders"
+    }
+    commands.start()
+    time.sleep(1 + 2 * chance.random())
+    service = process(node, "service")
+    os.kill(service, signal.SIGKILL)
+    wait_for(lambda: service not in node.processes())
+    commands.over.set()
+    commands.join(60)
+    assert not commands.is_alive()
+    assert commands.done
+    assert process(node, "service") != service
+    assert qemus == {p for p, line in node.processes().items() if "qemu-system" in line}
+    states = {row["name"]: row["state"] for row in node.rows("ps")}
+    assert (states["red"], states["broker"]) == ("running", "running"), f"seed {SEED + kill}"
+    rows = {row["id"]: row["port"] for row in node.rows("channels")}
+    assert rows.items() >= commands.live.items(), f"seed {SEED + kill}: {rows} {commands.live}"
+    assert not rows.keys() & commands.cut, f"seed {SEED + kill}"
+    assert "orders" in rows.values()
+    wait_for(lambda: ports(node, "red") == ports(node, "broker") == set(rows.values()))
+    for port in rows.values():
+        assert crosses(node, "red", "broker", port)
+        assert crosses(node, "broker", "red", port)
+    node.ok("audit", "verify")
+    assert node.rows("audit", "tail", "-n", "400"), "the control"
+    for number in [row for row in rows if rows[row] != "orders"]:
+        node.ok("cut", str(number))
+    if kill + 1 < KILLS:
+        time.sleep(max(0.0, HEALTHY_S - (time.monotonic() - began)))
+
+
+def test_down_leaves_nothing_of_a_system_whose_service_was_killed(node: Cli) -> None:
+    """Neither a process nor a word of what stood; the trail of all lives holds."""
+    assert process(node, "service")
+    assert len(node.processes()) > 3
+    node.ok("down")
+    wait_for(lambda: node.processes() == {})
+    node.ok("audit", "verify")
+    events = [row["event"] for row in node.rows("audit", "tail", "-n", "2000")]
+    assert events.count("recovered-node") == KILLS
+    left = {path.name for path in (node.home / "state").iterdir()}
+    assert not {name for name in left if name.startswith(("journal", "setup-"))}
