@@ -96,7 +96,6 @@ def test_a_killed_service_interrupts_nothing(node: Cli, kill: int) -> None:
     """Machines run on; what was acknowledged holds; every live channel carries both ways."""
     chance = random.Random(SEED + kill)
     qemus = {pid for pid, line in node.processes().items() if "qemu-system" in line}
-    began = time.monotonic()
     commands = Commands(node, SEED + kill)
     commands.live = {
         row["id"]: row["port"] for row in node.rows("channels") if row["port"] != "orders"
@@ -105,11 +104,13 @@ def test_a_killed_service_interrupts_nothing(node: Cli, kill: int) -> None:
     time.sleep(1 + 2 * chance.random())
     service = process(node, "service")
     os.kill(service, signal.SIGKILL)
+    killed = time.monotonic()
     wait_for(lambda: service not in node.processes())
     commands.over.set()
     commands.join(60)
     assert not commands.is_alive()
     assert commands.done
+    wait_for(lambda: node.run("ps").returncode == 0)
     assert process(node, "service") != service
     assert qemus == {p for p, line in node.processes().items() if "qemu-system" in line}
     states = {row["name"]: row["state"] for row in node.rows("ps")}
@@ -127,7 +128,7 @@ def test_a_killed_service_interrupts_nothing(node: Cli, kill: int) -> None:
     for number in [row for row in rows if rows[row] != "orders"]:
         node.ok("cut", str(number))
     if kill + 1 < KILLS:
-        time.sleep(max(0.0, HEALTHY_S - (time.monotonic() - began)))
+        time.sleep(max(0.0, HEALTHY_S - (time.monotonic() - killed)))
 
 
 def test_down_leaves_nothing_of_a_system_whose_service_was_killed(node: Cli) -> None:
