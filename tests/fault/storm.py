@@ -73,7 +73,8 @@ class Manager(PolicyManager):
         """Do nothing."""
 
 
-async def _manager(_: Helpers, policy: Policy, __: Notice, generation: int) -> Manager:
+async def in_process(_: Helpers, policy: Policy, __: Notice, generation: int) -> Manager:
+    """Make such a manager (`World.manager`)."""
     return Manager(policy.stack, FileHistory(paths.history_file()), generation)
 
 
@@ -155,7 +156,7 @@ class Storm:
         ) -> KeptMachines:
             return KeptMachines(self.outside, system, store, identities)
 
-        world = World(disk, self.clock, lambda *_: NoIdentities(), machines, trail, _manager)
+        world = World(disk, self.clock, lambda *_: NoIdentities(), machines, trail, in_process)
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda event: None, exits, world)
 
