@@ -16,7 +16,7 @@ import pytest
 
 from tests.fault.test_service import process, wait_for
 from tests.support.cli import Cli
-from tests.support.simulated import SYSTEM, write_system
+from tests.support.simulated import POLICY, SYSTEM, write_system
 
 LONG = bool(os.environ.get("SKERRY_LONG"))
 SEED = int(os.environ.get("SKERRY_FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
@@ -24,6 +24,9 @@ ACCEPT = '\n[jail]\naccept-missing = ["cgroup"]\n'
 KILLS = 10 if LONG else 1
 MAX_LIVE = 6
 """Channels beside `orders`: each takes memory of both guests' kernels."""
+
+LOAD_S = 12.0
+"""How long a load may take though a machine does not drop its end, in seconds."""
 
 HEALTHY_S = 10.0
 """A service that lived so long has not failed in a row with the one before it."""
@@ -89,6 +92,47 @@ def ports(cli: Cli, domain: str) -> set[str]:
     """Return the ports that a guest has, but for its agent's."""
     found = cli.ok("exec", domain, "--", "ls", "/dev/virtio-ports").split()
     return {port for port in found if "skerry" not in port}
+
+
+def test_a_frozen_qemu_gets_no_byte_of_a_channel_that_a_policy_refused(node: Cli) -> None:
+    """Its queue is full when the policy is loaded; after the thaw nothing of it arrives.
+
+    The control: what is written to a QEMU that was frozen and is not cut does arrive.
+    """
+    refusing = node.home / "refusing.toml"
+    trade = '[labels.red]\nste = ["trade", "books"]'
+    assert trade in POLICY
+    refusing.write_text(POLICY.replace(trade, '[labels.red]\nste = ["books"]'))
+    for policy, arrives in ((node.home / "policy.toml", True), (refusing, False)):
+        port = f"f{arrives:d}"
+        node.ok("connect", "red", "broker", "--name", port)
+        wait_for(lambda port=port: port in ports(node, "broker"))  # type: ignore[misc]
+        reader = f"head -c 5 < /dev/virtio-ports/{port} > /tmp/{port}; echo over >> /tmp/{port}"
+        node.ok("exec", "broker", "--", "sh", "-c", f"({reader}) > /dev/null 2>&1 &")
+        frozen = [p for p, line in node.processes().items() if _is_qemu(line, "broker")]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            fill = f"timeout 2 cat /dev/zero > /dev/virtio-ports/{port}; true"
+            node.ok("exec", "red", "--", "sh", "-c", fill)
+            began = time.monotonic()
+            node.ok("policy", "load", str(policy))
+            took = time.monotonic() - began
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        assert took < LOAD_S
+        got = f"sleep 2; wc -c < /tmp/{port}"
+        read = int(node.ok("exec", "broker", "--", "sh", "-c", got))
+        assert read == (len("12345over\n") if arrives else len("over\n"))
+    node.ok("policy", "load", str(node.home / "policy.toml"))
+    for row in node.rows("channels"):
+        node.ok("cut", str(row["id"]))
+    node.ok("connect", "red", "broker", "--name", "orders")
+
+
+def _is_qemu(line: str, domain: str) -> bool:
+    return "qemu-system" in line and f"-name {domain} " in line
 
 
 @pytest.mark.parametrize("kill", range(KILLS))

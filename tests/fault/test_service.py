@@ -23,6 +23,9 @@ from skerry.supervisor.main import MAX_DEATHS
 from tests.support.cli import IN_SHELL, SKERRY, Cli
 from tests.support.simulated import small_node, write_system
 
+FEW_DESCRIPTORS = 60
+"""A limit that some channels between simulated machines reach: each takes six."""
+
 LONG = bool(os.environ.get("SKERRY_LONG"))
 
 
@@ -179,6 +182,31 @@ def test_a_frozen_supervisor_denies_what_is_given_and_nothing_that_is_taken(node
     node.ok("start", "red")
     works(node)
     node.ok("down")
+
+
+def test_a_service_out_of_descriptors_denies_and_recovers(node: Cli) -> None:
+    """Binds are denied and leave nothing; cut, kill and `ps` work; with room again binds do too."""
+    service = process(node, "service")
+    before = resource.prlimit(service, resource.RLIMIT_NOFILE)
+    resource.prlimit(service, resource.RLIMIT_NOFILE, (FEW_DESCRIPTORS, before[1]))
+    bound = []
+    for number in range(FEW_DESCRIPTORS):
+        done = node.run("connect", "red", "broker", "--name", f"more{number}")
+        if done.returncode:
+            break
+        bound.append(int(done.stdout))
+    assert done.returncode == 3, done
+    assert "descriptor" in done.stderr or "Too many open files" in done.stderr
+    channels = node.rows("channels")
+    assert [row["id"] for row in channels][1:] == bound
+    for number in bound:
+        node.ok("cut", str(number))
+    node.ok("kill", "clerk")
+    assert len(node.rows("channels")) == 1
+    works(node)
+    resource.prlimit(service, resource.RLIMIT_NOFILE, before)
+    works(node)
+    node.ok("audit", "verify")
 
 
 def test_a_killed_service_is_started_again(node: Cli) -> None:
