@@ -20,8 +20,10 @@ import pytest
 
 from skerry.supervisor.client import ANSWER_SECONDS
 from skerry.supervisor.main import MAX_DEATHS
+from skerry.wire.control import Call, Exec, Input, PolicyLoad, Reconcile, encode
+from skerry.wire.frames import frame
 from tests.support.cli import IN_SHELL, SKERRY, Cli
-from tests.support.simulated import small_node, write_system
+from tests.support.simulated import SYSTEM, small_node, write_system
 
 FEW_DESCRIPTORS = 60
 """A limit that some channels between simulated machines reach: each takes six."""
@@ -51,6 +53,29 @@ def process(cli: Cli, part: str) -> int:
         for pid, line in cli.processes().items()
         if words[part] in line and (part == "supervisor" or "supervisor.main" not in line)
     )
+
+
+LIMIT = """
+import ctypes, os, resource, sys
+pid, size = map(int, sys.argv[1:])
+space = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+assert not ctypes.CDLL(None).setns(space, 0)
+_, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+"""
+
+
+def limit_trail(cli: Cli, size: int) -> None:
+    """Let the audit writer write no longer file than this, in bytes; -1 for any.
+
+    Its jail has a user namespace of its own, and only from within may its limits be changed.
+    """
+    (writer,) = (
+        pid
+        for pid, line in cli.processes().items()
+        if "skerry.audit.service" in line and "python" in line.split()[0]
+    )
+    subprocess.run([sys.executable, "-c", LIMIT, str(writer), str(size)], check=True)
 
 
 def open_descriptors(pid: int) -> int:
@@ -93,19 +118,18 @@ def refuses_and_takes_away(cli: Cli) -> None:
     cli.ok("cut", str(channel["id"]))
     assert cli.rows("channels") == []
     assert cli.ok("stop", "broker") == "broker has ended: the guest switched off\n"
-    assert [row["state"] for row in cli.rows("ps")] == ["ended", "running", "ended", "defined"]
+    states = [row["state"] for row in cli.rows("ps")]
+    assert states == ["ended", "running", "ended", "defined", "failing"]
 
 
 def test_a_trail_that_cannot_grow_denies_and_recovers(node: Cli) -> None:
     """Allows are denied, cut, stop and kill work; their records follow when there is room."""
     works(node)
-    service = process(node, "service")
     size = (node.home / "state/audit.log").stat().st_size
-    before = resource.prlimit(service, resource.RLIMIT_FSIZE)
-    resource.prlimit(service, resource.RLIMIT_FSIZE, (size, before[1]))
+    limit_trail(node, size)
     refuses_and_takes_away(node)
     assert (node.home / "state/audit.log").stat().st_size == size
-    resource.prlimit(service, resource.RLIMIT_FSIZE, before)
+    limit_trail(node, -1)
     wait_for(lambda: node.run("exec", "red", "true").returncode == 0)
     node.ok("audit", "verify")
     events = [row["event"] for row in node.rows("audit", "tail", "-n", "30")]
@@ -116,7 +140,7 @@ def test_a_trail_that_cannot_grow_denies_and_recovers(node: Cli) -> None:
 def test_down_works_while_the_trail_cannot_grow(node: Cli) -> None:
     """It needs no record."""
     size = (node.home / "state/audit.log").stat().st_size
-    resource.prlimit(process(node, "service"), resource.RLIMIT_FSIZE, (size, size))
+    limit_trail(node, size)
     assert "[AUDIT-UNAVAILABLE]" in node.denied("exec", "red", "true")
     assert node.ok("down") == "stopped 3 domains\n"
     wait_for(lambda: node.processes() == {})
@@ -124,14 +148,15 @@ def test_down_works_while_the_trail_cannot_grow(node: Cli) -> None:
 
 
 def test_a_full_disk_denies(tmp_path: Path) -> None:
-    """Trail and journal on a real file system that fills; `up` on a full one is denied too."""
+    """The trail on a real file system of 1 MiB that fills; `up` on a full one is denied too.
+
+    What was refused and what was taken away is in the trail, written from its reserve.
+    """
     cli = Cli()
     system = write_system(cli.home)
     state = cli.home / "state"
     state.mkdir(mode=0o700)
-    mounted = (
-        f"mount -t tmpfs -o size=800k,mode=700 tmpfs {state} && exec {IN_SHELL} up {system} -d"
-    )
+    mounted = f"mount -t tmpfs -o size=1m,mode=700 tmpfs {state} && exec {IN_SHELL} up {system} -d"
     try:
         subprocess.run(["unshare", "-rm", "sh", "-c", mounted], env=cli.env, check=True)
         works(cli)
@@ -333,6 +358,47 @@ def test_connections_that_say_nothing_shut_nobody_out_for_long(sturdy: Cli) -> N
         time.sleep(0.3)
         assert "[LIMIT-REACHED]" in sturdy.denied("ps")
     wait_for(lambda: sturdy.run("ps").returncode == 0)
+
+
+def test_clients_that_do_not_read_or_do_not_end_hold_nobody_up(sturdy: Cli) -> None:
+    """Those that read nothing of a long answer, half-open ones in the middle of a policy or of a
+    system, and those that say nothing: others' calls are done as ever, `up` among them."""
+    path, system = str(sturdy.home / "run/control.sock"), str(sturdy.home / "system.toml")
+    long = Exec("red", ("echo", *["x" * 2000] * 120))
+    calls: list[Call] = [*[long] * 10, *[PolicyLoad("half")] * 10, *[Reconcile()] * 3]
+    with contextlib.ExitStack() as stack:
+        for number in range(33):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(path)
+            if number < len(calls):
+                sock.sendall(frame(encode(calls[number])))
+            if 10 <= number < len(calls):
+                sock.sendall(frame(encode(Input(b"x" * 60_000))))
+        began = time.monotonic()
+        works(sturdy)
+        assert "nothing to change" in sturdy.ok("up", system)
+        sturdy.ok("policy", "load", str(sturdy.home / "policy.toml"))
+        assert time.monotonic() - began < 10
+    works(sturdy)
+
+
+def test_two_ups_at_once_leave_one_truth(sturdy: Cli) -> None:
+    """Each is done or told that another is at work; the files then hold to the last byte."""
+    system = str(sturdy.home / "system.toml")
+    channels, numbers = sturdy.rows("channels"), iter(range(1000))
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20 if LONG else 3):
+            extra = f'[domains.extra-{next(numbers)}]\nlabel = "broker"\nmachine = "simulator"\n'
+            write_system(sturdy.home, SYSTEM + extra)
+            done = list(pool.map(lambda _: sturdy.run("up", system), range(3)))
+            assert 0 in {result.returncode for result in done}
+            for result in done:
+                assert result.returncode == 0 or "another `up`" in result.stderr, result
+            assert "nothing to change" in sturdy.ok("up", system)
+    write_system(sturdy.home)
+    sturdy.ok("up", system)
+    assert [row["id"] for row in sturdy.rows("channels")] == [row["id"] for row in channels]
+    sturdy.ok("audit", "verify")
 
 
 def test_two_operators_at_once_leave_one_truth(sturdy: Cli) -> None:

@@ -5,7 +5,7 @@ batch is in the trail. What a failed write left is cut off before anything else 
 
 Room for the next batches is set aside in the file before it is needed, and `RESERVE` bytes more:
 when the disk is full that is found out before a batch is written, and what must be written even
-then (`reserve=True`) still has its place, which nobody else can take.
+then (with no room to `spare`) still has its place, which nobody else can take.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ RESERVE = 256 << 10
 
 STEP = 1 << 20
 """Bytes set aside at a time, so that most batches ask for none; a full disk gives fewer."""
+
+RECOVERY = RESERVE + STEP
+"""Bytes that must be free again before a full disk counts as having room."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """The error numbers of a disk, or a quota, that is full."""
@@ -89,14 +92,15 @@ class Appender:
         self.link = opened.link
         """The last record on the disk."""
 
-    def write(self, batch: Iterable[Writable], reserve: bool = False) -> int:
-        """Make a batch durable and return the number of its first record. Raises `OSError`."""
+    def write(self, batch: Iterable[Writable], spare: int = RESERVE) -> int:
+        """Make a batch durable and return the number of its first record.
+
+        Behind the batch there must be `spare` bytes set aside: none for what is written from the
+        reserve, `RECOVERY` to end a time without room. Raises `OSError`.
+        """
         if self._dirty:
-            self._disk.truncate(self._fd, self._size)
-            self._allocated = self._size
-            self._disk.sync(self._fd)
-            self._dirty = False
-        own = self._before(may_rotate=not reserve)
+            self._mend()
+        own = self._before(may_rotate=bool(spare))
         lines: list[bytes] = []
         link = self.link
         for one in (*own, *batch):
@@ -106,8 +110,9 @@ class Appender:
             lines.append(line)
             link = Link(n, digest)
         data = b"".join(lines)
-        if not reserve and self._size + len(data) + RESERVE > self._allocated:
-            self._allocated = self._set_aside(self._fd, self._size, len(data) + RESERVE)
+        needed = len(data) + spare
+        if self._size + needed > self._allocated:
+            self._allocated = self._set_aside(self._fd, self._size, needed)
         self._put(data)
         first = self.link.n + 1 + len(own)
         self._size += len(data)
@@ -125,11 +130,23 @@ class Appender:
 
     def _put(self, data: bytes) -> None:
         self._dirty = True
-        while data:
-            written = self._disk.append(self._fd, data)
-            if written <= 0:
-                raise OSError("the disk took nothing")
-            data = data[written:]
+        try:
+            while data:
+                written = self._disk.append(self._fd, data)
+                if written <= 0:
+                    raise OSError("the disk took nothing")
+                data = data[written:]
+            self._disk.sync(self._fd)
+        except OSError:
+            with contextlib.suppress(OSError):  # else the next write mends it first
+                self._mend()
+            raise
+        self._dirty = False
+
+    def _mend(self) -> None:
+        """Cut off what a failed write left."""
+        self._disk.truncate(self._fd, self._size)
+        self._allocated = self._size
         self._disk.sync(self._fd)
         self._dirty = False
 

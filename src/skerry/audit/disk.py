@@ -17,6 +17,8 @@ from typing import Protocol
 KEEP_SIZE = 1
 """Allocate behind the end of the file without moving the end (FALLOC_FL_KEEP_SIZE)."""
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class Disk(Protocol):
     """A disk with appendable files. Every method raises `OSError` if it fails."""
@@ -78,7 +80,7 @@ class HostDisk:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OSError(f"{path} is being written by another node") from None
+                raise BlockingIOError(f"{path} is being written by another node") from None
         except OSError:
             os.close(fd)
             raise
@@ -106,10 +108,9 @@ class HostDisk:
 
     def allocate(self, fd: int, offset: int, count: int) -> None:
         """Set blocks aside behind the end of the file."""
-        libc = ctypes.CDLL(None, use_errno=True)
         off_t = ctypes.c_int64
         # Not posix_fallocate: that moves the end, and writes zeros where it can't allocate.
-        if libc.fallocate64(fd, KEEP_SIZE, off_t(offset), off_t(count)):
+        if _libc.fallocate64(fd, KEEP_SIZE, off_t(offset), off_t(count)):
             raise OSError(number := ctypes.get_errno(), os.strerror(number))
 
     def sync(self, fd: int) -> None:

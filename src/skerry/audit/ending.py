@@ -8,6 +8,8 @@ that does not verify was not done by a crash, and the trail is refused as it is.
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 
 from skerry.audit.chain import SEGMENT, BrokenLinkError, Link, follow, open_line
@@ -82,8 +84,13 @@ def records_after(disk: Disk, fd: int, size: int, number: int) -> list[Record]:
     """
     start = max(0, size - WINDOW)
     lines = disk.read(fd, start, size - start).splitlines(keepends=True)
-    records = map(open_line, lines[1:] if start else lines)
-    return [record for record in records if record.n > number]
+    found: deque[Record] = deque()
+    for line in reversed(lines[1:] if start else lines):
+        record = open_line(line)
+        if record.n <= number:
+            break
+        found.appendleft(record)
+    return list(found)
 
 
 def _next(link: Link | None, line: bytes, must_continue: bool) -> Link:

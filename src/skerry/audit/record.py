@@ -60,6 +60,14 @@ def fields_json(fields: Mapping[str, object]) -> str:
     return text
 
 
+def note_text(fields: Mapping[str, object]) -> str:
+    """Return the canonical JSON of a note's fields, shortened if they can't be recorded."""
+    try:
+        return fields_json(fields)
+    except RecordError:
+        return shortened_fields(fields)
+
+
 def shortened_fields(fields: Mapping[str, object]) -> str:
     """Return fields that can always be recorded: each value's text, cut to fit."""
     short = {str(key)[:64]: _text(value) for key, value in list(fields.items())[:32]}

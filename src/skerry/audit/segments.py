@@ -28,12 +28,6 @@ from skerry.audit.ending import (
 )
 from skerry.audit.record import Record, fields_json
 
-KEEP = 16
-"""Closed segments that are kept where the system file does not say; older ones are removed."""
-
-ROTATE = 64 << 20
-"""Length in bytes at which a segment is closed where the system file does not say."""
-
 _CLOSED = re.compile(r"\.([1-9][0-9]{0,15})")
 
 
@@ -72,7 +66,7 @@ class Successors(Protocol):
 class Segments:
     """The segments of the trail at `path`, for its one writer."""
 
-    def __init__(self, path: Path, disk: Disk, keep: int = KEEP) -> None:
+    def __init__(self, path: Path, disk: Disk, keep: int = 1) -> None:
         self.path = path
         self._disk = disk
         self._keep = keep
@@ -131,6 +125,10 @@ class Segments:
         with contextlib.suppress(OSError):  # the next rotation tries again
             for path in doomed:
                 self._disk.remove(path)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor of a segment that was passed on."""
+        self._disk.close(fd)
 
     def written_after(self, opened: Opened, number: int) -> list[Record]:
         """Return the records of the live segment behind `number`, of its last batches."""

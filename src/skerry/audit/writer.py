@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from skerry.audit.appender import FULL, Appender, Clock
+from skerry.audit.appender import FULL, RECOVERY, RESERVE, Appender, Clock
 from skerry.audit.bell import Bell, Ear, Result
 from skerry.audit.chain import Link
 from skerry.audit.disk import Disk, HostDisk
-from skerry.audit.ending import MAX_BATCH, DamagedTrailError
-from skerry.audit.record import RecordError, fields_json, shortened_fields
-from skerry.audit.segments import KEEP, Opened, Segments
-from skerry.errors import AuditUnavailable
+from skerry.audit.ending import MAX_BATCH
+from skerry.audit.opening import append_text, open_segments, unavailable, words
+from skerry.audit.record import fields_json, note_text
+from skerry.audit.segments import Segments
 
 MAX_WAITING = 16_384
 """Appends that may wait for the disk; one more is refused."""
@@ -89,7 +89,7 @@ class AuditTrail:
         mono: Clock = time.monotonic_ns,
         *,
         rotate: int = 0,
-        keep: int = KEEP,
+        keep: int = 1,
         at_least: Link | None = None,
     ) -> AuditTrail:
         """Open a trail, or begin one, and continue its chain.
@@ -129,10 +129,7 @@ class AuditTrail:
 
         Raises `AuditUnavailable` if it can't be: at once while the trail is known to fail.
         """
-        try:
-            text = fields_json(fields)
-        except RecordError as error:
-            raise unavailable(f"the record {event} cannot be written: {error}") from None
+        text = append_text(event, fields)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         ear = self._ears.get(loop) or self._listen(loop)
@@ -172,11 +169,7 @@ class AuditTrail:
         What can't be written now is kept, up to `MAX_NOTES`, and written later; what is lost is
         counted in a `lost` record.
         """
-        try:
-            text = fields_json(fields)
-        except RecordError:
-            text = shortened_fields(fields)
-        entry = _Entry(event, text, self._wall(), self._mono())
+        entry = _Entry(event, note_text(fields), self._wall(), self._mono())
         with self._lock:
             if self._notes >= MAX_NOTES:
                 self._lost += 1
@@ -226,13 +219,14 @@ class AuditTrail:
     def _recover(self) -> bool:
         reason, refused = self._failure, self._refused
         fields = fields_json({"reason": reason, "refused": refused})
+        spare = RECOVERY if self._full else RESERVE
         try:
-            self._appender.write([_Entry("recovered", fields, self._wall(), self._mono())])
+            self._appender.write([_Entry("recovered", fields, self._wall(), self._mono())], spare)
         except OSError as error:
             self._failure, self._full = words(error), error.errno in FULL
             while self._full and self._queue:  # only notes: appends are refused
                 self._take()
-                self._write(reserve=True)
+                self._write(spare=0)
             return False
         with self._lock:
             self._failure, self._full = "", False
@@ -256,12 +250,12 @@ class AuditTrail:
                 self._notes -= entry.future is None
                 batch.append(entry)
 
-    def _write(self, reserve: bool = False) -> None:
+    def _write(self, spare: int = RESERVE) -> None:
         """Make what was taken durable, and tell those who wait."""
         try:
-            first = self._appender.write(self._taken, reserve)
+            first = self._appender.write(self._taken, spare)
         except OSError as error:
-            self._fail(words(error), not reserve and error.errno in FULL)
+            self._fail(words(error), bool(spare) and error.errno in FULL)
             return
         done, self._taken = self._taken, []
         _settle(done, first)
@@ -289,27 +283,3 @@ def _settle(entries: list[_Entry], first: int, error: str = "") -> None:
             heard.setdefault(entry.ear, []).append((entry.future, result))
     for ear, results in heard.items():
         ear.tell(results)
-
-
-def open_segments(segments: Segments, at_least: Link | None = None) -> Opened:
-    """Open a trail's live segment. Raises `AuditUnavailable`, with what to do."""
-    try:
-        return segments.open(at_least)
-    except OSError as error:
-        what = f"the audit trail {segments.path} cannot be opened"
-        raise unavailable(f"{what}: {words(error)}") from None
-    except DamagedTrailError as error:
-        raise AuditUnavailable(
-            f"the audit trail {segments.path} is damaged: {error}",
-            fix="run 'skerry audit verify', keep the files as evidence, and move them away",
-        ) from None
-
-
-def unavailable(message: str) -> AuditUnavailable:
-    """Return the denial that a trail which can't be written is."""
-    return AuditUnavailable(message, fix="nothing is allowed until it can; make room or mend it")
-
-
-def words(error: BaseException) -> str:
-    """Return why something failed, in words that are never empty."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,6 +1,6 @@
 """`audit` and `why`: read, prove, export and explain the trail.
 
-The trail is a file; none of this needs a running node. What stands in it may come from guests,
+The trail is files; none of this needs a running node. What stands in it may come from guests,
 so it is escaped wherever people see it; as JSON it is ASCII anyway.
 """
 
@@ -14,14 +14,16 @@ from typing import Any
 
 import click
 
-from skerry.audit.chain import BrokenLinkError, open_line, verify
+from skerry.audit.chain import BrokenLinkError, Link, is_hash, open_line, verify
+from skerry.audit.checkpoint import Checks, read_public
 from skerry.audit.export import AvcExport
-from skerry.audit.read import MAX_TAIL, find_line, follow_lines, read_lines, read_tail
+from skerry.audit.head import read_head
+from skerry.audit.read import MAX_TAIL, find_line, first_kept, follow_lines, read_lines, read_tail
 from skerry.audit.record import Record, RecordError, parse_record, record_json
 from skerry.audit.show import details, summary
 from skerry.cli.common import json_option
 from skerry.errors import NotFound, SkerryError
-from skerry.node.paths import audit_file
+from skerry.node.paths import audit_file, audit_head
 from skerry.wire.escape import escape
 from skerry.xsm.explain import Explanation
 from skerry.xsm.request import Answer, Rule
@@ -54,12 +56,12 @@ def audit() -> None:
 def tail(count: int, follow: bool, as_json: bool, file: Path | None) -> None:
     """Show the last records."""
     path = file or audit_file()
-    lines, offset = read_tail(path, count)
+    lines, position = read_tail(path, count)
     for line in lines:
         click.echo(_line(line, as_json))
     if follow:
         try:
-            for line in follow_lines(path, offset, time.sleep):
+            for line in follow_lines(path, position, time.sleep):
                 click.echo(_line(line, as_json))
         except KeyboardInterrupt:
             return
@@ -76,38 +78,74 @@ def _line(untrusted_line: bytes, as_json: bool) -> str:
 
 @audit.command("verify")
 @click.option("--head", metavar="HASH", help="A record's hash, known from elsewhere.")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A public key of the trail's checkpoints (the node's own).  [may be repeated]",
+)
 @json_option
 @file_option
-def verify_(head: str | None, as_json: bool, file: Path | None) -> None:
+def verify_(head: str | None, keys: tuple[Path, ...], as_json: bool, file: Path | None) -> None:
     """Prove the trail, or name the first broken record (exit 1).
 
-    A missing end shows only against a HEAD that was noted before.
+    A missing end shows only against a head that was noted elsewhere: the node's own trail is held
+    against the head that the node noted, any trail against HEAD and its signed checkpoints.
     """
     path = file or audit_file()
     if head is not None:
         head = head.lower()
-        if len(head) != 64 or set(head) - set("0123456789abcdef"):
+        if not is_hash(head):
             raise click.BadParameter("a hash is 64 hexadecimal digits", param_hint="--head")
+    noted = _journal_head(path)  # before the trail is opened, which only grows
+    checks = _checks(path, keys)
+    first = first_kept(path)
+    see = checks.see if checks else None
     try:
-        proof = verify(read_lines(path), head)
+        proof = verify(read_lines(path), head, first=first, at_least=noted, see=see)
     except NotFound:
-        if head is None:
+        known = head or (noted.hash if noted else "")
+        if not known:
             raise
-        raise SkerryError(f"there is no audit trail {path}, but it had the head {head}") from None
-    found = {"count": proof.count, "head": proof.head, "after": proof.after}
+        raise SkerryError(f"there is no audit trail {path}, but it had the head {known}") from None
+    found: dict[str, object] = {"count": proof.count, "head": proof.head, "after": proof.after}
+    found["first"] = proof.first
+    if checks:
+        found["checkpoints"] = checks.holding
+        found["unsigned"] = proof.count + proof.first - 1 - checks.signed
     if proof.broken:
         if as_json:
             click.echo(json.dumps(found | {"broken": proof.broken, "reason": proof.reason}))
         raise SkerryError(
             f"{path}: record {proof.broken} {escape(proof.reason)}",
-            fix=f"the {proof.count} records before it are proven; keep the file as evidence",
+            fix=f"the {proof.count} records before it are proven; keep the files as evidence",
         )
     if as_json:
         click.echo(json.dumps(found))
         return
     click.echo(f"{proof.count} records proven, head {proof.head}")
+    if proof.first > 1:
+        click.echo(f"from record {proof.first} on; retention removed those before it")
     if proof.after:
         click.echo(f"{proof.after} of them are behind the head that was asked for")
+    if checks:
+        behind = f"{found['unsigned']} records are behind the last"
+        click.echo(f"{checks.holding} checkpoints hold, {behind}")
+    else:
+        click.echo("no checkpoint was checked: there is no public key; name one with --key")
+
+
+def _journal_head(path: Path) -> Link | None:
+    """Return the head that the node noted for this trail."""
+    return read_head(audit_head()) if path.absolute() == audit_file().absolute() else None
+
+
+def _checks(path: Path, keys: tuple[Path, ...]) -> Checks | None:
+    """Return what checks the checkpoints; None if there is no key to check them with."""
+    if not keys and (beside := path.with_suffix(".pub")).exists():
+        keys = (beside,)
+    return Checks(map(read_public, keys)) if keys else None
 
 
 @audit.command()

@@ -12,6 +12,7 @@ from skerry.cli.progress import progress_bar
 from skerry.errors import NotFound
 from skerry.image import store
 from skerry.node import paths
+from skerry.system.model import System
 
 _cache = click.option(
     "--cache",
@@ -46,6 +47,13 @@ def build_with_progress(name: str, cache: Path) -> store.Image:
         raise NotFound(f"no image is called {name!r}", fix=f"there is: {minimal.NAME}")
     with progress_bar("image") as progress:
         return minimal.build_minimal(cache, progress=progress)
+
+
+def build_for(system: System) -> None:
+    """Build what a system's domains boot from, with a progress bar on a terminal."""
+    domains = system.domains.values()
+    for name in sorted({domain.image for domain in domains if domain.machine == "qemu"}):
+        build_with_progress(name, paths.make_shared(paths.image_cache()))
 
 
 @image.command("list")

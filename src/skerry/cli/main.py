@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "skerry.cli.system:plan",
     "up": "skerry.cli.up:up",
     "down": "skerry.cli.up:down",
+    "restart": "skerry.cli.up:restart",
     "ps": "skerry.cli.show:ps",
     "channels": "skerry.cli.show:channels",
     "start": "skerry.cli.life:start",
@@ -42,9 +43,10 @@ COMMANDS = {
 
 SUMMARIES = {
     "check": "Check a system file and its policy; start nothing.",
-    "plan": "Show what `up` would start, bind and refuse, and why.",
-    "up": "Start a system.",
+    "plan": "Show what `up` would start, bind, cut and refuse, and why.",
+    "up": "Start a system, or change the one that runs.",
     "down": "Stop everything that `up` started.",
+    "restart": "Start the service anew; domains and channels go on.",
     "ps": "List the domains.",
     "channels": "List the channels.",
     "start": "Start a domain.",

@@ -15,6 +15,8 @@ PLACES = {
     "admit": "skerry.cli.policy_ask:admit",
     "load": "skerry.cli.policy_live:load",
     "set-boolean": "skerry.cli.policy_live:set_boolean",
+    "keygen": "skerry.cli.policy_sign:keygen",
+    "sign": "skerry.cli.policy_sign:sign",
 }
 
 SUMMARIES = {
@@ -26,6 +28,8 @@ SUMMARIES = {
     "admit": "Ask the Chinese Wall question.",
     "load": "Bring another policy into force.",
     "set-boolean": "Set booleans of the policy in force.",
+    "keygen": "Make a pair of keys to sign policies with.",
+    "sign": "Sign a policy, or the key that shall follow.",
 }
 
 

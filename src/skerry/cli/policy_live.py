@@ -17,8 +17,6 @@ from skerry.cli.common import ask, counted, json_option, parse_booleans
 from skerry.wire.control import PolicyLoad, RaiseAlarm, SetBooleans
 from skerry.wire.escape import escape
 
-_CHUNK = 60_000
-
 evict_option = click.option(
     "--evict", is_flag=True, help="Stop the domains that the new policy has no place for."
 )
@@ -33,20 +31,19 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would fa
 def load(file: str, dry_run: bool, evict: bool, as_json: bool) -> None:
     """Bring the policy FILE into force in place of the module's old one.
 
-    What it refuses is cut before this returns. It holds until the node ends: `up` reads the
-    system file's own.
+    What it refuses is cut before this returns. It holds until the node ends or `up` is given the
+    system file again, which has its own. Where the system requires signed policies, FILE.sig goes
+    along.
     """
     from skerry.control.client import Client
     from skerry.node.paths import control_socket
     from skerry.policy.load import policy_bytes
-    from skerry.wire.control import Input
+    from skerry.policy.signature import read_signature
 
-    content = policy_bytes(file)
+    content, signature = policy_bytes(file), read_signature(file)
     client = Client(control_socket())
-    client.send(PolicyLoad(str(Path(file).absolute()), evict, dry_run))
-    for start in range(0, len(content), _CHUNK):
-        client.send(Input(content[start : start + _CHUNK]))
-    client.send(Input(b""))
+    client.send(PolicyLoad(str(Path(file).absolute()), evict, dry_run, signature))
+    client.upload(content)
     _show(client.result(), as_json)
 
 
@@ -77,6 +74,11 @@ def _show(untrusted: object, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result))
         return
+    show_loaded(result)
+
+
+def show_loaded(result: Mapping[str, Any]) -> None:
+    """Print what a change of policy did."""
     if "generation" not in result:  # an alarm that set no booleans
         for fallen in result["evicted"]:
             click.echo(f"stopped: domain {fallen['domain']}: {escape(fallen['why'])}")

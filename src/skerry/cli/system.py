@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from skerry.cli.common import counted, emit, json_option
 from skerry.errors import InputError, Problem
+from skerry.wire.escape import escape
 
 if TYPE_CHECKING:
     from skerry.node.plan import Step
@@ -79,7 +81,16 @@ def check(system: Path, as_json: bool) -> None:
 @system_argument
 @json_option
 def plan(system: Path, as_json: bool) -> None:
-    """Show what `up` would start, bind and refuse, and why; start nothing."""
+    """Show what `up` would start, bind, cut and refuse, and why; do nothing.
+
+    While a system runs here, this is the difference between it and SYSTEM.
+    """
+    from skerry.cli.change import change, find_node
+
+    node = find_node()
+    if node is not None:
+        change(node, system, evict=False, dry_run=True, as_json=as_json)
+        return
     setup = checked(system)
     for warning in setup.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -88,7 +99,13 @@ def plan(system: Path, as_json: bool) -> None:
         emit(msgspec.to_builtins(step) for step in steps)
         return
     for step in steps:
-        word = "refuse" if not step.allowed else step.action
-        later = " (when it is started by hand)" if step.later else ""
-        click.echo(f"{word:7} {step.what}{later}")
-        click.echo(f"        {step.why} [{step.code}]")
+        click.echo(step_lines(msgspec.to_builtins(step)))
+
+
+def step_lines(step: Mapping[str, Any]) -> str:
+    """Write a step of a plan, with why it is allowed or refused on a line of its own."""
+    word = step["action"] if step["allowed"] else "refuse"
+    later = " (when it is started by hand)" if step["later"] else ""
+    code = f" [{step['code']}]" if step["code"] else ""
+    why = f"\n        {escape(step['why'])}{code}" if step["why"] else ""
+    return f"{word:7} {escape(step['what'])}{later}{why}"

@@ -1,4 +1,4 @@
-"""`up` and `down`: the start and the end of a system, as its user sees them.
+"""`up`, `restart` and `down`: the start and the end of a system, as its user sees them.
 
 `up` checks everything first, builds missing images, then starts the supervisor, which is the
 parent of the node and of every jail, and shows the events that the node writes to a pipe.
@@ -6,6 +6,7 @@ parent of the node and of every jail, and shows the events that the node writes 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,19 +17,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, NoReturn
 
 import click
 
+from skerry.cli.change import change, find_node
 from skerry.cli.common import Seconds, ask, channel_line, counted, emit, json_option
+from skerry.cli.image import build_for
 from skerry.cli.progress import progress_bar
 from skerry.cli.system import checked, system_argument
-from skerry.errors import SkerryError, StateError
+from skerry.errors import SkerryError, StateError, WireError
 from skerry.node import paths
-from skerry.wire.control import Down
-
-if TYPE_CHECKING:
-    from skerry.node.setup import Setup
+from skerry.wire.control import Down, Ps, Restart
 
 GONE_S = 20.0
 """Seconds that `down` waits for the supervisor to end after the domains have."""
@@ -47,29 +47,24 @@ def _lock() -> int:
     except BlockingIOError:
         os.close(handle)
         raise StateError(
-            "a system is already running here", fix="`skerry ps` shows it, `skerry down` stops it"
+            "a system is starting or ending here, and does not answer yet",
+            fix="try again in a moment; `skerry down` stops it",
         ) from None
     return handle
 
 
-def _build_images(setup: Setup) -> None:
-    """Build what the system's domains boot from, with a progress bar on a terminal."""
-    if any(domain.machine == "qemu" for domain in setup.system.domains.values()):
-        from skerry.cli.image import build_with_progress
-
-        for name in sorted({d.image for d in setup.system.domains.values()}):
-            build_with_progress(name, paths.make_shared(paths.image_cache()))
+def _command(system: Path, *more: str) -> list[str]:
+    """Return the supervisor's command, which starts the service's."""
+    python = [sys.executable, "-I", "-m"]
+    node = [*python, "skerry.control.service", str(system.absolute()), *more]
+    return [*python, "skerry.supervisor.main", "--", *node]
 
 
 def _spawn(system: Path, lock: int, foreground: bool) -> subprocess.Popen[bytes]:
-    python = [sys.executable, "-I", "-m"]
-    node = [*python, "skerry.control.service", str(system.absolute())]
-    if foreground:
-        node.append("--foreground")
     log = paths.make_private(paths.state_dir()) / "node.log"
     with log.open("wb") as errors:
         return subprocess.Popen(
-            [*python, "skerry.supervisor.main", "--", *node],
+            _command(system, *(["--foreground"] if foreground else [])),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -127,18 +122,39 @@ def _until_ready(pipe: IO[bytes], as_json: bool) -> int:
 @click.command()
 @system_argument
 @click.option("--detach", "-d", is_flag=True, help="Return when the system stands.")
+@click.option("--evict", is_flag=True, help="Stop the domains that a new policy has no place for.")
+@click.option("--service", is_flag=True, help="Become the service, as systemd starts it.")
 @json_option
-def up(system: Path, detach: bool, as_json: bool) -> None:
-    """Start SYSTEM; in the foreground, Ctrl-C stops it.
+def up(system: Path, detach: bool, evict: bool, service: bool, as_json: bool) -> None:
+    """Start SYSTEM, or make the system that runs here what SYSTEM says.
 
-    What the policy refuses is said and left out; then the exit code of --detach is 3.
+    In the foreground, Ctrl-C stops it. On a running system the plan is shown and carried out:
+    what is the same in both goes on untouched. What the policy refuses is said and left out; then
+    the exit code (of --detach) is 3.
     """
+    node = None if service else find_node()
+    if node is not None:
+        sys.exit(change(node, system, evict=evict, dry_run=False, as_json=as_json))
     setup = checked(system)
     for warning in setup.warnings:
         click.echo(f"warning: {warning}", err=True)
     lock = _lock()
-    _build_images(setup)
-    process = _spawn(system, lock, foreground=not detach)
+    build_for(setup.system)
+    if service:
+        _become(system, lock)
+    _watch(_spawn(system, lock, foreground=not detach), lock, detach, as_json)
+
+
+def _become(system: Path, lock: int) -> NoReturn:
+    """Go on as the supervisor: whoever started this command watches it, and reads its log."""
+    os.set_inheritable(lock, True)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    command = _command(system)
+    os.execv(command[0], command)
+
+
+def _watch(process: subprocess.Popen[bytes], lock: int, detach: bool, as_json: bool) -> None:
+    """Show what the service tells until the system stands; in the foreground, until it ends."""
     os.close(lock)
     pipe = process.stdout
     if pipe is None:
@@ -206,3 +222,30 @@ def down(timeout: float, as_json: bool) -> None:
             click.echo("stopped " + counted(len(result["stopped"]), "domain"))
         return
     raise StartFailed("the supervisor has not ended", fix="end it by its pid; `ps` lists it")
+
+
+@click.command()
+@json_option
+def restart(as_json: bool) -> None:
+    """Let the service start itself anew, after an upgrade; domains and channels go on."""
+    from skerry.control.client import Client, NotRunning
+    from skerry.control.operators import peer_pid
+
+    client = Client(paths.control_socket())
+    before = peer_pid(client.sock)
+    client.send(Restart())
+    client.result()
+    until = time.monotonic() + GONE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(NotRunning, WireError):
+            client = Client(paths.control_socket())
+            if peer_pid(client.sock) != before:
+                client.send(Ps())
+                client.result()
+                if as_json:
+                    emit([{"restarted": True}])
+                else:
+                    click.echo("the service was started anew")
+                return
+        time.sleep(0.02)
+    raise StartFailed("the service has not come back", fix=f"see {paths.state_dir() / 'node.log'}")

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from skerry.control.server import Session
 from skerry.errors import LimitReached, PolicyError, WireError
+from skerry.label import Label
 from skerry.monitor.domain import State
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
+from skerry.node.reconcile import Prepare, Reconciler
 from skerry.policy.load import MAX_POLICY_BYTES, module_info
 from skerry.policy.source import NewBooleans, NewPolicy
 from skerry.wire import control as wire
+from skerry.wire.system_files import MAX_SYSTEM_BYTES, decode_files
 
 _T = TypeVar("_T")
+
+MAX_UPLOADS = 4
+"""Systems that one operator may be sending at once; a further `up` is refused until one is sent."""
 
 MAX_STDIN = 1 << 20
 """Most bytes of standard input that `exec` hands to a command; more is refused."""
@@ -24,14 +33,16 @@ MAX_STDIN = 1 << 20
 class Calls:
     """Carries out calls on one node.
 
-    `ended` is set when a `down` has stopped everything, `restart` when the service is to be started
-    again while everything else goes on.
+    `ended` is set when a `down` has stopped everything, `restart` when another process of the
+    service shall take over.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, prepare: Prepare | None = None) -> None:
         self.ended = asyncio.Event()
         self.restart = asyncio.Event()
+        self.reconciler = Reconciler(node, prepare)
         self._node = node
+        self._uploads: Counter[int] = Counter()
 
     async def handle(self, call: wire.Call, session: Session) -> object:
         """Do what the call says and return its result. Raises `SkerryError`."""
@@ -85,6 +96,10 @@ class Calls:
                 await self._console(call, session)
             case wire.Down(deadline_s):
                 return await self._down(deadline_s)
+            case wire.Reconcile():
+                return await self._reconcile(call, session)
+            case wire.Restart():
+                return await self._restart(operator)
         return None
 
     def _policy(self) -> dict[str, object]:
@@ -102,7 +117,7 @@ class Calls:
             return await self._node.load(
                 "policy_load",
                 session.operator,
-                NewPolicy(call.file, untrusted),
+                NewPolicy(call.file, untrusted, call.signature),
                 what=call.file,
                 evict=call.evict,
                 dry_run=call.dry_run,
@@ -128,6 +143,47 @@ class Calls:
         stopped = await self._node.down(deadline_s)
         self.ended.set()
         return {"stopped": stopped}
+
+    async def _reconcile(self, call: wire.Reconcile, session: Session) -> dict[str, object]:
+        """Reconcile, and tell the client of each step; if it goes, the steps go on."""
+        if self._uploads[session.uid] >= MAX_UPLOADS:
+            full = f"you are sending {MAX_UPLOADS} systems already"
+            raise LimitReached(full, fix="end one of these calls")
+        self._uploads[session.uid] += 1
+        try:
+            shorter = "give the policies in a shorter form"
+            untrusted = await _collect(session, MAX_SYSTEM_BYTES, shorter)
+        finally:
+            self._uploads[session.uid] -= 1
+        lines: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def tell() -> None:
+            with contextlib.suppress(WireError):
+                while line := await lines.get():
+                    await session.output("progress", line)
+
+        telling = asyncio.ensure_future(tell())
+        try:
+            return await self.reconciler.run(
+                session.uid,
+                decode_files(untrusted),
+                lambda event: lines.put_nowait(json.dumps(event).encode() + b"\n"),
+                evict=call.evict,
+                dry_run=call.dry_run,
+            )
+        except PolicyError as error:
+            self._node.monitor.mediator.failed("policy_load", error)
+            raise
+        finally:
+            lines.put_nowait(b"")
+            await telling
+
+    async def _restart(self, operator: Label) -> dict[str, object]:
+        parties = {"operator": operator, "security": self._node.security()}
+        about = {"change": "the service is started anew"}
+        grant = await self._node.monitor.mediator.permit("policy_load", lambda: parties, about)
+        self.restart.set()
+        return {"record": grant.record}
 
     async def _exec(self, call: wire.Exec, session: Session) -> dict[str, object]:
         monitor = self._node.monitor

@@ -29,6 +29,14 @@ class NoService(SkerryError):
     """No node runs here, or it can't be reached."""
 
 
+class NotRunning(NoService):
+    """Nobody listens at the control socket."""
+
+
+CHUNK = 60_000
+"""Bytes of a file that one `Input` carries."""
+
+
 class Client:
     """One call to the service."""
 
@@ -39,11 +47,13 @@ class Client:
         try:
             _connect(self.sock, path)
         except PermissionError:
+            self.sock.close()
             raise NoService(
                 f"{path} is not open to you", fix="ask its owner to name you in [operators]"
             ) from None
         except OSError:
-            raise NoService(
+            self.sock.close()
+            raise NotRunning(
                 "no system is running here", fix="start one with `skerry up SYSTEM --detach`"
             ) from None
 
@@ -58,6 +68,16 @@ class Client:
             if not isinstance(message, Input):
                 return
             raise WireError(f"the service closed the connection: {error.strerror}") from None
+
+    def upload(self, content: bytes) -> None:
+        """Send a file after the call, and its end.
+
+        A service that refused before it had all of it has said why; then `result` raises it.
+        """
+        with contextlib.suppress(WireError):
+            for start in range(0, len(content), CHUNK):
+                self.send(Input(content[start : start + CHUNK]))
+            self.send(Input(b""))
 
     def leave(self) -> None:
         """Close from another thread: `result` raises `WireError` and `left` says it was us."""

@@ -17,10 +17,18 @@ _UCRED = struct.Struct("3i")
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Return the uid of the process that connected to this Unix socket."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(credentials)[1]
-    return uid
+    """Return the uid of the process at the other end of this Unix socket."""
+    return _peer(sock)[1]
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid of the process that listens or connected at the other end."""
+    return _peer(sock)[0]
+
+
+def _peer(sock: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 class Operators:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,10 @@ class Session:
     """One connection: who calls, and the bytes that go both ways while the call lasts."""
 
     def __init__(
-        self, operator: Label, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, uid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self.operator = operator
+        self.uid = uid
+        self.operator = Label(())
         self._reader = reader
         self._writer = writer
 
@@ -95,15 +96,30 @@ class ControlServer:
         self._path = path
         self._operators = operators
         self._handle = handle
-        self.connections: set[asyncio.Task[None]] = set()
+        self.connections: dict[asyncio.Task[None], int] = {}
+        self._owner = 0
         self._calling: Counter[int] = Counter()
         self._server: asyncio.Server | None = None
 
     async def listen(self, owner: int) -> None:
         """Begin to listen. The socket is open to others only if the map names others."""
         self._path.unlink(missing_ok=True)
+        self._owner = owner
         self._server = await asyncio.start_unix_server(self._connected, self._path, **_NO_CLEANUP)
-        self._path.chmod(0o600 if self._operators.uids <= {owner} else 0o666)
+        self._admit()
+
+    def _admit(self) -> None:
+        self._path.chmod(0o600 if self._operators.uids <= {self._owner} else 0o666)
+
+    def operators_changed(self, uids: Collection[int]) -> None:
+        """Close every connection of these users but the one that asks for it: their label, which
+        their calls and sessions carry, is no more theirs.
+        """
+        self._admit()
+        mine = asyncio.current_task()
+        for task, uid in self.connections.items():
+            if uid in uids and task is not mine:
+                task.cancel()
 
     async def close(self, *, keep: bool = False) -> None:
         """Stop listening, end every connection and remove the socket.
@@ -124,20 +140,21 @@ class ControlServer:
         task = asyncio.current_task()
         if task is None:
             return
-        self.connections.add(task)
         try:
-            await self._serve(reader, writer)
+            uid = self.connections[task] = peer_uid(writer.get_extra_info("socket"))
+            await self._serve(uid, reader, writer)
         except (WireError, ConnectionError) as error:
             log.info("a connection was closed: %s", error)
         finally:
-            self.connections.discard(task)
+            self.connections.pop(task, None)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        session = Session(Label(()), reader, writer)
-        uid = peer_uid(writer.get_extra_info("socket"))
+    async def _serve(
+        self, uid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        session = Session(uid, reader, writer)
         self._calling[uid] += 1
         try:
             await session.write(await self._answer(uid, session, reader))

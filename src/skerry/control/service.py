@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry.control.calls import Calls
+from skerry.control.notify import notify
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer
 from skerry.errors import SkerryError
@@ -105,9 +106,10 @@ def _supervisor_socket() -> socket.socket:
 async def _serve(opened: Opened, report: Reporter, stop: asyncio.Event) -> int:
     """Listen, bring the system up, wait until it is to end, and end it or leave it to the next."""
     node = opened.node
-    calls = Calls(node)
+    calls = Calls(node, opened.prepare)
     path = paths.make_shared(paths.run_dir()) / paths.control_socket().name
     server = ControlServer(path, Operators(lambda: node.setup.operators), calls.handle)
+    calls.reconciler.operators_changed = server.operators_changed
     await server.listen(os.getuid())
     if opened.recovered is None:
         rising = asyncio.ensure_future(_rise(node, report))
@@ -172,6 +174,7 @@ async def _greet(node: Node, report: Reporter) -> None:
     running = [d.name for d in node.monitor.domains.values() if d.state is State.RUNNING]
     await asyncio.gather(*(greet(name) for name in running))
     report({"event": "ready"})
+    notify("READY=1")
 
 
 BOOT_S = 120.0

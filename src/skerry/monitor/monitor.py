@@ -61,6 +61,10 @@ class Monitor(Binder):
         self._max_domains = max_domains
         self._admission = asyncio.Lock()
 
+    def limit(self, domains: int, channels: int) -> None:
+        """Set how many there may be from now on; what is over it stays."""
+        self._max_domains, self.channels.limit = domains, channels
+
     def running(self, *, beside: Domain | None = None) -> tuple[Label, ...]:
         """Return the label of every admitted domain but one, sorted: what a wall counts."""
         return tuple(

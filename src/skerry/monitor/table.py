@@ -71,10 +71,10 @@ class Channel:
 
 
 class ChannelTable:
-    """All channels by number. Numbers are never used twice in the life of a node."""
+    """All channels by number, up to a limit. Numbers are never used twice in a node's life."""
 
     def __init__(self, limit: int = MAX_CHANNELS) -> None:
-        self._limit = limit
+        self.limit = limit
         self._next = 1
         self._channels: dict[int, Channel] = {}
         self._ends: defaultdict[Domain, dict[int, Channel]] = defaultdict(dict)
@@ -87,9 +87,9 @@ class ChannelTable:
 
     def add(self, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool) -> Channel:
         """Enter a channel as *binding*. Raises `LimitReached` at the limit."""
-        if len(self._channels) >= self._limit:
+        if len(self._channels) >= self.limit:
             raise LimitReached(
-                f"the node has its {self._limit} channels", fix="cut one, or raise limits.channels"
+                f"the node has its {self.limit} channels", fix="cut one, or raise limits.channels"
             )
         channel = Channel(self._next, kind, source, sink, port, one_way)
         self.enter(channel)

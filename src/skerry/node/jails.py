@@ -111,6 +111,10 @@ class MachineJails:
         """Wait until what was made for the ended machines is gone."""
         await asyncio.gather(*self._leaving)
 
+    def accept(self, missing: Collection[str]) -> None:
+        """Accept from now on that these layers, and no others, are missing."""
+        self._accepted = frozenset(missing)
+
     async def sweep(self) -> None:
         """Remove what killed nodes left behind."""
         await asyncio.to_thread(cgroup.sweep)

@@ -37,11 +37,19 @@ class KeptSetup(msgspec.Struct, frozen=True):
     labels: Mapping[str, Label]
     operators: Mapping[int, Label]
     owner: Label
+    policy_key: bytes
 
 
 def save_setup(folder: pathlib.Path, setup: Setup) -> str:
     """Write a setup durably and return the name of its file. Raises `Denied`."""
-    kept = KeptSetup(setup.system, setup.policy.sources, setup.labels, setup.operators, setup.owner)
+    kept = KeptSetup(
+        setup.system,
+        setup.policy.sources,
+        setup.labels,
+        setup.operators,
+        setup.owner,
+        setup.policy_key,
+    )
     content = msgspec.msgpack.encode(kept, enc_hook=str)
     path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
     new = folder / f".{path.name}.{os.getpid()}"
@@ -76,7 +84,15 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
         ) from None
     policy = make_policy(kept.sources)
     warnings = tuple(check_fitness(policy.stack))
-    return Setup(kept.system, policy, kept.labels, kept.operators, kept.owner, warnings)
+    return Setup(
+        kept.system,
+        policy,
+        kept.labels,
+        kept.operators,
+        kept.owner,
+        warnings,
+        kept.policy_key,
+    )
 
 
 def forget_setups(folder: pathlib.Path, *names: str) -> None:

@@ -6,6 +6,7 @@ asks for KVM never gets less.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from weakref import WeakKeyDictionary
@@ -39,19 +40,25 @@ class Machines:
     ) -> None:
         """Make a maker that has no images yet."""
         self._system = system
+        self._supervisor = supervisor
         self._images: dict[str, Image] = {}
         self._kvm: dict[str, bool] = {}
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
-        jailed = any(domain.machine == "qemu" for domain in system.domains.values())
         self._identities = identities
-        accepted = system.accept_missing
-        self._jails = MachineJails(supervisor, accepted, identities) if jailed else None
+        self._jails: MachineJails | None = None
+        self._make_jails()
+
+    def _make_jails(self) -> None:
+        jailed = any(domain.machine == "qemu" for domain in self._system.domains.values())
+        if jailed and self._jails is None:
+            accepted = self._system.accept_missing
+            self._jails = MachineJails(self._supervisor, accepted, self._identities)
 
     def load_images(self) -> list[SkerryError]:
-        """Load and verify the images; return what kept one from being loaded."""
+        """Load and verify the images that are not yet loaded; return what kept one from it."""
         wanted = {d.image for d in self._system.domains.values() if d.machine == "qemu"}
         failed: list[SkerryError] = []
-        for name in sorted(wanted):
+        for name in sorted(wanted - self._images.keys()):
             try:
                 image = store.load(paths.image_cache(), name)
                 store.verify(image)
@@ -59,6 +66,26 @@ class Machines:
             except SkerryError as error:
                 failed.append(error)
         return failed
+
+    async def prepare(self, streams: Bridges, system: System, report: Report) -> None:
+        """Make ready what another system's domains run on, beside those that run.
+
+        Raises `NotFound`, `LayerMissing`, `MachineError`; then all is as it was.
+        """
+        before, had_jails = self._system, self._jails is not None
+        self._system = system
+        try:
+            for failure in await asyncio.to_thread(self.load_images):
+                raise failure
+            self._make_jails()
+            if not had_jails or set(system.accept_missing) != set(before.accept_missing):
+                await self.self_test(streams)
+            await self.choose_accel(report)
+        except BaseException:
+            self._system = before
+            raise
+        if self._jails is not None:
+            self._jails.accept(system.accept_missing)
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -33,7 +33,8 @@ from skerry.node.kept import SetupKeeper
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
-from skerry.policy.source import Change, NewBooleans, Policy, changed
+from skerry.policy.signature import require_signed
+from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
 from skerry.system.model import ChannelSpec, DomainSpec
 from skerry.xsm.explain import explain_error
 
@@ -75,6 +76,17 @@ class Started(msgspec.Struct, frozen=True):
     refused: tuple[Refusal, ...]
 
 
+class Adoption(NamedTuple):
+    """A whole system's setup that comes into force with its policy.
+
+    `merged` makes the node's next setup of it, under a policy; `taken` is told the one before.
+    """
+
+    wanted: Setup
+    merged: Callable[[Policy], Setup]
+    taken: Callable[[Setup], None]
+
+
 class Node:
     """A running system."""
 
@@ -93,6 +105,7 @@ class Node:
         self.helpers: dict[str, Helper] = {}
         self._make = make
         self._keeper = keeper
+        self._changing = asyncio.Lock()  # held from what is written down until it is in force
         self._clock = clock
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
 
@@ -101,20 +114,25 @@ class Node:
 
         A refusal stops only what was refused; all of them are returned.
         """
-        operator = self.setup.owner
+        domains = self.setup.system.domains.items()
+        starting = [name for name, domain in domains if domain.autostart]
+        return await self.raise_up(self.setup.owner, starting, report)
+
+    async def raise_up(
+        self, operator: Label, names: Iterable[str], report: Report
+    ) -> list[Refusal]:
+        """Start these domains, bind what the file declares and is not bound, let them run."""
         refused: list[Refusal] = []
         ready: list[str] = []
-        for name, domain in self.setup.system.domains.items():
-            if not domain.autostart:
-                continue
+        for name in names:
             report({"event": "starting", "domain": name})
             try:
                 await self._start_paused(operator, name)
                 ready.append(name)
             except SkerryError as error:
-                refused.append(_refusal(f"domain {name}", error))
+                refused.append(refusal_of(f"domain {name}", error))
                 report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
-        started = await self._bind_declared(set(ready))
+        started = await self._bind_declared(self.setup.system.domains)
         for channel in started.bound:
             report({"event": "bound", **self._channel_row(channel)})
         for refusal in started.refused:
@@ -126,7 +144,7 @@ class Node:
             except StateError:
                 continue  # it died meanwhile, which `ps` shows
             except SkerryError as error:
-                refused.append(_refusal(f"domain {name}", error))
+                refused.append(refusal_of(f"domain {name}", error))
                 report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
         return refused + list(started.refused)
 
@@ -142,12 +160,14 @@ class Node:
         spec, label = self.known(name), self.setup.labels[name]
         await self.monitor.start(operator, name, label, lambda: self._make(spec, label))
 
-    async def _bind_declared(self, names: set[str]) -> Started:
-        """Bind the file's channels with an end in `names` whose other end is alive."""
+    async def _bind_declared(self, names: Collection[str]) -> Started:
+        """Bind the file's channels with an end in `names`, where both are alive and it is not."""
         bound: list[Channel] = []
         refused: list[Refusal] = []
+        live = set(self.bound().values())
         for spec in self.setup.system.channels:
-            if names & {spec.source, spec.sink} and self._can_bind(spec):
+            wanted = spec not in live and (spec.source in names or spec.sink in names)
+            if wanted and self._can_bind(spec):
                 try:
                     bound.append(
                         await self.monitor.bind(
@@ -156,14 +176,21 @@ class Node:
                     )
                 except SkerryError as error:
                     what = f"channel {spec.name} between {spec.source} and {spec.sink}"
-                    refused.append(_refusal(what, error))
+                    refused.append(refusal_of(what, error))
         return Started(tuple(bound), tuple(refused))
 
     def _can_bind(self, spec: ChannelSpec) -> bool:
-        return all(
-            name in self.monitor.domains and self.monitor.domains[name].state in ALIVE
-            for name in (spec.source, spec.sink)
-        )
+        domains = [self.monitor.domains.get(name) for name in (spec.source, spec.sink)]
+        return all(domain is not None and domain.state in ALIVE for domain in domains)
+
+    def bound(self) -> dict[int, ChannelSpec]:
+        """Return every channel by number, in the words of a system file."""
+        return {
+            channel.number: ChannelSpec(
+                channel.kind, channel.source.name, channel.sink.name, channel.port, channel.one_way
+            )
+            for channel in self.monitor.channels
+        }
 
     def known(self, name: str) -> DomainSpec:
         """Return a domain of the file. Raises `NotFound`."""
@@ -213,22 +240,25 @@ class Node:
         what: str,
         evict: bool = False,
         dry_run: bool = False,
+        adopting: Adoption | None = None,
     ) -> dict[str, object]:
         """Bring another policy into force, or say what that would do (see `Monitor.load`).
 
         `change` is applied to the policy in force, in a thread, and again if another one came
         into force meanwhile: no change is ever undone by one that did not know it. `what` names
-        it in the trail.
+        it in the trail. With `adopting`, a whole system's setup comes into force in the same step,
+        and it is its assertions that must hold.
         """
         began = self._clock()
-        await self._require(hook, operator, what)
+        await self.require(hook, operator, what)
         for _ in range(MAX_TRIES):
             setup = self.setup
-            policy = await asyncio.to_thread(_checked, setup, change)
+            after = adopting.wanted if adopting else setup
+            policy = await asyncio.to_thread(_checked, setup, change, after)
             if self.setup is not setup:
                 continue
             try:
-                done = await self._load(hook, operator, policy, what, evict, dry_run)
+                done = await self._load(hook, operator, policy, what, evict, dry_run, adopting)
             except StaleGeneration:
                 if self.setup is setup:  # it was not another policy that came in between
                     raise
@@ -236,9 +266,9 @@ class Node:
             return {**done, "seconds": self._clock() - began}
         raise StaleGeneration("other policies kept coming into force", fix="try again")
 
-    async def _require(self, hook: str, operator: Label, what: str) -> None:
+    async def require(self, hook: str, operator: Label, what: str) -> None:
         """Refuse whom the policy does not let, on record, before any work is done for him."""
-        parties = {"operator": operator, "security": self._security()}
+        parties = {"operator": operator, "security": self.security()}
         mediator = self.monitor.mediator
         try:
             allowed = (await mediator.judge(hook, parties)).allowed
@@ -247,15 +277,23 @@ class Node:
         if not allowed:
             await mediator.permit(hook, lambda: parties, {"change": what})
 
-    def _security(self) -> Label:
+    def security(self) -> Label:
+        """Return the label that stands for the policy itself."""
         return Label(tuple((name, "security") for name in sorted(self.setup.stack.names)))
 
     async def _load(
-        self, hook: str, operator: Label, policy: Policy, what: str, evict: bool, dry_run: bool
+        self,
+        hook: str,
+        operator: Label,
+        policy: Policy,
+        what: str,
+        evict: bool,
+        dry_run: bool,
+        adopting: Adoption | None,
     ) -> dict[str, object]:
         stack = policy.stack
         candidate = self.monitor.mediator.decider.candidate(stack, policy.sources)
-        lost = self._operators_without(policy)
+        lost = {} if adopting else self._operators_without(policy)
         if operator in lost.values():
             raise StateError(
                 f"your own label {operator} is none of this policy's, so you could not go back",
@@ -268,25 +306,33 @@ class Node:
                 fix="--evict shuts them out",
             )
         cut = 0
+        new: Setup | None = None
+        changing = contextlib.AsyncExitStack()
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            nonlocal new
+            if new is None:
+                await changing.enter_async_context(self._changing)
+            new = adopting.merged(policy) if adopting else carried(self.setup, policy)
+            if self._keeper is not None:
+                await self._keeper.keep(new, candidate.generation, labels)
 
         async def installed() -> None:
             nonlocal cut
             # First of all: from here on this is what the next change is made of.
-            self.setup = new
+            assert new is not None  # it was made durable
+            before, self.setup = self.setup, new
+            if adopting:
+                adopting.taken(before)
+            await changing.aclose()
             cut = await self._judge_sessions()
-
-        new = carried(self.setup, policy)
-
-        async def durable(labels: Mapping[Domain, Label]) -> None:
-            if self._keeper is not None:
-                await self._keeper.keep(new, candidate.generation, labels)
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
         try:
             done = await self.monitor.load(
                 hook,
                 operator,
-                self._security(),
+                self.security(),
                 candidate,
                 about,
                 evict=evict,
@@ -295,7 +341,9 @@ class Node:
                 installed=installed,
             )
         finally:
-            await self._settle(new)
+            if new is not None:
+                await self._settle(new)
+            await changing.aclose()
         return {
             "dry_run": dry_run,
             "generation": done.generation,
@@ -308,6 +356,16 @@ class Node:
             "sessions_cut": cut,
             "warnings": [problem.message for problem in check_fitness(stack)],
         }
+
+    async def adopt(self, adopting: Adoption) -> None:
+        """Let a setup come into force under the policy that is. Raises `Denied` if it can't."""
+        async with self._changing:
+            new = adopting.merged(self.setup.policy)
+            if self._keeper is not None:
+                await self._keeper.keep(new, self.monitor.mediator.decider.generation)
+            before, self.setup = self.setup, new
+            adopting.taken(before)
+            await self._settle(new)
 
     async def _settle(self, new: Setup) -> None:
         """Leave written down what is in force, whether or not the new setup came into it."""
@@ -342,7 +400,7 @@ class Node:
                 fallen = cast(list[dict[str, object]], result["evicted"])
                 evicted += [row for row in fallen if row["domain"] not in ended]
         except SkerryError as error:
-            refusal = _refusal(f"alarm {name}", error)
+            refusal = refusal_of(f"alarm {name}", error)
             result["failed"] = {"text": refusal.text, "exit_code": error.exit_code}
         for domain in ended:
             await self.monitor.domain(domain).gone.wait()
@@ -385,16 +443,23 @@ class Node:
     async def down(self, deadline_s: float) -> list[str]:
         """Stop every domain at once, cleanly where the guest does it in time; name them."""
 
-        async def end(name: str) -> None:
-            try:
-                await self.stop(name, deadline_s)
-            except SkerryError:
-                if self.monitor.domain(name).state is not State.ENDED:
-                    await self.kill(name)
-
-        alive = [d.name for d in self.monitor.domains.values() if d.state is not State.ENDED]
-        await asyncio.gather(*(end(name) for name in alive))
+        alive = self.alive()
+        await asyncio.gather(*(self.end(name, deadline_s) for name in alive))
         return alive
+
+    def alive(self) -> list[str]:
+        """Return the domains that have not ended, those that are starting or stopping too."""
+        return [d.name for d in self.monitor.domains.values() if d.state is not State.ENDED]
+
+    async def end(self, name: str, deadline_s: float) -> None:
+        """Stop a domain, whatever it is doing, and return when it has ended."""
+        domain = self.monitor.domain(name)
+        try:
+            await self.monitor.stop(name, deadline_s)
+        except SkerryError:
+            if domain.state is not State.ENDED:
+                self.monitor.kill(name)
+        await domain.gone.wait()
 
     async def answered(self, name: str, timeout_s: float) -> None:
         """Wait until a domain's agent answers. Raises `MachineError` when the time is over.
@@ -479,19 +544,23 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
     }
 
 
-def _checked(setup: Setup, change: Change) -> Policy:
-    """Make another policy. Raises `StateError` if the system's assertions do not hold under it."""
+def _checked(setup: Setup, change: Change, after: Setup) -> Policy:
+    """Make another policy. Raises `StateError` if the assertions of `after` do not hold under it,
+    and `Unsigned` where it must be signed and is not."""
+    if setup.policy_key and isinstance(change, NewPolicy):
+        require_signed(setup.policy_key, change.content, change.signature, change.file)
     policy = changed(setup.policy, change)
-    broken = violations(carried(setup, policy))
+    broken = violations(carried(after, policy))
     if broken:
         shown = "; ".join(violation.text for violation in broken)
         raise StateError(
             f"under this policy the system's assertions do not hold: {shown}",
-            fix="start the system anew with a file that asserts something else",
+            fix="first give `skerry up` a file that asserts something else",
         )
     return policy
 
 
-def _refusal(what: str, error: SkerryError) -> Refusal:
+def refusal_of(what: str, error: SkerryError) -> Refusal:
+    """Return an error as a refusal, with a denial's explanation in its text."""
     text = explain_error(error).text() if isinstance(error, Denied) else f"error: {error}"
     return Refusal(what, text, error)

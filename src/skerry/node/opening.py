@@ -13,11 +13,13 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from skerry.audit.client import AuditClient
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
@@ -33,6 +35,8 @@ from skerry.node.journal import NodeJournal, read_journal, remove_journal
 from skerry.node.kept import SetupKeeper, forget_setups, read_setup
 from skerry.node.machines import Machines
 from skerry.node.node import Node
+from skerry.node.reconcile import Prepare
+from skerry.node.recording import Recording
 from skerry.node.recover import Recovered, Recovery
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import Standing
@@ -57,7 +61,7 @@ class World(NamedTuple):
     clock: Callable[[], float] = time.monotonic
     identities: Callable[[int, int], Identities] = Identities
     machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
-    trail: Callable[[Path, Disk], AuditTrail] = AuditTrail.open
+    trail: Callable[[Path, Disk], AuditTrail] | None = None  # None: a process writes it
     manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
 
 
@@ -71,6 +75,7 @@ class Opened(msgspec.Struct, frozen=True):
     """
 
     node: Node
+    prepare: Prepare
     trail: AuditLog
     journal: NodeJournal
     recovered: Recovered | None
@@ -99,14 +104,13 @@ async def open_node(
     state = await asyncio.to_thread(paths.make_private, paths.state_dir())
     life = await _begin(system, state, supervisor, world)
     setup, standing = life.setup, life.standing
-    trail = await asyncio.to_thread(world.trail, state / paths.audit_file().name, world.disk)
-    exits.push_async_callback(asyncio.to_thread, trail.close)
     streams = StreamBridges()
     exits.callback(streams.close)
     identities = world.identities(standing.uid, life.inherited.kept.get(IDENTITIES, -1))
     exits.callback(identities.close)
     helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
     exits.push_async_callback(helpers.close)
+    trail = await _open_trail(world, helpers, life, exits)
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
     layers = await _try_out(machines, streams, report, life.fresh)
@@ -132,13 +136,16 @@ async def open_node(
     )
     monitor.channels.skip(standing.channel)
     node = Node(setup, monitor, machines.make, world.clock, keeper)
+    prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
+    if isinstance(trail, AuditClient):
+        node.helpers["audit writer"] = trail
     recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
     found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
     if life.fresh:
-        return Opened(node, trail, journal, None)
+        return Opened(node, prepare, trail, journal, None)
     trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
-    return Opened(node, trail, journal, found)
+    return Opened(node, prepare, trail, journal, found)
 
 
 async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
@@ -154,6 +161,19 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
         return Life(True, setup, Standing(token=secrets.token_hex(8)), inherited)
     setup = await asyncio.to_thread(read_setup, state, standing.setup)
     return Life(False, setup, standing, inherited)
+
+
+async def _open_trail(
+    world: World, helpers: Helpers, life: Life, exits: contextlib.AsyncExitStack
+) -> AuditLog:
+    if world.trail is not None:
+        trail = await asyncio.to_thread(world.trail, paths.audit_file(), world.disk)
+        exits.push_async_callback(asyncio.to_thread, trail.close)
+        return trail
+    audit = life.setup.system.audit
+    recording = await Recording.open(helpers.start, audit, insist=life.fresh)
+    exits.push_async_callback(recording.close)
+    return recording.trail
 
 
 async def _try_out(
@@ -182,7 +202,7 @@ async def _close(journal: NodeJournal, state: Path) -> None:
     await journal.close()
     if journal.over:
         await asyncio.to_thread(remove_journal, paths.journal_file())
-        await asyncio.to_thread(forget_setups, state, "")
+        await asyncio.to_thread(forget_setups, state)
 
 
 async def _wait_for_helpers(inherited: Inherited) -> None:

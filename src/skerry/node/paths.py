@@ -78,6 +78,21 @@ def audit_file() -> Path:
     return state_dir() / "audit.log"
 
 
+def audit_head() -> Path:
+    """Return the file of the trail's head as the node noted it last."""
+    return state_dir() / "audit.head"
+
+
+def audit_key() -> Path:
+    """Return the key that signs the trail's checkpoints; its public half is `audit_public`."""
+    return state_dir() / "audit.key"
+
+
+def audit_public() -> Path:
+    """Return the public half of the key that signs the trail's checkpoints."""
+    return state_dir() / "audit.pub"
+
+
 def journal_file() -> Path:
     """Return the journal: what a node that is started again goes on with."""
     return state_dir() / "journal.log"

@@ -1,64 +1,125 @@
 """What `up` would do: which domains start, which channels are bound, what is refused and why.
 
-The plan asks the same modules with the same hooks as the monitor, in the order of the file, and
-starts nothing.
+The rule: a plan asks the same modules with the same hooks as the monitor, each step as if those
+before it had been done, and starts nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
+
 import msgspec
 
 from skerry.label import Label
-from skerry.monitor.mediate import Parties, explain_for
+from skerry.monitor.mediate import Parties, explain_for, judge
+from skerry.monitor.protocols import Judge
 from skerry.monitor.table import hook_of
 from skerry.node.setup import Setup
 from skerry.policy.manager import PolicyManager
+from skerry.system.model import ChannelSpec
 from skerry.xsm.request import Verdict
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One step of a plan: `start` or `bind`, of what, whether it is allowed, and why."""
+    """One step of a plan: what is done, of what, whether it is allowed, and why.
+
+    `later` marks what waits for a `start` by hand.
+    """
 
     action: str
     what: str
-    allowed: bool
-    code: str
-    why: str
+    allowed: bool = True
+    code: str = ""
+    why: str = ""
     text: str = ""
     later: bool = False
 
 
+class Planner:
+    """Judges the steps that ask. What is planned to run counts in the walls of what follows."""
+
+    def __init__(
+        self,
+        policy: Judge,
+        operator: Label,
+        running: Iterable[Label] = (),
+        touch: Callable[[Label, Label], Awaitable[None]] | None = None,
+    ) -> None:
+        """Ask a policy for an operator; `touch` remembers what a step would touch."""
+        self._policy = policy
+        self._operator = operator
+        self._touch = touch
+        self.running = list(running)
+
+    async def start(self, name: str, label: Label, *, later: bool, action: str = "start") -> Step:
+        """Judge the start of a domain, which then counts as running unless it comes later."""
+        parties: Parties = {"operator": self._operator, "domain": label}
+        asked = (
+            await judge(self._policy, "domain_create", parties, tuple(sorted(self.running))),
+            await judge(self._policy, "domain_unpause", parties),
+        )
+        step = _step(action, name, asked, parties, later=later)
+        if step.allowed and not later:
+            await self._touched(label, label)
+            self.running.append(label)
+        return step
+
+    async def relabel(self, name: str, old: Label, new: Label) -> Step:
+        """Judge the relabel of a running domain, which then counts under its new label."""
+        beside = list(self.running)
+        beside.remove(old)
+        parties: Parties = {"operator": self._operator, "domain": old, "new": new}
+        asked = await judge(self._policy, "domain_relabel", parties, tuple(sorted(beside)))
+        step = _step("relabel", f"{name} from {old} to {new}", (asked,), parties, later=False)
+        if step.allowed:
+            self.running = [*beside, new]
+        return step
+
+    async def bind(self, channel: ChannelSpec, source: Label, sink: Label, *, later: bool) -> Step:
+        """Judge a channel of the file."""
+        parties: Parties = {"source": source, "sink": sink}
+        hook = hook_of(channel.kind, channel.one_way)
+        asked = await judge(self._policy, hook, parties)
+        step = _step("bind", words(channel), (asked,), parties, later=later)
+        if step.allowed and not later:
+            await self._touched(source, sink)
+        return step
+
+    async def see(self, channel: ChannelSpec, end: Label) -> Step:
+        """Judge whether the operator may see a domain at an end of a channel that he declares."""
+        parties: Parties = {"operator": self._operator, "domain": end}
+        asked = await judge(self._policy, "domain_getdomaininfo", parties)
+        return _step("bind", words(channel), (asked,), parties, later=False)
+
+    async def _touched(self, one: Label, other: Label) -> None:
+        if self._touch is not None:
+            await self._touch(one, other)
+
+
 async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
-    """Return every step of `up` in its order. `later` marks what waits for a `start` by hand.
+    """Return every step of `up` in its order.
 
     What a step would touch is remembered by the manager, whose history must not be the node's own.
     """
+    planner = Planner(manager, setup.owner, touch=manager.touch)
     steps: list[Step] = []
-    running: list[Label] = []
     started: set[str] = set()
     for name, domain in setup.system.domains.items():
-        label = setup.labels[name]
-        parties: Parties = {"operator": setup.owner, "domain": label}
-        verdict = await manager.decide("domain_create", parties)
-        wall = await manager.admit(label, tuple(running))
-        run = await manager.decide("domain_unpause", parties)
-        asked = verdict, wall, run
-        steps.append(_step("start", name, asked, parties, later=not domain.autostart))
+        later = not domain.autostart
+        steps.append(await planner.start(name, setup.labels[name], later=later))
         if steps[-1].allowed and domain.autostart:
-            await manager.touch(label, label)
-            running.append(label)
             started.add(name)
     for channel in setup.system.channels:
-        parties = {"source": setup.labels[channel.source], "sink": setup.labels[channel.sink]}
-        verdict = await manager.decide(hook_of(channel.kind, channel.one_way), parties)
-        wall = await manager.admit_bind(parties["source"], parties["sink"])
-        arrow = "→" if channel.one_way else "↔"
-        what = f"{channel.source} {arrow} {channel.sink} ({channel.name})"
+        source, sink = setup.labels[channel.source], setup.labels[channel.sink]
         waits = not {channel.source, channel.sink} <= started
-        steps.append(_step("bind", what, (verdict, wall), parties, later=waits))
-        if steps[-1].allowed and not waits:
-            await manager.touch(parties["source"], parties["sink"])
+        steps.append(await planner.bind(channel, source, sink, later=waits))
     return steps
+
+
+def words(channel: ChannelSpec) -> str:
+    """Write a channel of the file: `a ↔ b (orders)`."""
+    arrow = "→" if channel.one_way else "↔"
+    return f"{channel.source} {arrow} {channel.sink} ({channel.name})"
 
 
 def _step(

@@ -1,6 +1,7 @@
 """From files to what a node runs with: the system, its policy, its labels, all checked at once.
 
-`check`, `plan` and `up` share this, so that what `check` accepts is what `up` starts.
+`check`, `plan` and `up` share this, so that what `check` accepts is what `up` starts; a node that
+runs gets the same files as bytes from whoever typed `up`, and checks them in the same way.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import msgspec
 from skerry.errors import Denied, InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
 from skerry.policy.fitness import check_fitness
-from skerry.policy.source import NewBooleans, Policy, changed, read_policy
-from skerry.system.load import load_system
-from skerry.system.model import RawLabel, System
+from skerry.policy.load import policy_bytes
+from skerry.policy.signature import public_key, read_key_file, read_signature, require_signed
+from skerry.policy.source import NewBooleans, Policy, Source, changed, make_policy, read_policy
+from skerry.system.files import read_text
+from skerry.system.load import MAX_FILE, load_system, parse_system
+from skerry.system.model import DUMMY_POLICY, RawLabel, System
+from skerry.wire.system_files import KeyFile, PolicyFile, SystemFiles
 from skerry.xsm.stack import Stack
 
 
@@ -24,7 +29,8 @@ class Setup(msgspec.Struct, frozen=True):
     """A system whose policy is loaded and whose labels the policy defines.
 
     `labels` maps each domain to its label, `operators` each uid to its label; `owner` is the
-    label of the user who runs this; `warnings` say what the policy lacks for domains.
+    label of the user who runs this; `warnings` say what the policy lacks for domains. Where there
+    is a `policy_key` (32 bytes, Ed25519), it has signed every policy.
     """
 
     system: System
@@ -33,6 +39,7 @@ class Setup(msgspec.Struct, frozen=True):
     operators: Mapping[int, Label]
     owner: Label
     warnings: tuple[Problem, ...] = ()
+    policy_key: bytes = b""
 
     @property
     def stack(self) -> Stack:
@@ -48,9 +55,65 @@ def load_setup(path: Path) -> Setup:
     system = load_system(path)
     try:
         policy = read_policy(system.policy)
-        warnings = check_fitness(policy.stack)
+        key = _read_key(system)
+        signatures = {file: read_signature(file) for file in _files_of(system)} if key else {}
+        return _setup(system, policy, key, signatures)
+    except PolicyError as error:  # nothing runs yet: a wrong file, and no denial
+        raise InputError(error.problems) from None
+
+
+def read_files(path: Path) -> tuple[System, SystemFiles]:
+    """Read a system file and the files that it names, to be sent to a node that runs.
+
+    Raises `InputError`; whether the policies are any, and the labels theirs, the node says.
+    """
+    text = read_text(path, MAX_FILE)
+    system = parse_system(text, path.absolute())
+    try:
+        key = _read_key(system)
+        policies = tuple(
+            PolicyFile(file, policy_bytes(file), read_signature(file)) for file in _files_of(system)
+        )
     except PolicyError as error:
         raise InputError(error.problems) from None
+    return system, SystemFiles(str(path.absolute()), text, policies, key)
+
+
+def make_setup(untrusted: SystemFiles) -> Setup:
+    """Make of a system's files as bytes what `load_setup` makes of them on disk.
+
+    Raises `InputError` as that does, `PolicyError` where it is a policy that is wrong, and if the
+    files are not those that the system names.
+    """
+    path = Path(untrusted.path)
+    system = parse_system(untrusted.text, path)
+    given = {policy.file: policy for policy in untrusted.policies}
+    lacking = [file for file in _files_of(system) if file not in given]
+    if lacking or bool(system.policy_key) is not bool(untrusted.key):
+        lacks = ", ".join(lacking) or "the policy key"
+        raise InputError([Problem(str(path), 0, f"it came without {lacks}, which it names")])
+    sources = [Source(f, b"" if f == DUMMY_POLICY else given[f].content) for f in system.policy]
+    policy = make_policy(sources)
+    signatures = {file: policy.signature for file, policy in given.items()}
+    return _setup(system, policy, untrusted.key, signatures)
+
+
+def _files_of(system: System) -> list[str]:
+    return [file for file in system.policy if file != DUMMY_POLICY]
+
+
+def _read_key(system: System) -> KeyFile | None:
+    if not system.policy_key:
+        return None
+    return KeyFile(read_key_file(system.policy_key), read_signature(system.policy_key))
+
+
+def _setup(
+    system: System, policy: Policy, key: KeyFile | None, signatures: Mapping[str, bytes]
+) -> Setup:
+    """Check a system and its policy against each other. Raises `InputError`, `PolicyError`."""
+    warnings = check_fitness(policy.stack)
+    required = _signed(system, policy, key, signatures) if key else b""
     stack = policy.stack
     reader = _Labels(system, stack)
     labels = {
@@ -68,7 +131,27 @@ def load_setup(path: Path) -> Setup:
     if os.getuid() not in operators:
         operators[os.getuid()] = _owner(stack, system)
     owner = operators[os.getuid()]
-    return Setup(system, policy, labels, operators, owner, tuple(warnings))
+    return Setup(system, policy, labels, operators, owner, tuple(warnings), required)
+
+
+def _signed(system: System, policy: Policy, key: KeyFile, signatures: Mapping[str, bytes]) -> bytes:
+    """Return the raw key that signed every policy. Raises `PolicyError` if it did not."""
+    raw = public_key(key.content, system.policy_key)
+    if not _files_of(system):
+        message = "policy-key needs a policy file: the module dummy has nothing to sign"
+        line = system.line(("policy-key",))
+        raise PolicyError([Problem(str(system.path), line, message)])
+    problems: list[Problem] = []
+    for source in policy.sources:
+        if source.file == DUMMY_POLICY:
+            continue
+        try:
+            require_signed(raw, source.content, signatures[source.file], source.file)
+        except PolicyError as error:
+            problems += error.problems
+    if problems:
+        raise PolicyError(problems)
+    return raw
 
 
 def carry(stack: Stack, label: Label, before: Stack) -> Label | None:

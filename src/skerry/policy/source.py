@@ -14,7 +14,7 @@ import msgspec
 
 from skerry.errors import PolicyError, Problem
 from skerry.policy.load import DUMMY, parse_policy, policy_bytes
-from skerry.policy.update import with_booleans, with_policy
+from skerry.policy.update import check_update, with_booleans, with_policy
 from skerry.xsm.dummy import DummyModule
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
@@ -33,10 +33,14 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class NewPolicy(msgspec.Struct, frozen=True, tag="policy"):
-    """A change: this policy takes the place of the one of its module."""
+    """A change: this policy takes the place of the one of its module.
+
+    `signature` is what stands beside it; where a key is required, it is checked by who applies it.
+    """
 
     file: str
     content: bytes
+    signature: bytes = b""
 
 
 class NewBooleans(msgspec.Struct, frozen=True, tag="booleans"):
@@ -45,7 +49,16 @@ class NewBooleans(msgspec.Struct, frozen=True, tag="booleans"):
     values: Mapping[str, bool]
 
 
-Change = NewPolicy | NewBooleans
+class NewSources(msgspec.Struct, frozen=True, tag="sources"):
+    """A change: these policies take the place of all; booleans that were set stay as they are.
+
+    As a reload does in SELinux: an emergency set is not undone by a new file.
+    """
+
+    sources: tuple[Source, ...]
+
+
+Change = NewPolicy | NewBooleans | NewSources
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -99,6 +112,10 @@ def _read(untrusted_path: str | Path) -> Source:
 
 def changed(policy: Policy, change: Change) -> Policy:
     """Return the policy after a change. Raises `PolicyError`, `InputError` for booleans."""
+    if isinstance(change, NewSources):
+        new = make_policy(_with_booleans_of(policy, change.sources))
+        check_update(policy.stack, new.stack)
+        return new
     if isinstance(change, NewBooleans):
         stack = with_booleans(policy.stack, change.values)
     else:
@@ -125,6 +142,23 @@ def _known_module(source: Source, known: Policy | None) -> SecurityModule | None
     return None
 
 
+def _with_booleans_of(policy: Policy, sources: Sequence[Source]) -> list[Source]:
+    """Return new sources with the booleans that were set in the old ones, as far as they have them.
+
+    At most one module has booleans.
+    """
+    were = {name: value for source in policy.sources for name, value in source.booleans.items()}
+    if not were:
+        return list(sources)
+    kept = []
+    for source in sources:
+        module = _module(source)
+        names = module.booleans() if isinstance(module, FlaskModule) else {}
+        booleans = {name: value for name, value in were.items() if name in names}
+        kept.append(msgspec.structs.replace(source, booleans={**source.booleans, **booleans}))
+    return kept
+
+
 def _module(source: Source) -> SecurityModule:
     if source.file == DUMMY and not source.content:
         return DummyModule()
@@ -134,7 +168,7 @@ def _module(source: Source) -> SecurityModule:
     return module
 
 
-def _source(source: Source, change: Change) -> Source:
+def _source(source: Source, change: NewPolicy | NewBooleans) -> Source:
     if isinstance(change, NewPolicy):
         return Source(change.file, change.content)
     return msgspec.structs.replace(source, booleans={**source.booleans, **change.values})

@@ -29,12 +29,21 @@ def with_policy(stack: Stack, untrusted: bytes, file: str) -> Stack:
         shown = ", ".join(stack.names)
         message = f"a policy of the module {new.name}, but in force are: {shown}"
         raise PolicyError([Problem(file, 0, f"{message}; give one of these")])
-    old = next(module for module in stack.modules if module.name == new.name)
-    if isinstance(old, AcmModule) and isinstance(new, AcmModule):
-        _check_update(old.policy, new.policy)
     changed = _replaced(stack, new)
+    check_update(stack, changed)
     check_fitness(changed)
     return changed
+
+
+def check_update(old: Stack, new: Stack) -> None:
+    """Raise `PolicyError` where an ACM policy updates another one than that in force."""
+    were = {module.name: module for module in old.modules}
+    for module in new.modules:
+        before = were.get(module.name)
+        if not isinstance(module, AcmModule) or not isinstance(before, AcmModule):
+            continue
+        if module.digest != before.digest:
+            _check_update(before.policy, module.policy)
 
 
 def with_booleans(stack: Stack, values: Mapping[str, bool]) -> Stack:

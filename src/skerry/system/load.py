@@ -18,6 +18,7 @@ from skerry.system.model import (
     Accel,
     Alarm,
     Assertion,
+    Audit,
     Board,
     ChannelSpec,
     DomainSpec,
@@ -83,7 +84,9 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         operators=operators,
         operator_keys=uids,
         limits=limits,
+        audit=_audit(top.section("audit")),
         alarms=alarms,
+        policy_key=_policy_key(top, path.parent),
         lines=report.document.lines,
     )
     if len(domains) > limits.domains:
@@ -104,6 +107,16 @@ def _policy(top: Section, folder: Path) -> tuple[str, ...]:
     if any(not name or not name.isprintable() for name in names):
         top.problem("policy", "policy must name files")
     return tuple(n if n == DUMMY_POLICY else str((folder / n).absolute()) for n in names)
+
+
+def _policy_key(top: Section, folder: Path) -> str:
+    name = top.value("policy-key")
+    if name is None:
+        return ""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        top.problem("policy-key", f"policy-key must name a file, not {echo(name)}")
+        return ""
+    return str((folder / name).absolute())
 
 
 def _domains(section: Section) -> dict[str, DomainSpec]:
@@ -261,3 +274,13 @@ def _limits(table: Section) -> Limits:
     )
     table.end()
     return limits
+
+
+def _audit(table: Section) -> Audit:
+    default = Audit()
+    audit = Audit(
+        rotate=table.size("rotate", default.rotate, "1M", "1T"),
+        keep=table.number("keep", default.keep, 1, 256),
+    )
+    table.end()
+    return audit

@@ -34,6 +34,12 @@ MAX_DOMAINS = 256
 MAX_CHANNELS = 4096
 """Live channels of a system where `[limits]` does not say; one more is refused."""
 
+AUDIT_ROTATE = 64 << 20
+"""Bytes at which a segment of the audit trail is closed where `[audit]` does not say."""
+
+AUDIT_KEEP = 16
+"""Closed segments that are kept where `[audit]` does not say; the oldest beyond it are removed."""
+
 JAIL_LAYERS = (
     "uid",
     "user-namespace",
@@ -99,11 +105,19 @@ class Limits(msgspec.Struct, frozen=True):
     channels: int = MAX_CHANNELS
 
 
+class Audit(msgspec.Struct, frozen=True):
+    """`[audit]`: a segment is closed at `rotate` bytes, and `keep` closed ones are kept."""
+
+    rotate: int = AUDIT_ROTATE
+    keep: int = AUDIT_KEEP
+
+
 class System(msgspec.Struct, frozen=True):
     """A whole system file.
 
     `path` is the file itself; `policy` holds absolute paths or `DUMMY_POLICY`; `operators` maps a
-    uid to its label; `accept_missing` names the layers of the jail that may be absent.
+    uid to its label; `accept_missing` names the layers of the jail that may be absent; every policy
+    must be signed by `policy_key`, the absolute path of a public key, where there is one.
     """
 
     path: pathlib.Path
@@ -116,7 +130,9 @@ class System(msgspec.Struct, frozen=True):
     operators: Mapping[int, RawLabel] = {}
     operator_keys: Mapping[int, str] = {}
     limits: Limits = Limits()
+    audit: Audit = Audit()
     alarms: Mapping[str, Alarm] = {}
+    policy_key: str = ""
     lines: Mapping[Path, int] = {}
 
     def line(self, path: Path) -> int:

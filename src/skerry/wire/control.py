@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from skerry.errors import WireError
+from skerry.wire.system_files import Signature
 
 MAX_NAME = 64
 """Longest name of a domain in a call, in characters; a longer one is refused."""
@@ -66,6 +67,7 @@ class PolicyLoad(_Message, frozen=True, tag="policy-load"):
     file: Text
     evict: bool = False
     dry_run: bool = False
+    signature: Signature = b""
 
 
 class SetBooleans(_Message, frozen=True, tag="set-booleans"):
@@ -158,9 +160,23 @@ class Down(_Message, frozen=True, tag="down"):
     deadline_s: Seconds = 10.0
 
 
+class Reconcile(_Message, frozen=True, tag="reconcile"):
+    """Make the system what a file says; `Input` carries `SystemFiles`, an empty one ends it.
+
+    `Output` of the stream `progress` carries one JSON object a line: the plan, then what is done.
+    """
+
+    evict: bool = False
+    dry_run: bool = False
+
+
+class Restart(_Message, frozen=True, tag="restart"):
+    """Let another process of the service take over; domains and channels go on."""
+
+
 Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
-    | Kill | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down
+    | Kill | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down | Reconcile | Restart
 )  # fmt: skip
 
 

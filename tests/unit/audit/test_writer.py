@@ -145,6 +145,7 @@ def test_a_failing_disk_refuses_at_once_until_it_works_again(fault: str, number:
 def test_a_full_disk_refuses_and_what_was_half_written_is_gone() -> None:
     """A batch that fits only in part leaves nothing of it in the trail."""
     disk = SimulatedDisk()
+    disk.faults["allocate"] = errno.EOPNOTSUPP  # no reserve: found out in the middle of a write
 
     async def main() -> None:
         trail = AuditTrail.open(FILE, disk, retry_s=0.01)

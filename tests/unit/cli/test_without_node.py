@@ -34,7 +34,7 @@ def broken(cli: Cli, tmp_path: Path, *, system: str = SYSTEM, policy: str = POLI
 
 
 NEED_A_NODE = [
-    ["down"], ["ps"], ["channels"], ["start", "red"], ["stop", "red"], ["kill", "red"],
+    ["down"], ["restart"], ["ps"], ["channels"], ["start", "red"], ["stop", "red"], ["kill", "red"],
     ["pause", "red"], ["resume", "red"], ["relabel", "red", "blue"], ["console", "red"],
     ["exec", "red", "--", "true"], ["connect", "red", "broker"], ["cut", "1"], ["policy", "show"],
 ]  # fmt: skip

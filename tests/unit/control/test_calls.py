@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -240,7 +240,7 @@ def test_a_text_that_is_not_unicode_is_an_error_in_words() -> None:
         wire.encode(wire.Start("\udcff"))
 
 
-async def load(host: Host, text: str, operator: str = "op", **options: bool) -> dict[str, object]:
+async def load(host: Host, text: str, operator: str = "op", **options: Any) -> dict[str, object]:
     """Load a policy as the command does."""
     client = Client(operator)
     client.type(text.encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skerry.control import server as module
-from skerry.control.client import Remote
+from skerry.control.client import Client, Remote
 from skerry.control.client import call as call_service
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer, Session
@@ -23,7 +23,9 @@ from skerry.wire.control import (
     Console,
     Done,
     Failed,
+    Input,
     Output,
+    PolicyLoad,
     Ps,
     Reply,
     Stop,
@@ -242,3 +244,80 @@ def test_a_long_answer_arrives_whole_and_one_too_long_is_an_error_in_words() -> 
         assert isinstance(await asyncio.to_thread(call_service, path, Ps()), list)
 
     play(scene)
+
+
+def test_an_operator_who_is_one_no_more_is_cut_off_at_once() -> None:
+    """His open calls end in the step in which the map changes; those of others and the caller's
+    own go on, and the socket is closed to others again."""
+
+    async def scene(service: Service) -> None:
+        other = os.getuid() + 1
+        names = dict.fromkeys((os.getuid(), other), OPERATOR)
+        service.server._operators = Operators(lambda: names)
+        service.server.operators_changed({other})
+        assert service.path.stat().st_mode & 0o777 == 0o666
+        clients = []
+        for uid in (os.getuid(), other):
+            module_uid.append(uid)
+            clients.append(await asyncio.open_unix_connection(service.path))
+            await asyncio.sleep(0.01)
+        del names[other]
+        service.server.operators_changed({other})
+        assert service.path.stat().st_mode & 0o777 == 0o600
+        assert await asyncio.wait_for(clients[1][0].read(), 5) == b""
+        clients[0][1].write(frame(encode(Ps())))
+        assert isinstance(decode_reply(await read_frame(clients[0][0], 5)), Done)
+        for _, writer in clients:
+            writer.close()
+
+    module_uid: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "peer_uid", lambda _: module_uid[-1])
+        play(scene)
+
+
+def test_a_half_open_client_holds_nobody_up() -> None:
+    """It makes a call and never sends what belongs to it, or closes one direction: others are
+    served, at most `MAX_CLIENTS` of one operator wait so, and each ends with its connection."""
+
+    async def scene(service: Service) -> None:
+        async def collect(call: Call, session: Session) -> object:
+            if isinstance(call, Ps):
+                return {}
+            async for piece in session.inputs():
+                if not piece:
+                    return "whole"
+            return "closed"
+
+        service.server._handle = collect
+        half = []
+        for _ in range(module.MAX_CLIENTS - 1):
+            half.append(await asyncio.open_unix_connection(service.path))
+            half[-1][1].write(frame(encode(PolicyLoad("p"))) + frame(encode(Input(b"x"))))
+        await asyncio.sleep(0.05)
+        assert await service.alive()
+        half[0][1].write_eof()
+        assert decode_reply(await read_frame(half[0][0], 5)) == Done("closed")
+        half[1][1].write(frame(encode(Input(b""))))
+        assert decode_reply(await read_frame(half[1][0], 5)) == Done("whole")
+        for _, writer in half:
+            writer.close()
+
+    play(scene)
+
+
+def test_who_is_refused_while_he_sends_a_file_learns_why() -> None:
+    """The service closes with most of it unread; the client says the reason, not `broken pipe`."""
+
+    async def scene(service: Service) -> None:
+        def send() -> object:
+            client = Client(service.path)
+            with client.sock:
+                client.send(PolicyLoad("p"))
+                client.upload(b"x" * 4_000_000)
+                return client.result()
+
+        with pytest.raises(Remote, match="not an operator"):
+            await asyncio.to_thread(send)
+
+    play(scene, uid=os.getuid() + 1)

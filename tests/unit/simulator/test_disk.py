@@ -104,3 +104,40 @@ def test_faults_and_room_are_the_error_numbers_of_a_disk() -> None:
     assert disk.read(disk.open(FILE), 0, 10) == b"145"
     with pytest.raises(FileNotFoundError):
         disk.rename(Path("/d/none"), FILE)
+
+
+def test_what_was_allocated_can_be_written_on_a_full_disk() -> None:
+    """Room set aside for a file is its own; to set aside more than there is fails whole."""
+    disk = SimulatedDisk()
+    fd, other = disk.open(FILE), disk.open(Path("/d/other"))
+    disk.room = 100
+    disk.allocate(fd, 0, 60)
+    assert disk.append(other, b"x" * 50) == 40
+    with pytest.raises(OSError, match="No space left"):
+        disk.append(other, b"x")
+    with pytest.raises(OSError, match="No space left"):
+        disk.allocate(fd, 0, 61)
+    assert disk.append(fd, b"y" * 61) == 60
+    disk.truncate(fd, 10)
+    assert disk.append(other, b"x" * 51) == 50
+    disk.remove(Path("/d/other"))
+    assert disk.append(fd, b"y" * 90) == 90
+
+
+def test_a_removed_name_comes_back_in_a_crash_until_the_folder_was_synced() -> None:
+    """As on a real disk; and names are those of one folder."""
+    seen = set()
+    for seed in range(50):
+        disk = SimulatedDisk(seed)
+        disk.open(FILE)
+        disk.open(Path("/e/file"))
+        disk.sync_folder(FILE)
+        disk.sync_folder(Path("/e/file"))
+        assert disk.names(Path("/d/any")) == ["file"]
+        disk.remove(FILE)
+        disk.remove(FILE)
+        if seed % 2:
+            disk.sync_folder(FILE)
+        disk.crash()
+        seen.add((seed % 2, tuple(disk.names(FILE))))
+    assert seen == {(0, ()), (0, ("file",)), (1, ())}

@@ -14,10 +14,13 @@ from skerry.errors import InputError
 from skerry.jail.confinement import LAYERS
 from skerry.system.load import MAX_FILE, load_system, parse_system
 from skerry.system.model import (
+    AUDIT_KEEP,
+    AUDIT_ROTATE,
     JAIL_LAYERS,
     MAX_CHANNELS,
     MAX_DOMAINS,
     Assertion,
+    Audit,
     ChannelSpec,
     DomainSpec,
     System,
@@ -99,6 +102,9 @@ def test_a_good_file_becomes_a_system() -> None:
     assert system.operators == {4000000000: "owner", 0: {"acm": "admin"}}
     assert (system.limits.channels, system.limits.domains) == (10, MAX_DOMAINS)
     assert MAX_CHANNELS > 10
+    assert system.audit == Audit(AUDIT_ROTATE, AUDIT_KEEP)
+    written = parse_system(GOOD + '[audit]\nrotate = "2M"\nkeep = 3\n', FILE)
+    assert written.audit == Audit(2 << 20, 3)
 
 
 def test_a_system_knows_the_lines_of_its_parts() -> None:
@@ -187,6 +193,10 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ("channels = 10", "channels = 0", "16: 1 channels, limits.channels is 0"),
         ("channels = 10", "domains = 1", "4: 2 domains, but limits.domains is 1"),
         ("channels = 10", "channels = -1", "36: channels must be a number from 0"),
+        ("[limits]\nchannels = 10", '[audit]\nrotate = "1K"', "36: rotate must be from 1M to 1T"),
+        ("[limits]\nchannels = 10", "[audit]\nrotate = 1", "36: rotate must be a size with"),
+        ("[limits]\nchannels = 10", "[audit]\nkeep = 0", "36: keep must be a number from 1 to"),
+        ("[limits]\nchannels = 10", "[audit]\nkep = 2", "36: unknown key 'kep' in audit; did"),
         ("[limits]", "[limts]", "35: unknown key 'limts'; did you mean 'limits'?"),
     ],
 )
@@ -256,7 +266,18 @@ def _toml(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
-PLACES = ("name", "policy", "domains", "channels", "assert", "jail", "operators", "limits", "x")
+PLACES = (
+    "name",
+    "policy",
+    "domains",
+    "channels",
+    "assert",
+    "jail",
+    "operators",
+    "limits",
+    "audit",
+    "x",
+)
 
 
 @given(st.dictionaries(st.sampled_from(PLACES), TREES, max_size=4))
