@@ -23,6 +23,7 @@ ROWS = {
     "flask-miss-vs-libsepol": ("flask", "misses_versus_libsepol"),
     "revoke-8k-s": ("revoke", "revoke"),
     "revoke-vm-ms": ("revoke", "revoke_vm"),
+    "adopt-s": ("adopt", "adopt"),
     "audit-per-s": ("audit", "per_second"),
     "audit-vs-fdatasync": ("audit", "one"),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -145,16 +146,21 @@ class NodeJournal(Journal):
 
     async def minted(self, channel: Channel) -> None:
         """Give the twins to the supervisor. Raises `TransportError`."""
-        twins = getattr(channel.bridge, "twins", {})
-        try:
-            await self._supervisor.keep(
-                {twin_name(channel.number, side): twin for side, twin in twins.items()}
-            )
-        except (SpawnFailed, SupervisorGone) as error:
-            raise TransportError(
-                f"the supervisor does not keep the ends of channel {channel.number}: {error}",
-                fix="cut channels that are not needed",
-            ) from None
+        with contextlib.ExitStack() as stack:
+            # A cut closes the bridge's own while this waits; their numbers may be others' then.
+            twins = {}
+            try:
+                for side, twin in getattr(channel.bridge, "twins", {}).items():
+                    twins[twin_name(channel.number, side)] = os.dup(twin)
+                    stack.callback(os.close, twins[twin_name(channel.number, side)])
+                await self._supervisor.keep(twins)
+            except (SpawnFailed, SupervisorGone, OSError) as error:
+                raise TransportError(
+                    f"the supervisor does not keep the ends of channel {channel.number}: {error}",
+                    fix="cut channels that are not needed",
+                ) from None
+        if channel.bridge is None:  # the cut may have been told before
+            self.drop(*twins)
 
     async def live(self, channel: Channel) -> None:
         """Write down that a channel is live."""
@@ -225,6 +231,8 @@ class NodeJournal(Journal):
     async def _put_in_place(self) -> None:
         await asyncio.to_thread(_put_in_place, self._path, self._disk)
         self._in_place = True
+        if self._trail is not None:
+            self._trail.path = self._path
 
 
 def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:

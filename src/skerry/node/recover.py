@@ -17,7 +17,7 @@ import msgspec
 
 from skerry.channel.stream import StreamBridge
 from skerry.errors import SkerryError
-from skerry.machine.qemu.launch import KEPT
+from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate, Machine, Side
@@ -128,9 +128,13 @@ class Recovery:
         self.found.domains.append(entry.name)
 
     def _lost(self, entry: DomainEntry, process: Process | None, why: str) -> None:
-        """Note a domain that does not go on."""
-        if process is not None:
+        """Note a domain that does not go on, and let the supervisor forget it once it is dead."""
+        names = kept_names(entry.footprint.incarnation)
+        if process is None:
+            self._journal.drop(*names)
+        else:
             process.kill()
+            process.exited.add_done_callback(lambda _: self._journal.drop(*names))
         self._forget(entry.footprint)
         self._journal.note("ended", {"incarnation": entry.footprint.incarnation})
         self._monitor.mediator.audit.note(

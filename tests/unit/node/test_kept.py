@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from skerry.errors import SkerryError
-from skerry.node.kept import forget_setups, read_setup, save_setup
+from skerry.audit.writer import RETRY_S
+from skerry.errors import Denied, SkerryError
+from skerry.machine.simulator.disk import SimulatedDisk
+from skerry.node.journal import NodeJournal
+from skerry.node.kept import SetupKeeper, forget_setups, read_setup, save_setup
 from skerry.node.setup import Setup, carried, load_setup
+from skerry.node.standing import Standing
 from skerry.policy.source import NewPolicy, changed
 from tests.support.simulated import POLICY, SYSTEM, write_system
 
@@ -19,6 +26,16 @@ def setup_in(folder: Path) -> Setup:
     more = '\n[operators]\n"uid:12345" = "broker"\n[alarm.red]\nstop = ["red"]\n'
     more += "[limits]\ndomains = 9\n"
     return load_setup(Path(write_system(folder, SYSTEM + more)))
+
+
+class NoSupervisor:
+    """Keeps nothing."""
+
+    async def keep(self, fds: Mapping[str, int]) -> None:
+        """Do nothing."""
+
+    async def drop(self, *names: str) -> None:
+        """Do nothing."""
 
 
 def same(one: Setup, other: Setup) -> bool:
@@ -63,3 +80,64 @@ def test_an_altered_setup_is_refused(tmp_path: Path) -> None:
     (tmp_path / made).write_bytes(other)
     with pytest.raises(SkerryError, match="cannot be read"):
         read_setup(tmp_path, made)
+
+
+def test_a_change_that_settles_leaves_one_that_is_being_written_down_alone(tmp_path: Path) -> None:
+    """The file of a load under way is not removed by another call, nor undone by an older one."""
+    setup = setup_in(tmp_path)
+    first, second = (
+        carried(setup, changed(setup.policy, NewPolicy("x", POLICY.replace("1.0", n).encode())))
+        for n in ("1.1", "1.2")
+    )
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+
+    async def main() -> None:
+        journal = await NodeJournal.open(state / "journal.log", NoSupervisor(), Standing())
+        keeper = SetupKeeper(journal, state)
+        await keeper.keep(setup, 1)
+        waiting = asyncio.ensure_future(keeper.keep(first, 2))
+        await asyncio.sleep(0)
+        await keeper.settle(second, setup, 1, {})  # as a dry run does
+        await waiting
+        assert same(read_setup(state, journal.standing.setup), first)
+        await keeper.keep(second, 3)
+        await keeper.settle(first, setup, 1, {})  # the second came in between
+        assert same(read_setup(state, journal.standing.setup), second)
+        await keeper.settle(second, setup, 1, {})  # the control: it is the last, and is undone
+        assert same(read_setup(state, journal.standing.setup), setup)
+        assert len(list(state.glob("setup-*"))) == 1
+        await journal.close()
+
+    asyncio.run(main())
+
+
+def test_a_setup_whose_record_failed_stays_until_another_stands(tmp_path: Path) -> None:
+    """The record may be on the disk after a crash, so what it names must be there too."""
+    setup = setup_in(tmp_path)
+    other = carried(
+        setup, changed(setup.policy, NewPolicy("x", POLICY.replace("1.0", "1.1").encode()))
+    )
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    disk = SimulatedDisk()
+
+    async def main() -> None:
+        journal = await NodeJournal.open(state / "journal.log", NoSupervisor(), Standing(), disk)
+        keeper = SetupKeeper(journal, state)
+        await keeper.keep(setup, 1)
+        disk.faults["sync"] = errno.EIO
+        with pytest.raises(Denied):
+            await keeper.keep(other, 2)
+        with pytest.raises(Denied):
+            await keeper.settle(other, setup, 1, {})
+        await keeper.settle(setup, setup, 1, {})
+        assert len(list(state.glob("setup-*"))) == 2
+        disk.faults.clear()
+        await asyncio.sleep(RETRY_S + 0.1)
+        await keeper.keep(setup, 1)
+        await keeper.settle(setup, setup, 1, {})
+        assert len(list(state.glob("setup-*"))) == 1, "the control: nothing is kept for ever"
+        await journal.close()
+
+    asyncio.run(main())
