@@ -85,7 +85,9 @@ def test_a_frozen_manager_denies_and_authority_is_taken_away_all_the_same(node: 
         assert "[DECIDER-UNAVAILABLE]" in node.denied("connect", "red", "broker")
         began = time.monotonic()
         assert "[DECIDER-UNAVAILABLE]" in node.denied("start", "blue")
-        assert len(node.rows("ps")) == 4
+        rows = node.rows("ps")
+        assert sum("name" in row for row in rows) == 4
+        assert {"helper": "policy manager", "state": "frozen"} in rows
         node.ok("cut", number)
         node.ok("kill", "clerk")
         assert time.monotonic() - began < 2.0
