@@ -239,7 +239,7 @@ class Laws:
                 bound[number] = (fact.about["ends"], fact.begun, over)
         for fact in ledger.of("start"):
             if fact.acknowledged:
-                bound |= dict.fromkeys(fact.answer, (("d1", "d4"), fact.begun, None))
+                bound |= {n: (ends, fact.begun, None) for n, ends in fact.answer.items()}
         for number, (ends, begun, over) in bound.items():
             cuts = ledger.of("cut", number=number)
             if number in now.channels:

@@ -49,8 +49,12 @@ def policy_text(name: str) -> str:
     )
 
 
-def system_text() -> str:
-    """Write the system file."""
+DECLARED = {"declared": ("d1", "d4"), "other": ("d3", "d5")}
+"""The channels that one or the other form of the system file declares."""
+
+
+def system_text(declared: str = "declared") -> str:
+    """Write the system file with one of the channels."""
     domains = "".join(
         f'[domains.{name}]\nlabel = "{label}"\nmachine = "simulator"\nautostart = false\n'
         for name, label in DOMAINS.items()
@@ -58,7 +62,8 @@ def system_text() -> str:
     stop = ", ".join(f'"{name}"' for name in ALARM)
     return (
         f'name = "storm"\npolicy = "wide.toml"\n{domains}'
-        '[[channels]]\nkind = "stream"\nfrom = "d1"\nto = "d4"\nname = "declared"\n'
+        f'[[channels]]\nkind = "stream"\nname = "{declared}"\n'
+        f'from = "{DECLARED[declared][0]}"\nto = "{DECLARED[declared][1]}"\n'
         f"[alarm.fire]\nstop = [{stop}]\n"
     )
 

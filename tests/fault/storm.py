@@ -35,16 +35,27 @@ from skerry.node import paths
 from skerry.node.helpers import Helpers
 from skerry.node.jails import Identities
 from skerry.node.opening import Opened, World, open_node
+from skerry.node.reconcile import Reconciler
 from skerry.policy.client import Notice
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
 from skerry.policy.source import NewPolicy, Policy
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import System
+from skerry.wire.system_files import PolicyFile, SystemFiles
 from tests.fault.killing import Killer, Life, MortalDisk
 from tests.fault.laws import Broken, Laws
 from tests.fault.mutations import MUTATIONS
-from tests.fault.oracle import ALARM, DOMAINS, POLICIES, Fact, Ledger, policy_text, system_text
+from tests.fault.oracle import (
+    ALARM,
+    DECLARED,
+    DOMAINS,
+    POLICIES,
+    Fact,
+    Ledger,
+    policy_text,
+    system_text,
+)
 from tests.fault.outside import KeptMachine, KeptMachines, NoIdentities, Outside, Store
 
 WORKERS = 3
@@ -220,6 +231,8 @@ class Storm:
                 await self._try(owner, chance)
             case "alarm":
                 await self._do("alarm", node.alarm(owner, "fire"), names=ALARM)
+            case "reconcile":
+                await self._reconcile(chance)
             case "die":
                 await self._die(name)
             case "flood":
@@ -240,6 +253,31 @@ class Storm:
             policy=policy,
             evict=evict,
         )
+
+    async def _reconcile(self, chance: random.Random) -> None:
+        """Give the node another form of its file: what it did of that is open to the oracle."""
+        assert self.opened is not None
+        node, evict = self.opened.node, chance.random() < 0.4
+        declared = chance.choice(list(DECLARED))
+        path = str(self.folder / "wide.toml")
+        files = SystemFiles(
+            str(self.folder / "system.toml"),
+            system_text(declared),
+            (PolicyFile(path, policy_text("wide").encode()),),
+        )
+        self.ledger.ask("load", policy="wide", evict=evict)
+        for name, label in DOMAINS.items():
+            self.ledger.ask("relabel", name=name, label=label)
+        self.ledger.ask("connect", ends=DECLARED[declared], for_s=None)
+        for channel in node.monitor.channels:
+            if channel.port in DECLARED:
+                self.ledger.ask("cut", number=channel.number)
+        reconciler = Reconciler(node)
+        try:
+            await reconciler.run(os.getuid(), files, lambda event: None, evict=evict, dry_run=False)
+            self.counts["reconcile"] += 1
+        except SkerryError:
+            self.counts["refused"] += 1
 
     async def _try(self, owner: Label, chance: random.Random) -> None:
         assert self.opened is not None
@@ -305,7 +343,7 @@ class Storm:
             self.counts[kind] += 1
 
 
-AIMS = ("load", "load", "loads", "relabel", "start", "burst", "cut", "kill", "alarm")
+AIMS = ("load", "load", "loads", "relabel", "start", "burst", "cut", "kill", "alarm", "reconcile")
 """Commands in the middle of which a kill is tried."""
 
 COMMAND_WEIGHTS = {
@@ -322,14 +360,15 @@ COMMAND_WEIGHTS = {
     "loads": 0.7,
     "dry-run": 0.5,
     "alarm": 0.2,
+    "reconcile": 0.6,
     "die": 0.5,
     "flood": 2,
     "sick": 0.3,
 }
 
 
-def _bound(channels: Any) -> list[int]:
-    return [channel.number for channel in channels]
+def _bound(channels: Any) -> dict[int, tuple[str, str]]:
+    return {c.number: (c.source.name, c.sink.name) for c in channels}
 
 
 def main() -> None:

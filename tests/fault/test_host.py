@@ -114,7 +114,7 @@ class Scene:
         """Run a command that succeeds."""
         fact: Fact = self.ledger.ask(kind, **about)
         done = await work
-        self.ledger.answer(fact, [] if kind == "start" else None)
+        self.ledger.answer(fact, {} if kind == "start" else None)
         return done
 
     def kill(self) -> None:

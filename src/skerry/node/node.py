@@ -341,9 +341,9 @@ class Node:
                 installed=installed,
             )
         finally:
-            if new is not None:
-                await self._settle(new)
-            await changing.aclose()
+            async with changing:  # the next change may go on, also where this can't be undone
+                if new is not None:
+                    await self._settle(new)
         return {
             "dry_run": dry_run,
             "generation": done.generation,
