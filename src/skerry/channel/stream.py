@@ -1,4 +1,4 @@
-"""Two-way stream bridges: minted as a pair that cannot carry descriptors, cut through its twins.
+"""Two-way streams, minted as a pair that cannot carry descriptors, and the maker of all streams.
 
 The rule it keeps (laws 1 and 3): the two ends carry bytes and nothing else, and when `cut` has
 returned no byte crosses any more, whatever the two machines do: writing was ended on both ends
@@ -15,7 +15,9 @@ import socket
 import struct
 import termios
 from collections.abc import Mapping
+from typing import Literal, overload
 
+from skerry.channel.one_way import OneWayBridge, Relay, StartRelay, is_pipe
 from skerry.channel.transport import (
     Pair,
     TcpPairs,
@@ -26,7 +28,7 @@ from skerry.channel.transport import (
     unix_pair_holds,
 )
 from skerry.errors import TransportError
-from skerry.monitor.protocols import Side
+from skerry.monitor.protocols import Overflow, Side
 
 SIOCOUTQNSD = 0x894B
 """`ioctl` of TCP: bytes written but not yet sent."""
@@ -69,6 +71,9 @@ class StreamBridge:
             socket.socket(fileno=twins["sink"]),
         )
         return bridge
+
+    async def open(self, channel: int) -> None:
+        """Do nothing: the two ends are connected."""
 
     def is_whole(self) -> bool:
         """Say whether neither direction was shut down: the machines may still use it."""
@@ -135,6 +140,16 @@ def _unsent(twin: socket.socket) -> int:
     return max(0, waiting - 1)  # the FIN of the shutdown waits behind it and counts as one
 
 
+def adopt(twins: Mapping[Side, int], relay: Relay | None) -> StreamBridge | OneWayBridge:
+    """Make the bridge of a stream that was handed over, from its twins, which it takes over.
+
+    `relay` is that of a one-way stream; without it that can only be cut.
+    """
+    if is_pipe(twins["sink"]):
+        return OneWayBridge.adopt(twins, relay)
+    return StreamBridge.adopt(twins)
+
+
 def queued(descriptor: int) -> int:
     """Count the bytes that wait to be read from a stream's descriptor."""
     answer = fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4)
@@ -143,9 +158,12 @@ def queued(descriptor: int) -> int:
 
 
 class StreamBridges:
-    """Makes two-way streams over the safe transport of this host, or the one asked for."""
+    """Makes two-way streams over the safe transport of this host, or the one asked for.
 
-    def __init__(self, transport: Transport = "auto") -> None:
+    One-way streams have one transport, and need `relay`, which starts their relays.
+    """
+
+    def __init__(self, transport: Transport = "auto", relay: StartRelay | None = None) -> None:
         """Choose the transport: a Unix pair where one holds here (tried for real), else TCP.
 
         Raises `TransportError` if `unix` is asked for and a descriptor could pass it here.
@@ -158,15 +176,32 @@ class StreamBridges:
             )
         self.transport: Transport = "unix" if holds else "tcp"
         self._tcp = TcpPairs()
+        self._relay = relay
 
-    def mint(self, one_way: bool = False) -> StreamBridge:
+    @overload
+    def mint(self, one_way: Literal[False] = False) -> StreamBridge: ...
+
+    @overload
+    def mint(self, one_way: Literal[True], overflow: Overflow = "block") -> OneWayBridge: ...
+
+    @overload
+    def mint(self, one_way: bool, overflow: Overflow = "block") -> StreamBridge | OneWayBridge: ...
+
+    def mint(
+        self, one_way: bool = False, overflow: Overflow = "block"
+    ) -> StreamBridge | OneWayBridge:
         """Make a stream. Raises `TransportError` or `LimitReached`; then nothing was made."""
-        if one_way:
-            raise TransportError("one-way streams come with the relay, not in this release")
         try:
+            if one_way:
+                return OneWayBridge(self._need_relay(), overflow)
             return StreamBridge(unix_pair() if self.transport == "unix" else self._tcp.pair())
         except OSError as error:
             raise refuse(error) from error
+
+    def _need_relay(self) -> StartRelay:
+        if self._relay is None:
+            raise TransportError("nothing here starts the relays of one-way streams")
+        return self._relay
 
     def close(self) -> None:
         """End what makes the pairs. Streams that were minted live on."""

@@ -121,7 +121,14 @@ def _port(ctx: click.Context, param: click.Parameter, value: str) -> str:
     show_default=True,
     help="In this release: stream.",
 )
-@click.option("--one-way", is_flag=True, help="From SOURCE to SINK only; not in this release.")
+@click.option("--one-way", is_flag=True, help="From SOURCE to SINK only.")
+@click.option(
+    "--overflow",
+    type=click.Choice(["block", "drop"]),
+    default="block",
+    show_default=True,
+    help="With --one-way, while SINK does not read: SOURCE waits, or what it writes is lost.",
+)
 @click.option(
     "--name", default="", callback=_port, help="The port's name in both guests.  [default: ch<ID>]"
 )
@@ -134,13 +141,17 @@ def connect(
     sink: str,
     kind: str,
     one_way: bool,
+    overflow: str,
     name: str,
     for_s: float | None,
     as_json: bool,
 ) -> None:
     """Bind a channel between SOURCE and SINK; prints its id."""
+    if overflow == "drop" and not one_way:
+        raise click.UsageError("--overflow drop goes with --one-way")
     chosen = cast(Literal["stream", "link", "memory"], kind)
-    result = ask(Connect(source, sink, chosen, name, one_way, for_s))
+    full = cast(Literal["block", "drop"], overflow)
+    result = ask(Connect(source, sink, chosen, name, one_way, for_s, full))
     if as_json:
         emit([result])
     else:

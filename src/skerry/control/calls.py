@@ -10,9 +10,10 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from skerry.control.server import Session
-from skerry.errors import LimitReached, PolicyError, WireError
+from skerry.errors import LimitReached, PolicyError, StateError, WireError
 from skerry.label import Label
 from skerry.monitor.domain import State
+from skerry.monitor.table import Channel
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.node.reconcile import Prepare, Reconciler
@@ -85,8 +86,8 @@ class Calls:
                 await monitor.resume(operator, domain)
             case wire.Relabel(domain, label):
                 return await node.relabel(operator, domain, label)
-            case wire.Connect(source, sink, kind, port, one_way, for_s):
-                channel = await monitor.connect(operator, source, sink, kind, port, one_way, for_s)
+            case wire.Connect():
+                channel = await self._connect(operator, call)
                 return channel_row(channel, channel.since)
             case wire.Cut(number):
                 return {"channel": number, "drained": monitor.cut(number)}
@@ -177,6 +178,20 @@ class Calls:
         finally:
             lines.put_nowait(b"")
             await telling
+
+    async def _connect(self, operator: Label, call: wire.Connect) -> Channel:
+        if call.overflow == "drop" and not call.one_way:
+            raise StateError("a two-way channel drops nothing", fix="give one-way as well")
+        return await self._node.monitor.connect(
+            operator,
+            call.source,
+            call.sink,
+            call.kind,
+            call.port,
+            call.one_way,
+            call.for_s,
+            call.overflow,
+        )
 
     async def _restart(self, operator: Label) -> dict[str, object]:
         parties = {"operator": operator, "security": self._node.security()}

@@ -3,7 +3,8 @@
 The rules: nothing that makes a socket, a process, a lock, a watch, a key, an IPC object or a
 descriptor for another process; no way to switch descriptor passing on, nor to ask a socket for its
 peer's pidfd; no way to outlive the parent. Measured with strace on QEMU 7.2 and 10.0, so what is
-not needed is not there; `helper` on CPython 3.11, for this project's own helpers.
+not needed is not there; `helper` on CPython 3.11, for this project's own helpers, and `relay` for
+the one that only moves bytes from one pipe to another.
 """
 
 from __future__ import annotations
@@ -99,11 +100,17 @@ _OPENAT = 257
 _CHANGES = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE
 
 
-def _helper_calls() -> tuple[Call, ...]:
+_NOT_RELAY = (
+    "recvfrom", "sendmsg", "recvmsg", "getsockname", "fsync", "fdatasync", "ftruncate", "fallocate",
+    "pwrite64", "clock_nanosleep",
+)  # fmt: skip
+_RELAY = (*(name for name in _HELPER if name not in _NOT_RELAY), "splice")
+
+
+def _helper_calls(names: tuple[str, ...], checked: set[int]) -> tuple[Call, ...]:
     """One thread, which loads its modules and uses what it was given."""
-    checked = {FCNTL, MMAP, PRLIMIT, SENDTO, GETSOCKOPT}
     return (
-        *(Call(ALWAYS[name]) for name in _HELPER),
+        *(Call(ALWAYS[name]) for name in names),
         *(call for call in _CHECKED if call.number in checked),
         _ioctl(kvm=False),
         Call(_OPENAT, ((Arg(2, 0, _CHANGES),),)),
@@ -114,7 +121,8 @@ def _helper_calls() -> tuple[Call, ...]:
 PROFILES = {
     "qemu": _calls(kvm=False),
     "qemu-kvm": _calls(kvm=True),
-    "helper": _helper_calls(),
+    "helper": _helper_calls(_HELPER, {FCNTL, MMAP, PRLIMIT, SENDTO, GETSOCKOPT}),
+    "relay": _helper_calls(_RELAY, {FCNTL, MMAP, PRLIMIT}),
 }
 """Profile name to what it allows."""
 

@@ -17,7 +17,7 @@ from skerry.monitor.domain import ALIVE, Domain
 from skerry.monitor.ends import Detaching, lent
 from skerry.monitor.journal import Journal
 from skerry.monitor.mediate import Grant, Mediator
-from skerry.monitor.protocols import AuditLog, Bridges, Decider, Kind
+from skerry.monitor.protocols import AuditLog, Bridges, Decider, Kind, Overflow
 from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
 
 
@@ -77,11 +77,12 @@ class Binder:
         port: str = "",
         one_way: bool = False,
         for_s: float | None = None,
+        overflow: Overflow = "block",
     ) -> Channel:
         """Bind a channel at an operator's wish, who must be allowed to see both domains."""
         await self.use("domain_getdomaininfo", operator, source, channel_to=sink)
         await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
-        return await self.bind(source, sink, kind, port, one_way, for_s)
+        return await self.bind(source, sink, kind, port, one_way, for_s, overflow)
 
     async def bind(
         self,
@@ -91,6 +92,7 @@ class Binder:
         port: str = "",
         one_way: bool = False,
         for_s: float | None = None,
+        overflow: Overflow = "block",
     ) -> Channel:
         """Bind a channel between two domains that run or are paused, and return it live.
 
@@ -104,12 +106,16 @@ class Binder:
         if kind not in self._bridges:
             raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
         port = port or self.channels.next_port()
+        for old in self.channels.of(first):
+            if old.stranded and old.port == port:
+                self._cut(old, "its port is bound anew")
+                await self.settle()
         for domain in (first, second):
             domain.require(ALIVE, "bind a channel to it")
             if self.channels.port_taken(domain, port):
                 raise StateError(f"domain {domain.name} already has a port {port}")
         channel = self.channels.add(kind, first, second, port, one_way)
-        channel.for_s = for_s
+        channel.for_s, channel.overflow = for_s, overflow
         try:
             await self._mint(channel)
             await self._journal.minted(channel)
@@ -141,7 +147,7 @@ class Binder:
         )
         try:
             self._still_wanted(channel)
-            channel.bridge = self._bridges[channel.kind].mint(channel.one_way)
+            channel.bridge = self._bridges[channel.kind].mint(channel.one_way, channel.overflow)
         except Denied as error:
             self.mediator.failed(channel.hook, error, **about)
             raise
@@ -191,6 +197,8 @@ class Binder:
         assert bridge is not None  # it was minted, and not cut
         source, sink = (domain.require(ALIVE, "attach a channel") for domain in channel.ends)
         what = channel.number, channel.kind, channel.port
+        await bridge.open(channel.number)
+        self._still_wanted(channel)
         channel.attaching = True
         try:
             with lent(bridge) as (at_source, at_sink):
@@ -228,7 +236,11 @@ class Binder:
 
     def _cut_all(self, domain: Domain, why: str) -> list[int]:
         self.withdrawn(domain.name, why)
-        channels = self.channels.of(domain)
+        channels = [
+            channel
+            for channel in self.channels.of(domain)
+            if channel.source is domain or not channel.outlives_sink
+        ]
         for channel in channels:
             self._cut(channel, why)
         return [channel.number for channel in channels]

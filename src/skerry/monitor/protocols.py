@@ -19,6 +19,7 @@ from skerry.xsm.stack import Stack
 
 Kind = Literal["stream", "link", "memory"]
 Side = Literal["source", "sink"]
+Overflow = Literal["block", "drop"]
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -72,6 +73,12 @@ class Bridge(Protocol):
     def ends(self) -> Mapping[Side, int]:
         """Descriptors to hand to the two machines."""
 
+    async def open(self, channel: int) -> None:
+        """Start what stands between the ends, if anything does, before a machine has one.
+
+        Raises `Denied` or `SupervisorError`. If it is cut meanwhile, nothing is left running.
+        """
+
     def handed_over(self) -> None:
         """Close `ends`: both machines have theirs; the twins stay."""
 
@@ -86,8 +93,11 @@ class Bridge(Protocol):
 class Bridges(Protocol):
     """Makes bridges of one kind."""
 
-    def mint(self, one_way: bool) -> Bridge:
-        """Make a bridge. Raises `TransportError` or `LimitReached`; then nothing was made."""
+    def mint(self, one_way: bool, overflow: Overflow = "block") -> Bridge:
+        """Make a bridge. Raises `TransportError` or `LimitReached`; then nothing was made.
+
+        `overflow`: what a one-way bridge does while its sink does not read.
+        """
 
 
 class Judge(Protocol):

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from skerry.errors import LimitReached, NotFound
-from skerry.monitor.domain import Domain
-from skerry.monitor.protocols import Bridge, Kind
+from skerry.monitor.domain import Domain, State
+from skerry.monitor.protocols import Bridge, Kind, Overflow
 
 MAX_CHANNELS = 10_000
 """Most channels of one node, binding ones included. At the limit a bind is refused."""
@@ -38,7 +38,8 @@ class Channel:
     """One channel. `generation` is that of the decision which made it live (0 before).
 
     `attaching` is true while its machines are taking their ends. `for_s` bounds a grant: so many
-    seconds after it went live it is cut; None is no bound.
+    seconds after it went live it is cut; None is no bound. `overflow` is what a one-way stream
+    does while its sink does not read.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Channel:
         self.bridge: Bridge | None = None
         self.attaching = False
         self.for_s: float | None = None
+        self.overflow: Overflow = "block"
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -68,6 +70,16 @@ class Channel:
     def hook(self) -> str:
         """The hook that decides this channel."""
         return hook_of(self.kind, self.one_way)
+
+    @property
+    def outlives_sink(self) -> bool:
+        """Whether its source is not told of the sink's end (law 5)."""
+        return self.one_way and self.kind == "stream"
+
+    @property
+    def stranded(self) -> bool:
+        """Whether it has outlived its sink: nothing arrives anywhere any more."""
+        return self.outlives_sink and self.sink.state is State.ENDED
 
 
 class ChannelTable:

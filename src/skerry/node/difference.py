@@ -105,8 +105,8 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
     runs = {*(name for name in live.labels if name in new.domains), *start}
     had, has = set(old.channels), set(new.channels)
     bound = set(live.channels.values())
-    # A channel whose domain is started anew falls with it, and is bound again.
-    stays = {spec for spec in bound if not {spec.source, spec.sink} & restart.keys()}
+    # A channel whose domain is started anew falls with it, or has outlived it, and is bound again.
+    stays = {spec for spec in bound if not {spec.source, spec.sink} & set(start)}
     return Difference(
         cut={number: spec for number, spec in live.channels.items() if spec in had - has},
         forget=tuple(s for s in old.channels if s not in has and s not in bound),

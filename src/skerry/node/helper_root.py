@@ -1,8 +1,8 @@
 """The root of a jailed Python helper: the interpreter, some of its library, msgspec, this package.
 
 The rules: a helper's root holds no program but the interpreter, and of this package only what
-decides and records. It is named by the kernel's stamps of every file that goes in (number, size,
-times of change, which nobody can set back), so that to find it again reads no file.
+decides, records and relays. It is named by the kernel's stamps of every file that goes in (number,
+size, times of change, which nobody can set back), so that to find it again reads no file.
 
 msgspec and this package stand in a directory of their own, which is bound into the root: the other,
 ten times as large, stays the same when this package changes.
@@ -54,7 +54,12 @@ _EXTENSIONS = (
     *("mmap", "resource"),
 )
 _PARTS = ("audit", "policy", "system", "wire", "xsm")
-_SPAWN = "supervisor/spawn.py"
+_SINGLE = (
+    "supervisor/__init__.py",
+    "supervisor/spawn.py",
+    "channel/__init__.py",
+    "channel/relay.py",
+)
 
 
 class HelperRoot(NamedTuple):
@@ -113,7 +118,7 @@ def _packages() -> Iterator[tuple[str, Path]]:
     for pattern in ("*.py", "*.so"):
         yield from ((f"msgspec/{path.name}", path) for path in other.glob(pattern))
     own = Path(__file__).resolve().parent.parent
-    chosen = [*own.glob("*.py"), own / "supervisor/__init__.py", own / _SPAWN]
+    chosen = [*own.glob("*.py"), *(own / name for name in _SINGLE)]
     chosen += [path for part in _PARTS for path in (own / part).rglob("*.py")]
     yield from ((f"skerry/{path.relative_to(own)}", path) for path in chosen)
 

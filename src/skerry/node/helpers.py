@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from skerry.errors import LayerMissing
 from skerry.jail import cgroup
@@ -28,6 +29,17 @@ from skerry.system.model import System
 
 LIMITS = Limits(memory=512 << 20, pids=16)
 """What one helper may use: bytes of memory, processes and threads."""
+
+
+class Order(NamedTuple):
+    """A helper to start: its name at the supervisor, what it runs and with what."""
+
+    name: str
+    argv: Sequence[str]
+    fds: Mapping[int, int]
+    identity: Identity
+    profile: str = "helper"
+    limits: Limits = LIMITS
 
 
 class Helpers:
@@ -64,24 +76,30 @@ class Helpers:
         named). Ours stay open. An earlier process of this name is ended first. Raises
         `LayerMissing`, `LimitReached`, `SupervisorError`; then nothing was started.
         """
-        place = await self._place()
         identity = await self._identity(name)
-        groups = make_groups(f"{name}.{next(self._starts)}", LIMITS, self._accepted)
+        process = await self.launch(Order(name, command(module), fds, identity))
+        self._running[name] = process
+        return process
+
+    async def launch(self, order: Order) -> Process:
+        """Run what is ordered, as `start` does; it is the caller's to end."""
+        place = await self._place()
+        short = order.name.replace("/", "-")
+        groups = make_groups(f"{short}.{next(self._starts)}", order.limits, self._accepted)
         jail = Confinement(
             str(place.root),
-            identity,
-            profile="helper",
+            order.identity,
+            profile=order.profile,
             binds=((str(place.packages), PACKAGES),),
             cgroups=groups,
             accepted=self._accepted,
         )
         try:
             launcher = JailedLauncher(self._supervisor, jail)
-            process = await launcher.launch(name, command(module), fds)
+            process = await launcher.launch(order.name, order.argv, order.fds)
         except BaseException:
             self._leave(groups)
             raise
-        self._running[name] = process
         process.exited.add_done_callback(lambda _: self._leave(groups))
         return process
 

@@ -247,6 +247,8 @@ def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:
         channel.record,
         channel.since,
         channel.for_s,
+        channel.overflow,
+        getattr(channel.bridge, "uid", 0),
     )
 
 

@@ -164,14 +164,20 @@ class Node:
         """Bind the file's channels with an end in `names`, where both are alive and it is not."""
         bound: list[Channel] = []
         refused: list[Refusal] = []
-        live = set(self.bound().values())
+        stranded = {channel.number for channel in self.monitor.channels if channel.stranded}
+        live = {spec for number, spec in self.bound().items() if number not in stranded}
         for spec in self.setup.system.channels:
             wanted = spec not in live and (spec.source in names or spec.sink in names)
             if wanted and self._can_bind(spec):
                 try:
                     bound.append(
                         await self.monitor.bind(
-                            spec.source, spec.sink, spec.kind, spec.name, spec.one_way
+                            spec.source,
+                            spec.sink,
+                            spec.kind,
+                            spec.name,
+                            spec.one_way,
+                            overflow=spec.overflow,
                         )
                     )
                 except SkerryError as error:
@@ -187,7 +193,12 @@ class Node:
         """Return every channel by number, in the words of a system file."""
         return {
             channel.number: ChannelSpec(
-                channel.kind, channel.source.name, channel.sink.name, channel.port, channel.one_way
+                channel.kind,
+                channel.source.name,
+                channel.sink.name,
+                channel.port,
+                channel.one_way,
+                channel.overflow,
             )
             for channel in self.monitor.channels
         }
@@ -536,7 +547,8 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "sink": channel.sink.name,
         "one_way": channel.one_way,
         "port": channel.port,
-        "state": channel.phase.value,
+        "state": "stranded" if channel.stranded else channel.phase.value,
+        "overflow": channel.overflow if channel.one_way else None,
         "generation": channel.generation,
         "record": channel.record,
         "seconds": max(0.0, now - channel.since) if channel.since else 0.0,

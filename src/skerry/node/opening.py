@@ -23,7 +23,7 @@ from skerry.audit.client import AuditClient
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
-from skerry.errors import Denied, SkerryError, SupervisorError
+from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
@@ -38,6 +38,7 @@ from skerry.node.node import Node
 from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovered, Recovery
+from skerry.node.relays import PREFIX, Relays
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import Standing
 from skerry.policy.client import Notice
@@ -104,12 +105,13 @@ async def open_node(
     state = await asyncio.to_thread(paths.make_private, paths.state_dir())
     life = await _begin(system, state, supervisor, world)
     setup, standing = life.setup, life.standing
-    streams = StreamBridges()
-    exits.callback(streams.close)
     identities = world.identities(standing.uid, life.inherited.kept.get(IDENTITIES, -1))
     exits.callback(identities.close)
     helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
     exits.push_async_callback(helpers.close)
+    relays = Relays(helpers, identities.take)
+    streams = StreamBridges(relay=relays.start)
+    exits.callback(streams.close)
     trail = await _open_trail(world, helpers, life, exits)
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
@@ -135,12 +137,15 @@ async def open_node(
         max_channels=setup.system.limits.channels,
     )
     monitor.channels.skip(standing.channel)
+    relays.lost = partial(_cut_if_there, monitor)
     node = Node(setup, monitor, machines.make, world.clock, keeper)
     prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
     if isinstance(trail, AuditClient):
         node.helpers["audit writer"] = trail
-    recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
+    recovery = Recovery(
+        monitor, journal, life.inherited, machines.heir, machines.forget, relays.watch
+    )
     found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
     if life.fresh:
         return Opened(node, prepare, trail, journal, None)
@@ -198,6 +203,12 @@ async def _try_out(
     return layers
 
 
+def _cut_if_there(monitor: Monitor, channel: int) -> None:
+    """Cut a channel whose relay has ended; that it was cut before is the rule."""
+    with contextlib.suppress(NotFound):
+        monitor.cut(channel, "its relay has ended")
+
+
 async def _close(journal: NodeJournal, state: Path) -> None:
     await journal.close()
     if journal.over:
@@ -207,7 +218,7 @@ async def _close(journal: NodeJournal, state: Path) -> None:
 
 async def _wait_for_helpers(inherited: Inherited) -> None:
     """Let what served the dead node write out what it has; then its files are ours."""
-    helpers = [p for name, p in inherited.processes.items() if not name.startswith("d/")]
+    helpers = [p for name, p in inherited.processes.items() if not name.startswith(("d/", PREFIX))]
     if helpers:
         await asyncio.wait({process.exited for process in helpers}, timeout=HELPERS_S)
     for process in helpers:

@@ -97,7 +97,7 @@ async def _cut_by(
     for channel in fall.kept:
         ends = channel.source.name, channel.sink.name
         if name in ends:
-            spec = ChannelSpec(channel.kind, *ends, channel.port, channel.one_way)
+            spec = ChannelSpec(channel.kind, *ends, channel.port, channel.one_way, channel.overflow)
             asked = await planner.bind(spec, *(labels[end] for end in ends), later=True)
             if not asked.allowed:
                 what = f"channel {channel.number}: {words(spec)}"

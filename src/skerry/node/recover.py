@@ -15,7 +15,8 @@ from typing import Protocol
 
 import msgspec
 
-from skerry.channel.stream import StreamBridge
+from skerry.channel.one_way import OneWayBridge, Relay
+from skerry.channel.stream import StreamBridge, adopt
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
@@ -23,6 +24,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate, Machine, Side
 from skerry.monitor.table import Channel
 from skerry.node.journal import SIDES, NodeJournal, twin_name
+from skerry.node.relays import relay_name
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint
 from skerry.supervisor.client import Inherited, Process
 
@@ -68,7 +70,9 @@ class Recovery:
         inherited: Inherited,
         heir: MakeHeir,
         forget: Callable[[Footprint], None],
+        watch: Callable[[int, Process], object],
     ) -> None:
+        """`watch` has the end of a relay cut the channel of this number."""
         self.found = Recovered()
         self._monitor = monitor
         self._journal = journal
@@ -76,6 +80,7 @@ class Recovery:
         self._kept = {n: fd for n, fd in inherited.kept.items() if not n.startswith("n/")}
         self._heir = heir
         self._forget = forget
+        self._watch = watch
         self._machines: dict[str, Heir] = {}
         self._domains: dict[str, Domain] = {}
 
@@ -149,7 +154,7 @@ class Recovery:
                 os.close(descriptor)
             self._doubtful(entry, "it was being cut")
             return
-        bridge = StreamBridge.adopt(twins)
+        bridge = self._bridge(entry.number, twins, entry.uid)
         why = self._doubt(entry, bridge)
         if why:
             bridge.cut()
@@ -165,17 +170,20 @@ class Recovery:
         )
         channel.generation, channel.record = entry.generation, entry.record
         channel.since, channel.for_s, channel.bridge = entry.since, entry.for_s, bridge
+        channel.overflow = entry.overflow
         self._monitor.readmit_channel(channel)
         self.found.channels.append(entry.number)
 
-    def _doubt(self, entry: ChannelEntry, bridge: StreamBridge) -> str:
+    def _doubt(self, entry: ChannelEntry, bridge: StreamBridge | OneWayBridge) -> str:
         """Return why a channel can't go on; nothing if it can."""
         ends = entry.source, entry.sink
         if not all(end in self._machines for end in ends):
             return "one of its domains does not go on"
         if not all(entry.number in self._machines[end].attached for end in ends):
             return "one of its machines does not have its end"
-        return "" if bridge.is_whole() else "it was being cut"
+        if not bridge.is_whole():
+            return "it was being cut" + (", or its relay has ended" if entry.one_way else "")
+        return ""
 
     def _doubtful(self, entry: ChannelEntry, why: str) -> None:
         self._journal.note("gone", {"channels": [entry.number]})
@@ -203,12 +211,22 @@ class Recovery:
         """Cut a channel that was being bound."""
         twins = self._twins(number)
         if len(twins) == len(SIDES):
-            StreamBridge.adopt(twins).cut()
+            self._bridge(number, twins).cut()
         else:
             for descriptor in twins.values():
                 os.close(descriptor)
         self._journal.drop(*(twin_name(number, side) for side in SIDES))
         self._monitor.channels.skip(number)
+
+    def _bridge(
+        self, number: int, twins: Mapping[Side, int], uid: int = 0
+    ) -> StreamBridge | OneWayBridge:
+        """Take over a channel, with the relay that it has if it goes one way."""
+        process = self._processes.pop(relay_name(number), None)
+        if process is None:
+            return adopt(twins, None)
+        self._watch(number, process)
+        return adopt(twins, Relay(process, uid))
 
     def _twins(self, number: int) -> dict[Side, int]:
         """Take the twins that the supervisor had of a channel."""

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from skerry.label import Label
-from skerry.monitor.protocols import Kind
+from skerry.monitor.protocols import Kind, Overflow
 
 
 class Footprint(msgspec.Struct, frozen=True):
@@ -39,7 +39,10 @@ class DomainEntry(msgspec.Struct, frozen=True):
 
 
 class ChannelEntry(msgspec.Struct, frozen=True):
-    """A live channel; `source` and `sink` are incarnations, since a name can be started again."""
+    """A live channel; `source` and `sink` are incarnations, since a name can be started again.
+
+    `uid` is the host uid of its relay, 0 where it has none.
+    """
 
     number: int
     kind: Kind
@@ -51,6 +54,8 @@ class ChannelEntry(msgspec.Struct, frozen=True):
     record: int
     since: float
     for_s: float | None = None
+    overflow: Overflow = "block"
+    uid: int = 0
 
 
 class Standing(msgspec.Struct):
@@ -97,6 +102,7 @@ class Standing(msgspec.Struct):
                 channel = msgspec.convert(fields, ChannelEntry, strict=False)
                 self.channels[channel.number] = channel
                 self.channel = max(self.channel, channel.number)
+                self.uid = max(self.uid, channel.uid)
             case "gone":
                 for number in fields["channels"]:
                     self.channels.pop(number, None)

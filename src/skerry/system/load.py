@@ -174,10 +174,8 @@ def _channel(
     )
     if channel.kind != "stream":
         table.problem("kind", f'kind = "{channel.kind}" is not in this release; use "stream"')
-    if channel.one_way:
-        table.problem("one-way", "one-way = true is not in this release")
-    if channel.overflow == "drop":
-        table.problem("overflow", 'overflow = "drop" goes with one-way, not in this release')
+    if channel.overflow == "drop" and not channel.one_way:
+        table.problem("overflow", 'overflow = "drop" goes with one-way = true')
     table.end()
     return channel
 

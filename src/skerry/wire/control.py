@@ -131,6 +131,7 @@ class Connect(_Message, frozen=True, tag="connect"):
     port: Port = ""
     one_way: bool = False
     for_s: Annotated[float, Meta(gt=0, le=MAX_GRANT_SECONDS)] | None = None
+    overflow: Literal["block", "drop"] = "block"
 
 
 class Cut(_Message, frozen=True, tag="cut"):

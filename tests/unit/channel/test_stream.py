@@ -274,12 +274,6 @@ def test_the_maker_of_tcp_pairs_starts_again() -> None:
         bridges.close()
 
 
-def test_one_way_is_refused() -> None:
-    """A one-way stream is not made as a two-way one."""
-    with pytest.raises(TransportError, match="relay"):
-        StreamBridges("tcp").mint(one_way=True)
-
-
 def test_without_the_socket_option_auto_is_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an older kernel `auto` takes TCP and `unix` is refused, never weakened."""
     monkeypatch.setattr(transport, "SO_PASSRIGHTS", 9999)

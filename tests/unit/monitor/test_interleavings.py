@@ -20,7 +20,7 @@ from skerry.errors import (
 )
 from skerry.label import Label
 from skerry.monitor.domain import State
-from skerry.monitor.protocols import Bridge, Kind, Machine
+from skerry.monitor.protocols import Bridge, Kind, Machine, Overflow
 from skerry.xsm.explain import Refused
 from skerry.xsm.request import Answer, Verdict
 from tests.support.monitor import ToyMachine, World, label, play
@@ -161,7 +161,7 @@ def test_a_denial_that_no_module_worded_is_recorded_too() -> None:
             raise LayerMissing("no uid")
 
         class Broken:
-            def mint(self, one_way: bool) -> Bridge:
+            def mint(self, one_way: bool, overflow: Overflow = "block") -> Bridge:
                 raise TransportError("no pair")
 
         touch = world.decider.touch

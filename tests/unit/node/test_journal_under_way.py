@@ -176,7 +176,14 @@ def test_the_supervisor_forgets_a_domain_that_ended_while_there_was_no_node(
         def heir(*_: object) -> Machine:
             raise AssertionError("there is no process")
 
-        recovery = Recovery(monitor, journal, Inherited({}, {}), heir, lambda _: None)  # type: ignore[arg-type]
+        recovery = Recovery(
+            monitor,
+            journal,
+            Inherited({}, {}),
+            heir,  # type: ignore[arg-type]
+            lambda _: None,
+            lambda number, process: None,
+        )
         found = await recovery.run(world.decider)
         assert list(found.ended) == ["a"]
         await journal.close()

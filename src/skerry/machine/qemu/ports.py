@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 
 from skerry.errors import LimitReached, MachineError, StateError
+from skerry.machine.ends import direction
 from skerry.machine.qemu.command import AGENT_PORT, MAX_PORTS
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
@@ -31,6 +33,7 @@ class _Port:
     def __init__(self, channel: int, plugged: bool = False) -> None:
         self.chardev = f"channel{channel}"
         self.device = f"channel{channel}-port"
+        self.sets = (2 * channel, 2 * channel + 1)
         self.plugged = plugged
         self.deleted = asyncio.Event()
 
@@ -54,6 +57,8 @@ class Ports:
         where = {"path": "/machine/peripheral"}
         devices = self._numbers(await self._qmp.execute("qom-list", where), "name", _DEVICE)
         found = {channel: _Port(channel, channel in devices) for channel in chardevs | devices}
+        for number in await self._sets():
+            await self._qmp.take_back_set(number)
         if len(found) > MAX_PORTS:
             raise MachineError(f"{self._name}: QEMU holds {len(found)} channels, over MAX_PORTS")
         self._ports = found
@@ -63,6 +68,13 @@ class Ports:
             raise MachineError(f"{self._name}: QEMU gave no list of what it holds")
         names = [str(item.get(key)) for item in untrusted if isinstance(item, dict)]
         return {int(match[1]) for name in names if (match := shape.fullmatch(name))}
+
+    async def _sets(self) -> list[int]:
+        """Return the sets of descriptors that QEMU still keeps to be opened as files."""
+        untrusted = await self._qmp.execute("query-fdsets")
+        sets = untrusted if isinstance(untrusted, list) else []
+        numbers = [item.get("fdset-id") for item in sets if isinstance(item, dict)]
+        return [n for n in numbers if isinstance(n, int) and n >= 0][: 2 * MAX_PORTS]
 
     async def add(self, channel: int, port: str, end: int) -> None:
         """Give QEMU a descriptor of a stream, and the guest a port of that name.
@@ -84,9 +96,12 @@ class Ports:
             raise
 
     async def _make(self, made: _Port, port: str, end: int) -> None:
-        address = {"type": "fd", "data": {"str": GIVEN}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await self._qmp.give(end, "chardev-add", {"id": made.chardev, "backend": backend})
+        if direction(end) != "both":
+            await self._open_pipe(made, end)
+        else:
+            address = {"type": "fd", "data": {"str": GIVEN}}
+            backend = {"type": "socket", "data": {"addr": address, "server": False}}
+            await self._qmp.give(end, "chardev-add", {"id": made.chardev, "backend": backend})
         made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
         device = {"driver": "virtserialport", "bus": "ports.0", "name": port}
         try:
@@ -96,6 +111,26 @@ class Ports:
         except QemuRefused:
             made.plugged = False
             raise
+
+    async def _open_pipe(self, made: _Port, end: int) -> None:
+        """Make the character device of a one-way stream: a file to write, or one to read.
+
+        A reader needs one to write as well, which is the null device; without `append` QEMU
+        would truncate what it writes to, and fails.
+        """
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            given = {"in": end, "out": null} if direction(end) == "read" else {"out": end}
+            files: dict[str, object] = {
+                key: await self._qmp.give_set(descriptor, number)
+                for (key, descriptor), number in zip(given.items(), made.sets, strict=False)
+            }
+            backend = {"type": "file", "data": {**files, "append": True}}
+            await self._qmp.execute("chardev-add", {"id": made.chardev, "backend": backend})
+        finally:
+            os.close(null)
+        for number in made.sets:
+            await self._qmp.take_back_set(number)
 
     async def remove(self, channel: int) -> None:
         """Undo `add`, from any point that it has reached; an unknown channel is no error.
@@ -126,6 +161,8 @@ class Ports:
         while not await self._closed(channel, port):  # noqa: ASYNC110  -- QEMU says nothing
             await asyncio.sleep(BUSY_S)
         await self._qmp.take_back()
+        for number in port.sets:
+            await self._qmp.take_back_set(number)
 
     async def _closed(self, channel: int, port: _Port) -> bool:
         """Have the character device removed; it is busy for a moment after its port has gone."""

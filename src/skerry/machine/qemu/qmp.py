@@ -109,15 +109,7 @@ class Qmp:
         `take_back` must follow.
         """
         async with self._deadline(command, 0.0), self._lock:
-            # The lock was free, so the last command was answered and asyncio's buffer is empty.
-            while True:
-                try:
-                    self._connected().send_fd_scm(descriptor)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(0.01)
-                except OSError as error:
-                    raise MachineError(f"{self._name}: QEMU is gone: {error}") from error
+            await self._send(descriptor)
             await self._execute("getfd", {"fdname": GIVEN})
             try:
                 await self._execute(command, arguments)
@@ -125,6 +117,33 @@ class Qmp:
                 with contextlib.suppress(QemuRefused):  # used, and refused for something else
                     await self._execute("closefd", {"fdname": GIVEN})
                 raise
+
+    async def give_set(self, descriptor: int, number: int) -> str:
+        """Give QEMU a descriptor that it can open as a file; return that file's name.
+
+        It stays until `take_back_set`; what has opened it by then keeps it. Raises `MachineError`.
+        """
+        async with self._deadline("add-fd", 0.0), self._lock:
+            await self._send(descriptor)
+            await self._execute("add-fd", {"fdset-id": number})
+        return f"/dev/fdset/{number}"
+
+    async def take_back_set(self, number: int) -> None:
+        """Have QEMU close what was given as a file and is not open, if there is such a one."""
+        with contextlib.suppress(QemuRefused):
+            await self.execute("remove-fd", {"fdset-id": number})
+
+    async def _send(self, descriptor: int) -> None:
+        """Send a descriptor for the next command, under the lock."""
+        # The lock was free, so the last command was answered and asyncio's buffer is empty.
+        while True:
+            try:
+                self._connected().send_fd_scm(descriptor)
+                return
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+            except OSError as error:
+                raise MachineError(f"{self._name}: QEMU is gone: {error}") from error
 
     async def take_back(self) -> None:
         """Have QEMU close a descriptor that was given and not used, if there is one."""

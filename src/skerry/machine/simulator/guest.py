@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from skerry.errors import MachineError
+from skerry.machine.ends import Direction, direction
 from skerry.monitor.protocols import Exit
 
 PIECE = 64 * 1024
@@ -28,19 +30,26 @@ Output = Callable[[Literal["out", "err"], bytes], Awaitable[None] | None]
 _T = TypeVar("_T")
 
 
+class End(NamedTuple):
+    """The end of a channel at a port."""
+
+    descriptor: int
+    direction: Direction
+
+
 class SimulatedGuest:
     """What runs inside: tests write and read its ports and its console directly."""
 
     def __init__(self, console: socket.socket) -> None:
         console.setblocking(False)
         self._console = console
-        self._sockets: dict[str, socket.socket] = {}
+        self._ports: dict[str, End] = {}
         self.running = self._frozen = False
         self.awake = asyncio.Event()
 
     def ports(self) -> list[str]:
         """Return the names of its ports, in the order in which they came."""
-        return list(self._sockets)
+        return list(self._ports)
 
     def write(self, port: str, data: bytes) -> int:
         """Send without waiting; return how many bytes the channel took.
@@ -48,11 +57,13 @@ class SimulatedGuest:
         None are taken while the guest is paused or frozen, or the channel full.
         Raises `EOFError` when the channel is over, `MachineError` if there is no such port.
         """
-        sock = self.socket(port)
+        end = self.end_of(port)
         if not self.awake.is_set():
             return 0
+        if end.direction == "read":
+            return len(data)  # a port that nothing leaves takes all and keeps nothing, as QEMU's
         try:
-            return sock.send(data, socket.MSG_NOSIGNAL)
+            return os.write(end.descriptor, data)
         except BlockingIOError:
             return 0
         except OSError:
@@ -63,11 +74,11 @@ class SimulatedGuest:
 
         Raises `EOFError` when the channel is over, `MachineError` if there is no such port.
         """
-        sock = self.socket(port)
-        if not self.awake.is_set():
+        end = self.end_of(port)
+        if not self.awake.is_set() or end.direction == "write":
             return b""
         try:
-            data = sock.recv(PIECE)
+            data = os.read(end.descriptor, PIECE)
         except BlockingIOError:
             return b""
         except OSError:
@@ -108,14 +119,14 @@ class SimulatedGuest:
         self.awake = asyncio.Event()
         self._set_awake()
 
-    def plug(self, port: str, sock: socket.socket) -> None:
-        """Add a port (the machine's side)."""
-        sock.setblocking(False)
-        self._sockets[port] = sock
+    def plug(self, port: str, descriptor: int) -> None:
+        """Add a port, whose descriptor is taken over (the machine's side)."""
+        os.set_blocking(descriptor, False)
+        self._ports[port] = End(descriptor, direction(descriptor))
 
     def unplug(self, port: str) -> None:
         """Take a port away and close its descriptor (the machine's side)."""
-        self._sockets.pop(port).close()
+        os.close(self._ports.pop(port).descriptor)
 
     def end(self) -> None:
         """Close everything (the machine's side)."""
@@ -124,10 +135,10 @@ class SimulatedGuest:
             self.unplug(port)
         self._console.close()
 
-    def socket(self, port: str) -> socket.socket:
-        """Return a port's descriptor. Raises `MachineError` if there is no such port."""
+    def end_of(self, port: str) -> End:
+        """Return what a port is. Raises `MachineError` if there is no such port."""
         try:
-            return self._sockets[port]
+            return self._ports[port]
         except KeyError:
             raise MachineError(f"the guest has no port {port}") from None
 

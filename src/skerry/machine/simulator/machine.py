@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 
 from skerry.errors import MachineError, StateError
 from skerry.machine.console import RESTARTED, Console
@@ -59,7 +58,7 @@ class SimulatedMachine:
     def descriptors(self) -> dict[int, int]:
         """The descriptor that the machine holds of each channel."""
         ports = self.process.ports if self._owns else {}
-        return {channel: self.guest.socket(port).fileno() for channel, port in ports.items()}
+        return {channel: self.guest.end_of(port).descriptor for channel, port in ports.items()}
 
     @property
     def faults(self) -> Faults:
@@ -150,10 +149,10 @@ class SimulatedMachine:
         if channel in self.process.ports or port in self.guest.ports():
             raise StateError(f"{self.name}: channel {channel} or port {port} is attached already")
         try:
-            sock = socket.socket(fileno=os.dup(end))
+            descriptor = os.dup(end)
         except OSError as error:
             raise MachineError(f"{self.name}: cannot take the channel: {error.strerror}") from None
-        self.guest.plug(port, sock)
+        self.guest.plug(port, descriptor)
         self.process.ports[channel] = port
 
     async def detach(self, channel: int) -> None:

@@ -1,0 +1,62 @@
+"""Starts the relays of a node's one-way streams, each in a jail of its own.
+
+The rules: a relay holds the two descriptors of its channel, can do nothing but move bytes between
+them, and is of no other channel; what its channel was is cut when it ends. It outlives the node,
+whose next one takes it over with its channel, under a name that says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from skerry.channel import relay
+from skerry.channel.one_way import Process, Relay
+from skerry.jail.confinement import Limits
+from skerry.jail.identity import Identity
+from skerry.monitor.protocols import Overflow
+from skerry.node.helpers import Helpers, Order, command
+
+LIMITS = Limits(memory=64 << 20, pids=4)
+"""What one relay may use: bytes of memory, processes and threads."""
+
+PREFIX = "r/"
+"""What the name of a relay begins with at the supervisor; its channel's number follows."""
+
+
+def relay_name(channel: int) -> str:
+    """Return the name of a channel's relay at the supervisor."""
+    return f"{PREFIX}{channel}"
+
+
+class Relays:
+    """The maker of a node's relays. `lost` is told the number of a channel whose relay has ended.
+
+    An identity is taken once for each relay that runs at the same time, so that binding again and
+    again does not use up those of the domains.
+    """
+
+    def __init__(self, helpers: Helpers, identity: Callable[[str], Identity]) -> None:
+        self.lost: Callable[[int], object] = lambda channel: None
+        self._helpers = helpers
+        self._take = identity
+        self._free: list[Identity] = []
+
+    async def start(self, channel: int, source: int, sink: int, overflow: Overflow) -> Relay:
+        """Start the relay of a channel: `channel.one_way.StartRelay`."""
+        identity = self._free.pop() if self._free else self._take("relay")
+        argv = [*command(relay.__name__), overflow]
+        fds = {relay.READ: source, relay.WRITE: sink}
+        try:
+            process = await self._helpers.launch(
+                Order(relay_name(channel), argv, fds, identity, "relay", LIMITS)
+            )
+        except BaseException:
+            self._free.append(identity)
+            raise
+        process.exited.add_done_callback(lambda _: self._free.append(identity))
+        self.watch(channel, process)
+        return Relay(process, identity.uid)
+
+    def watch(self, channel: int, process: Process) -> None:
+        """Have the loss of a channel's relay told."""
+        process.exited.add_done_callback(lambda _: self.lost(channel))
