@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
+import os
 import re
 import socket
 import subprocess
 from collections.abc import Mapping
+from typing import BinaryIO
 
 from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
@@ -50,6 +54,37 @@ class BareQemu:
         self._guard.stdin.flush()
         for sock in inherited:
             sock.close()
+
+    def plug_pipe(self, name: str, end: int) -> None:
+        """Add a port on an end of a pipe, which is taken over: what can't be said at the start.
+
+        To be called once. Raises `SkerryError` with QEMU's words.
+        """
+        reads = fcntl.fcntl(end, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        null = os.open(os.devnull, os.O_WRONLY)
+        with self._near[QMP_FD].makefile("rb") as answers:
+            self._order(answers, "qmp_capabilities", {})
+            for number, descriptor in enumerate((end, null), 1):
+                self._order(answers, "add-fd", {"fdset-id": number}, descriptor)
+                os.close(descriptor)
+            files = {"in": "/dev/fdset/1", "out": "/dev/fdset/2"}
+            data = files if reads else {"out": "/dev/fdset/1"}
+            backend = {"type": "file", "data": {**data, "append": True}}
+            self._order(answers, "chardev-add", {"id": name, "backend": backend})
+            for number in (1, 2):
+                self._order(answers, "remove-fd", {"fdset-id": number})
+            port = {"driver": "virtserialport", "bus": "ports.0", "chardev": name, "name": name}
+            self._order(answers, "device_add", {**port, "id": f"{name}-port"})
+
+    def _order(
+        self, answers: BinaryIO, command: str, arguments: Mapping[str, object], descriptor: int = -1
+    ) -> None:
+        line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        fds = [descriptor] if descriptor >= 0 else []
+        socket.send_fds(self._near[QMP_FD], [line], fds)
+        while (answer := json.loads(answers.readline())).get("return") is None:
+            if "error" in answer:
+                raise SkerryError(f"the bare machine refused {command}: {answer['error']}")
 
     def wait_ready(self) -> None:
         """Wait for the guest's first line. Raises `SkerryError` if it does not come."""

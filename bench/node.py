@@ -23,9 +23,11 @@ from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.monitor import Monitor
 from skerry.node import paths
+from skerry.node.helpers import Helpers, accepted_layers
 from skerry.node.jails import Identities
 from skerry.node.machines import Machines
 from skerry.node.node import Node
+from skerry.node.relays import Relays
 from skerry.node.setup import load_setup
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
@@ -113,7 +115,9 @@ async def _open(
     for error in machines.load_images():
         raise error
     exits.push_async_callback(machines.close)
-    streams = StreamBridges()
+    helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
+    exits.push_async_callback(helpers.close)
+    streams = StreamBridges(relay=Relays(helpers, identities.take).start)
     exits.callback(streams.close)
     manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
     monitor = Monitor(manager, trail, {"stream": streams}, time.monotonic)

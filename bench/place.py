@@ -47,7 +47,13 @@ def image() -> Image:
     return build_minimal(folder)
 
 
-def system(names: list[str], keys: str = "", channels: Mapping[str, tuple[str, str]] = {}) -> str:
+def system(
+    names: list[str],
+    keys: str = "",
+    channels: Mapping[str, tuple[str, str]] = {},
+    *,
+    one_way: bool = False,
+) -> str:
     """Return a system file: domains with these `keys`, streams by name to their two domains."""
     accepted = ["cgroup"] if open_domain_uids() else ["cgroup", "uid"]
     lines = ['name = "bench"', 'policy = "policy.toml"', "[jail]", f"accept-missing = {accepted}"]
@@ -55,7 +61,7 @@ def system(names: list[str], keys: str = "", channels: Mapping[str, tuple[str, s
         lines += [f"[domains.{name}]", 'label = "bench"', keys]
     for name, (source, sink) in channels.items():
         lines += ["[[channels]]", 'kind = "stream"', f'name = "{name}"']
-        lines += [f'from = "{source}"', f'to = "{sink}"']
+        lines += [f'from = "{source}"', f'to = "{sink}"', f"one-way = {str(one_way).lower()}"]
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,8 @@ from bench.measure import Row
 ROWS = {
     "start-vs-bare": ("start", "start"),
     "stream-vs-bare": ("stream", "throughput"),
+    "oneway-vs-pipe": ("oneway", "throughput"),
+    "oneway-back-kbit-s": ("oneway", "covert"),
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),

@@ -39,14 +39,14 @@ def throughput() -> Row:
     text = system(["one", "two"], "autostart = false", TWO)
     with running(text) as node:
         say("one boot of each to warm up")
-        node.run(_ours(node))
-        spec = node.run(_spec(node))
+        node.run(ours(node))
+        spec = node.run(bare_spec(node))
         node.run(_bare(spec))
         say(f"the stream's transport is {node.streams.transport}; every measure boots two machines")
         return versus(
             "stream-vs-bare",
             "MB/s",
-            lambda: node.run(_ours(node)),
+            lambda: node.run(ours(node)),
             lambda: node.run(_bare(spec)),
             ">= 0.97",
             runs=18,
@@ -54,17 +54,17 @@ def throughput() -> Row:
         )
 
 
-async def _ours(node: RunningNode) -> float:
+async def ours(node: RunningNode) -> float:
     """Start both domains, and return the throughput between them."""
     await asyncio.gather(*(node.start(name) for name in ("one", "two")))
     try:
-        return await _throughput(await node.agent("one"), await node.agent("two"))
+        return await transfers(await node.agent("one"), await node.agent("two"))
     finally:
         for name in ("one", "two"):
             await node.kill(name)
 
 
-async def _spec(node: RunningNode) -> QemuSpec:
+async def bare_spec(node: RunningNode) -> QemuSpec:
     """Describe a machine of the node's for those that are started by hand."""
     await node.start("one")
     try:
@@ -80,10 +80,10 @@ async def _bare(spec: QemuSpec) -> float:
             exits.enter_context(contextlib.closing(BareQemu(spec, {PORT: end})))
             for end in socket.socketpair()
         ]
-        return await _throughput(*[await machine.agent() for machine in machines])
+        return await transfers(*[await machine.agent() for machine in machines])
 
 
-async def _throughput(source: Agent, sink: Agent) -> float:
+async def transfers(source: Agent, sink: Agent) -> float:
     """Return the median of some transfers, the first of which only warms up."""
     await _transfer(source, sink)
     return statistics.median([await _transfer(source, sink) for _ in range(TRANSFERS)])

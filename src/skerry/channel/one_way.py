@@ -31,6 +31,12 @@ DEATH_S = 2.0
 any host that still runs; one that the host has frozen moves nothing, and dies when it is thawed."""
 
 
+BACK_BITS_S: Mapping[Overflow, int] = {"block": 60_000, "drop": 0}
+"""What a sink can tell its source by letting it wait, in bits a second, where both QEMUs are in an
+attacker's hands and in step: as measured on one host (`./run bench oneway-back-kbit-s`), no bound.
+"""
+
+
 class Process(Protocol):
     """The relay's process."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from skerry.cli.common import ago, ask, emit, json_option, size, table
@@ -38,15 +41,19 @@ def ps(as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--verbose", is_flag=True, help="Also the state, and what goes back over one-way channels."
+)
 @json_option
-def channels(as_json: bool) -> None:
+def channels(verbose: bool, as_json: bool) -> None:
     """List the channels: number, kind, source → sink (or ↔), since when, how long, decided by."""
     rows = ask(Channels())
     if as_json:
         emit(rows)
         return
+    more = ("STATE", "OVERFLOW", "BACK") if verbose else ()
     table(
-        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "LEFT", "RECORD"),
+        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "LEFT", "RECORD", *more),
         [
             (
                 row["id"],
@@ -57,7 +64,21 @@ def channels(as_json: bool) -> None:
                 ago(row["seconds"]),
                 "-" if row["left_s"] is None else ago(row["left_s"]),
                 row["record"],
+                *(_backwards(row) if verbose else ()),
             )
             for row in rows
         ],
     )
+    if verbose and any(row["back_bits_s"] for row in rows):
+        click.echo(
+            "BACK is what a sink can tell the source by letting it wait, if both QEMUs are in an "
+            "attacker's hands: as measured, not a bound. overflow = drop leaves none."
+        )
+
+
+def _backwards(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what `--verbose` adds: the state, the setting, and what can come back."""
+    if not row["one_way"]:
+        return row["state"], "-", "all"
+    back = f"~{row['back_bits_s'] // 1000} kbit/s" if row["back_bits_s"] else "none"
+    return row["state"], row["overflow"], back

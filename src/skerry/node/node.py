@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from skerry.channel.one_way import BACK_BITS_S
 from skerry.errors import (
     Denied,
     MachineError,
@@ -549,6 +550,7 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "port": channel.port,
         "state": "stranded" if channel.stranded else channel.phase.value,
         "overflow": channel.overflow if channel.one_way else None,
+        "back_bits_s": BACK_BITS_S[channel.overflow] if channel.one_way else None,
         "generation": channel.generation,
         "record": channel.record,
         "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
