@@ -11,7 +11,7 @@ import time
 
 from bench.bare import BareQemu
 from bench.measure import Row, say, single, versus
-from bench.node import RunningNode, running
+from bench.node import running
 from bench.place import system
 from bench.rows.stream import PORT, TWO, bare_spec, ours, transfers
 from skerry.channel.one_way import OneWayBridge

@@ -14,6 +14,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Exit, Kind
 from skerry.xsm.request import Answer, Decision, Request, Verdict
 from skerry.xsm.stack import Stack
+from tests.support.relays import BareRelays
 
 
 def label(text: str) -> Label:
@@ -192,10 +193,11 @@ class World:
         self.now = 0.0
         self.operator = label("operator")
         self.machines: dict[str, ToyMachine] = {}
+        self.relays = BareRelays()
         self.monitor = Monitor(
             self.decider,
             self.audit,
-            {"stream": StreamBridges()},
+            {"stream": StreamBridges(relay=self.relays.start)},
             lambda: self.now,
             journal=journal,
             **limits,

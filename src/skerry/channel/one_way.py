@@ -26,6 +26,9 @@ PIPE_BYTES = 256 << 10
 """What each of the two pipes may queue, as far as the host lets it (`fs.pipe-max-size`, and
 `fs.pipe-user-pages-soft` for an ordinary user). At the limit `overflow` says what happens."""
 
+MAX_PIPE = 1 << 30
+"""More than any pipe holds, in bytes."""
+
 DEATH_S = 2.0
 """How long a cut waits for a killed relay to be gone, in seconds. It is gone in milliseconds on
 any host that still runs; one that the host has frozen moves nothing, and dies when it is thawed."""
@@ -184,14 +187,14 @@ def _drain(pipe: int, wait_s: float) -> int:
     arrival = select.poll()
     arrival.register(pipe, select.POLLIN)
     while True:
+        left = deadline - time.monotonic()
         try:
-            got = os.splice(pipe, _nowhere(), PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            got = os.splice(pipe, _nowhere(), MAX_PIPE, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
-            left = deadline - time.monotonic()
             if left <= 0:
                 return taken
             arrival.poll(left * 1000)
             continue
-        if not got:
-            return taken
         taken += got
+        if not got or left <= 0:  # the end, or a machine that fills it while we empty it
+            return taken

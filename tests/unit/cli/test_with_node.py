@@ -160,7 +160,8 @@ def test_other_wrong_names_are_one_clear_line(node: Cli) -> None:
     assert "no channels of the kind link" in failed(
         node, "connect", "red", "broker", "--kind", "link"
     )
-    assert "[TRANSPORT-FAILED]" in node.denied("connect", "red", "broker", "--one-way")
+    dropping = ("connect", "red", "broker", "--overflow", "drop")
+    assert "--overflow drop goes with --one-way" in node.run(*dropping).stderr
     assert len(node.rows("channels")) == 1
 
 

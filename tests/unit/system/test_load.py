@@ -176,7 +176,6 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ('from = "bank-a"', 'from = ["bank-a"]', "18: no domain a list"),
         ('name = "orders"', 'name = "skerry.x"', "20: name must be 1 to 31"),
         ('name = "orders"', 'name = "Orders"', "20: name must be 1 to 31"),
-        ("one-way = false", "one-way = true", "21: one-way = true is not in this release"),
         ('overflow = "block"', 'overflow = "drop"', '22: overflow = "drop" goes with one-way'),
         ("[[channels]]", "[channels]", "16: channels must be written [[channels]]"),
         ('never = "bank-a -> broker"', 'never = "bank-a"', '25: never must be "A -> B"'),
