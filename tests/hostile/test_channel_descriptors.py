@@ -7,25 +7,16 @@ an allowed stream. The receiver first tries to switch the passing of descriptors
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from skerry.channel.stream import StreamBridges
 from skerry.channel.transport import unix_pair_holds
-from skerry.jail.confinement import Confinement
-from skerry.jail.identity import IdentityPool, open_pool, own
-from skerry.jail.root import build
-from skerry.machine.jailed import JailedLauncher
-from skerry.supervisor.client import SupervisorClient
-from tests.support.machines import cache
+from skerry.jail.identity import IdentityPool, open_pool
+from tests.support.stand_ins import StandIn
 from tests.support.supervisor import running_supervisor
-
-PYTHON = os.path.realpath(sys.executable)
-ACCEPTED = frozenset({"cgroup", "uid"})
 
 RECEIVER = """
 import socket
@@ -59,46 +50,6 @@ def identities() -> Iterator[IdentityPool | None]:
     yield pool
     if pool is not None:
         pool.close()
-
-
-class StandIn:
-    """One program in a jail, with what it printed."""
-
-    def __init__(self, client: SupervisorClient, pool: IdentityPool | None, off: frozenset[str]):
-        root = build(
-            cache() / "roots",
-            "stand-in",
-            (),
-            (),
-            ("/usr/",),
-            (("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin")),
-        )
-        confinement = Confinement(
-            root=str(root),
-            identity=pool.take("stand-in") if pool else own(),
-            binds=(("/usr", "/usr"),),
-            accepted=ACCEPTED | off,
-            without=off,
-        )
-        self._launcher = JailedLauncher(client, confinement)
-        self._out, self._far = socket.socketpair()
-        self._out.setblocking(False)
-
-    async def start(self, program: str, end: int) -> None:
-        """Run a program with the end as its descriptor 3 and its output to us."""
-        with self._far as far:
-            fds = {0: end, 1: far.fileno(), 2: far.fileno(), 3: end}
-            await self._launcher.launch("stand-in", [PYTHON, "-I", "-S", "-c", program], fds)
-        self.lines, self._writer = await asyncio.open_connection(sock=self._out)
-
-    async def line(self) -> str:
-        """The next line that it prints."""
-        return (await asyncio.wait_for(self.lines.readline(), 15)).decode().strip()
-
-    async def close(self) -> None:
-        """Forget it; its supervisor ends it."""
-        self._writer.close()
-        await self._writer.wait_closed()
 
 
 def _attack(

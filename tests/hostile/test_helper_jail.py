@@ -51,12 +51,13 @@ def tried(jail: Confinement, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return worked
 
 
+@pytest.mark.parametrize("profile", ["helper", "relay"])
 def test_a_helper_gets_out_by_no_attempt(
-    directory: Path, pool: identity.IdentityPool, monkeypatch: pytest.MonkeyPatch
+    profile: str, directory: Path, pool: identity.IdentityPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all that is tried nothing works."""
     jail = Confinement(
-        str(helper_root(directory).root), pool.take("helper"), profile="helper", accepted=ACCEPTED
+        str(helper_root(directory).root), pool.take("helper"), profile=profile, accepted=ACCEPTED
     )
     assert tried(jail, monkeypatch) == set()
 

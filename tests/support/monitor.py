@@ -246,6 +246,7 @@ def play(
         finally:
             world.close()
             await world.monitor.settle()
+            await world.relays.ended()
 
     asyncio.run(run())
 

@@ -50,6 +50,10 @@ class BareRelays:
         made = self.started[channel] = BareRelay(process)
         return Relay(made, 0)
 
+    async def ended(self) -> None:
+        """Wait until all have ended; each does when its channel is cut."""
+        await asyncio.gather(*(relay.exited for relay in self.started.values()))
+
 
 def _spawn(source: int, sink: int, overflow: Overflow) -> subprocess.Popen[bytes]:
     # Numbers that are not those which the relay's own shall have.
