@@ -26,9 +26,6 @@ PIPE_BYTES = 256 << 10
 """What each of the two pipes may queue, as far as the host lets it (`fs.pipe-max-size`, and
 `fs.pipe-user-pages-soft` for an ordinary user). At the limit `overflow` says what happens."""
 
-MAX_PIPE = 1 << 30
-"""More than any pipe holds, in bytes."""
-
 DEATH_S = 2.0
 """How long a cut waits for a killed relay to be gone, in seconds. It is gone in milliseconds on
 any host that still runs; one that the host has frozen moves nothing, and dies when it is thawed."""
@@ -38,6 +35,9 @@ BACK_BITS_S: Mapping[Overflow, int] = {"block": 60_000, "drop": 0}
 """What a sink can tell its source by letting it wait, in bits a second, where both QEMUs are in an
 attacker's hands and in step: as measured on one host (`./run bench oneway-back-kbit-s`), no bound.
 """
+
+
+_ALL = 1 << 30  # bytes: more than any pipe holds
 
 
 class Process(Protocol):
@@ -189,7 +189,7 @@ def _drain(pipe: int, wait_s: float) -> int:
     while True:
         left = deadline - time.monotonic()
         try:
-            got = os.splice(pipe, _nowhere(), MAX_PIPE, flags=os.SPLICE_F_NONBLOCK)
+            got = os.splice(pipe, _nowhere(), _ALL, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             if left <= 0:
                 return taken

@@ -165,6 +165,29 @@ def test_other_wrong_names_are_one_clear_line(node: Cli) -> None:
     assert len(node.rows("channels")) == 1
 
 
+def test_a_one_way_stream_is_bound_listed_and_cut(node: Cli) -> None:
+    """Its arrow is one-way, `--verbose` says what still comes back, and it carries one way."""
+    blocking = node.ok("connect", "red", "broker", "--one-way", "--name", "up").strip()
+    dropping = node.ok(
+        "connect", "red", "broker", "--one-way", "--overflow", "drop", "--name", "lossy"
+    ).strip()
+    node.ok("exec", "red", "--", "send", "up", "hello")
+    assert node.ok("exec", "broker", "--", "recv", "up") == "hello"
+    rows = {row["id"]: row for row in node.rows("channels")}
+    assert rows[int(blocking)]["overflow"] == "block"
+    assert rows[int(blocking)]["back_bits_s"] > 0
+    assert rows[int(dropping)]["back_bits_s"] == 0
+    text = node.ok("channels", "--verbose")
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert "red → broker" in lines[blocking]
+    assert lines[blocking].endswith("kbit/s")
+    assert lines[dropping].endswith("drop      none")
+    assert "as measured, not a bound" in text
+    assert "OVERFLOW" not in node.ok("channels")
+    for number in (blocking, dropping):
+        node.ok("cut", number)
+
+
 def test_the_policy_in_force_is_shown(node: Cli) -> None:
     """Digest, generation, modules and labels."""
     text = node.ok("policy", "show")

@@ -10,17 +10,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from skerry.channel.one_way import Relay
 from skerry.channel.stream import StreamBridges
 from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.domain import Domain
+from skerry.monitor.protocols import Overflow
 from skerry.monitor.table import Channel
 from skerry.node import journal as module
 from skerry.node.journal import NodeJournal, read_journal, twin_name
 from skerry.node.standing import Footprint, Standing
 from skerry.supervisor.client import SpawnFailed
 from tests.support.monitor import ToyMachine
+from tests.support.relays import BareRelays
 
 PATH = Path("/state/journal.log")
 
@@ -92,6 +95,42 @@ def play(scene: Callable[[Scene], Awaitable[None]], seed: int = 0) -> None:
         await world.journal.close()
 
     asyncio.run(run())
+
+
+def test_a_one_way_channel_stands_with_its_setting_and_the_uid_of_its_relay() -> None:
+    """The next node gives that uid to nobody; the control: a two-way channel has none."""
+
+    async def scene(world: Scene) -> None:
+        relays = BareRelays()
+
+        async def start(number: int, source: int, sink: int, overflow: Overflow) -> Relay:
+            return (await relays.start(number, source, sink, overflow))._replace(uid=165_500)
+
+        for number, one_way in ((1, False), (2, True)):
+            channel = world.channel(number)
+            channel.one_way, channel.overflow = one_way, "drop" if one_way else "block"
+            if one_way:
+                assert channel.bridge is not None
+                channel.bridge.cut()
+                channel.bridge = StreamBridges(relay=start).mint(True, "drop")
+                await channel.bridge.open(number)
+            await world.journal.minted(channel)
+            await world.journal.live(channel)
+            assert channel.bridge is not None
+            channel.bridge.cut()
+        await world.journal.close()
+        standing = world.read()
+        assert standing is not None
+        entries = standing.channels
+        assert (entries[1].overflow, entries[1].uid) == ("block", 0)
+        assert (entries[2].overflow, entries[2].uid) == ("drop", 165_500)
+        assert standing.uid == 165_500
+        sides = ("source", "sink")
+        assert set(world.store.kept) == {f"c/{n}.{side}" for n in (1, 2) for side in sides}
+        await world.store.drop(*world.store.kept)
+        await relays.ended()
+
+    play(scene)
 
 
 def test_what_is_read_is_what_stood() -> None:

@@ -54,6 +54,29 @@ def test_it_has_the_shape_that_monitor_and_node_use() -> None:
     go(main())
 
 
+def test_a_guest_writes_one_end_of_a_pipe_and_reads_the_other() -> None:
+    """One way it carries; what the reader writes vanishes, and the writer reads nothing."""
+
+    async def main() -> None:
+        a, b = await started("a"), await started("b")
+        read, write = os.pipe()
+        await a.attach(1, "stream", "up", write)
+        await b.attach(1, "stream", "up", read)
+        os.close(read)
+        os.close(write)
+        assert await run(a, "send", "up", "hello") == (0, b"")
+        assert await run(b, "recv", "up") == (0, b"hello")
+        assert b.guest.write("up", b"back") == 4
+        assert a.guest.read("up") == b.guest.read("up") == b""
+        await a.detach(1)
+        with pytest.raises(EOFError):
+            b.guest.read("up")
+        for machine in (a, b):
+            machine.kill()
+
+    go(main())
+
+
 def test_two_guests_talk_over_the_ends_they_were_given() -> None:
     """Bytes cross between two guests after the caller closed its own ends."""
 
