@@ -72,6 +72,29 @@ async def crosses(machine: QemuMachine, port: str, bridge: StreamBridge) -> None
     assert await asyncio.to_thread(os.read, near, 100) == b"from the guest\n"
 
 
+def test_a_pipe_s_end_that_was_given_and_not_used_is_closed_at_the_adoption(
+    host: Host, orphan: Orphan
+) -> None:
+    """QEMU keeps no descriptor that its new node does not know of. The control: it had kept it."""
+
+    async def run() -> None:
+        read, write = os.pipe()
+        await orphan.machine._qmp.give_set(write, 14)
+        os.close(write)
+        os.set_blocking(read, False)
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+        for sock in await orphan.abandon():
+            sock.close()
+        machine = await orphan.adopt()
+        assert os.read(read, 1) == b"", "nobody can write to it any more"
+        assert await machine._qmp.execute("query-fdsets") == []
+        os.close(read)
+        await machine.agent.ready(BOOT_S)
+
+    host.run(run())
+
+
 def test_an_adopted_machine_goes_on_and_obeys(host: Host, orphan: Orphan) -> None:
     """Channels stay, commands of the dead node end, and the new one can do all that it could."""
 
