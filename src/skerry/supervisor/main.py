@@ -30,6 +30,8 @@ MAX_CHILDREN = 2048
 """Children, ended ones that were not dropped too; a spawn beyond it is refused."""
 MAX_KEPT = 40_000
 """Descriptors in the store; a keep beyond it is refused."""
+RESERVE = 600
+"""Descriptors that stay free, for what a message brings and a hand-over takes; also a limit."""
 MAX_NAME = 128
 """Longest name of a process or a descriptor, in characters."""
 BATCH = 200
@@ -91,6 +93,9 @@ class Supervisor:
     again: float | None = None
     began: float = 0.0
     deaths: int = 0
+    descriptors: int = field(
+        default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE
+    )
 
     def run(self) -> int:
         """Serve until the node ends or a signal asks to stop; leave no child behind."""
@@ -338,8 +343,8 @@ class Supervisor:
             raise ValueError("one descriptor for each name")
         if any(name in self.kept or not 0 < len(name) <= MAX_NAME for name in names):
             raise ValueError(f"a name of 1 to {MAX_NAME} characters is used once")
-        if len(self.kept) + len(names) > MAX_KEPT:
-            raise ValueError(f"{MAX_KEPT} descriptors are kept; that is the limit")
+        if len(self.kept) + len(names) > min(MAX_KEPT, self.descriptors - 2 * len(self.children)):
+            raise ValueError(f"{len(self.kept)} descriptors are kept; that is the limit")
         self.kept |= zip(names, fds, strict=True)
         fds.clear()
 

@@ -16,7 +16,7 @@ import pytest
 from skerry.supervisor import client as client_module
 from skerry.supervisor import wire
 from skerry.supervisor.client import STATUS_UNKNOWN, SpawnFailed, SupervisorClient, SupervisorGone
-from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS
+from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS, RESERVE
 from tests.support.supervisor import SOURCE, running_supervisor
 
 PYTHON = "/usr/bin/python3"
@@ -331,3 +331,29 @@ def test_the_supervisor_cannot_be_read_by_others_of_its_uid() -> None:
     run = f"import sys; sys.path.insert(0, {SOURCE!r})\n{program}"
     done = subprocess.run([sys.executable, "-I", "-c", run], capture_output=True, check=True)
     assert done.stdout == b"1 0\n"
+
+
+def test_at_its_limit_of_descriptors_it_refuses_and_can_still_hand_everything_over() -> None:
+    """A keep beyond is refused and nothing ends; what is kept is handed over; room is reused."""
+
+    async def main() -> None:
+        async with running_supervisor(descriptors=RESERVE + 300) as client:
+            kept = 0
+            with pytest.raises(SpawnFailed, match="that is the limit"):
+                while kept < 1000:
+                    await client.keep({f"k/{kept + n}": 0 for n in range(100)})
+                    kept += 100
+            assert kept == 300
+            with pytest.raises(SpawnFailed, match="that is the limit"):
+                await client.keep({"one-more": 0})
+            found = await client.inherit()
+            assert len(found.kept) == kept
+            for descriptor in found.kept.values():
+                os.close(descriptor)
+            await client.drop(*(f"k/{n}" for n in range(10)))
+            process = await client.spawn("p", [SH, "-c", "exit 3"], {})
+            assert await process.exited == 3
+            await client.keep({f"l/{n}": 0 for n in range(8)})
+            assert not client.gone.done()
+
+    asyncio.run(main())
