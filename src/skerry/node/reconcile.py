@@ -27,8 +27,9 @@ from skerry.label import Label
 from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
 from skerry.node.assertions import violations
+from skerry.node.changing import Adoption, Refusal, refusal_of
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
-from skerry.node.node import Adoption, Node, Refusal, Report, refusal_of
+from skerry.node.node import Node, Report
 from skerry.node.plan import Step
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
