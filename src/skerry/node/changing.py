@@ -40,10 +40,13 @@ class Refusal(msgspec.Struct, frozen=True):
 class Adoption(NamedTuple):
     """A whole system's setup that comes into force with its policy.
 
-    `merged` makes the node's next setup of it, under a policy; `taken` is told the one before.
+    `base` is the setup that it was compared with and checked against: under another one it does
+    not come into force. `merged` makes the node's next setup of it, under a policy; `taken` is told
+    the one before.
     """
 
     wanted: Setup
+    base: Setup
     merged: Callable[[Policy], Setup]
     taken: Callable[[Setup], None]
 
@@ -93,7 +96,9 @@ class Changing:
             if self.setup is not setup:
                 continue
             try:
-                done = await self._load(hook, operator, policy, what, evict, dry_run, adopting)
+                loading = self._load(setup, hook, operator, policy, what, evict, dry_run, adopting)
+                # What has come into force goes on to cut, whatever becomes of who asked for it.
+                done = await asyncio.shield(asyncio.ensure_future(loading))
             except StaleGeneration:
                 if self.setup is setup:  # it was not another policy that came in between
                     raise
@@ -118,6 +123,7 @@ class Changing:
 
     async def _load(
         self,
+        checked: Setup,
         hook: str,
         operator: Label,
         policy: Policy,
@@ -148,6 +154,10 @@ class Changing:
             nonlocal new
             if new is None:
                 await changing.enter_async_context(self._changing)
+            # Signature and assertions were checked for that setup and no other.
+            if self.setup is not checked:
+                raise StaleGeneration("the system changed meanwhile", fix="try again")
+            self._require_base(adopting)
             new = adopting.merged(policy) if adopting else carried(self.setup, policy)
             if self._keeper is not None:
                 await self._keeper.keep(new, candidate.generation, labels)
@@ -195,12 +205,17 @@ class Changing:
     async def adopt(self, adopting: Adoption) -> None:
         """Let a setup come into force under the policy that is. Raises `Denied` if it can't."""
         async with self._changing:
+            self._require_base(adopting)
             new = adopting.merged(self.setup.policy)
             if self._keeper is not None:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)
             before, self.setup = self.setup, new
             adopting.taken(before)
             await self._settle(new)
+
+    def _require_base(self, adopting: Adoption | None) -> None:
+        if adopting is not None and self.setup is not adopting.base:
+            raise StateError("another change came into force meanwhile", fix="try again")
 
     async def _settle(self, new: Setup) -> None:
         """Leave written down what is in force, whether or not the new setup came into it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -99,7 +100,7 @@ class Node(Changing):
             except SkerryError as error:
                 refused.append(refusal_of(f"domain {name}", error))
                 report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
-        started = await self._bind_declared(self.setup.system.domains)
+        started = await self._bind_declared(operator, self.setup.system.domains)
         for channel in started.bound:
             report({"event": "bound", **self._channel_row(channel)})
         for refusal in started.refused:
@@ -119,7 +120,7 @@ class Node(Changing):
         """Start one domain of the file and bind the channels declared for it."""
         self.known(name)
         await self._start_paused(operator, name)
-        started = await self._bind_declared({name})
+        started = await self._bind_declared(operator, {name})
         await self.monitor.resume(operator, name)
         return started
 
@@ -127,8 +128,14 @@ class Node(Changing):
         spec, label = self.known(name), self.setup.labels[name]
         await self.monitor.start(operator, name, label, lambda: self._make(spec, label))
 
-    async def _bind_declared(self, names: Collection[str]) -> Started:
-        """Bind the file's channels with an end in `names`, where both are alive and it is not."""
+    async def _bind_declared(self, operator: Label, names: Collection[str]) -> Started:
+        """Bind the file's channels with an end in `names`, where both are alive and it is not.
+
+        Who is not the owner must be allowed to see both ends, as for `connect`.
+        """
+        bind = self.monitor.bind
+        if operator != self.setup.owner:
+            bind = partial(self.monitor.connect, operator)
         bound: list[Channel] = []
         refused: list[Refusal] = []
         live = set(self.bound().values())
@@ -137,9 +144,7 @@ class Node(Changing):
             if wanted and self._can_bind(spec):
                 try:
                     bound.append(
-                        await self.monitor.bind(
-                            spec.source, spec.sink, spec.kind, spec.name, spec.one_way
-                        )
+                        await bind(spec.source, spec.sink, spec.kind, spec.name, spec.one_way)
                     )
                 except SkerryError as error:
                     what = f"channel {spec.name} between {spec.source} and {spec.sink}"

@@ -66,30 +66,46 @@ class Reconciler:
         Raises `InputError` for wrong files, `StateError`, `EvictionNeeded`, `Refused` and other
         `Denied`s: then nothing was touched.
         """
+        # Nothing is made of a policy, nor does anybody wait, for whom the policy does not let.
+        if _bytes_differ(self.node.setup, files):
+            await self._require(uid, "the policy")
+        if dry_run:
+            _, _, difference, _ = await self._plan(uid, files, report)
+            return {"dry_run": True, "changed": not difference.nothing}
         if self._busy.locked():
             raise StateError("another `up` is changing this system", fix="try again when it ended")
         async with self._busy:
-            wanted = await asyncio.to_thread(_read, self.node.setup, files)
-            if uid not in wanted.operators:
-                raise StateError(
-                    f"the file does not name uid {uid} in [operators], and that is you",
-                    fix="name yourself, or let another operator do it",
-                )
-            difference = self.difference(wanted)
-            plan = await plan_difference(self.node, uid, wanted, difference)
-            difference = msgspec.structs.replace(difference, define=plan.define)
-            for step in plan.steps:
-                report({"event": "plan", **msgspec.to_builtins(step)})
-            if difference.governed:
-                operator = self.node.setup.operators[uid]
-                await self.node.require("policy_load", operator, difference.governed)
-            if dry_run:
-                return {"dry_run": True, "changed": not difference.nothing}
+            base, wanted, difference, plan = await self._plan(uid, files, report)
             if plan.evicted and not evict:
                 raise EvictionNeeded(plan.evicted)
             if not difference.nothing and self._prepare is not None:
                 await self._prepare(wanted.system, report)
-            return await _Run(self, uid, wanted, plan, report).run(difference, evict)
+            return await _Run(self, uid, base, wanted, plan, report).run(difference, evict)
+
+    async def _plan(
+        self, uid: int, files: SystemFiles, report: Report
+    ) -> tuple[Setup, Setup, Difference, Plan]:
+        """Check the files and report the plan; return what it was compared with, too."""
+        base = self.node.setup
+        wanted = await asyncio.to_thread(_read, base, files)
+        if uid not in wanted.operators:
+            raise StateError(
+                f"the file does not name uid {uid} in [operators], and that is you",
+                fix="name yourself, or let another operator do it",
+            )
+        difference = self.difference(wanted)
+        if difference.governed:
+            await self._require(uid, difference.governed)
+        plan = await plan_difference(self.node, uid, wanted, difference)
+        difference = msgspec.structs.replace(difference, define=plan.define)
+        for step in plan.steps:
+            report({"event": "plan", **msgspec.to_builtins(step)})
+        if difference.governed:
+            await self._require(uid, difference.governed)
+        return base, wanted, difference, plan
+
+    async def _require(self, uid: int, what: str) -> None:
+        await self.node.require("policy_load", self.node.setup.operators[uid], what)
 
     def difference(self, wanted: Setup) -> Difference:
         """Compare what is so with what a file says."""
@@ -102,11 +118,18 @@ class _Run:
     """One reconcile that has begun: what it does, step by step, and what was refused on the way."""
 
     def __init__(
-        self, owner: Reconciler, uid: int, wanted: Setup, plan: Plan, report: Report
+        self,
+        owner: Reconciler,
+        uid: int,
+        base: Setup,
+        wanted: Setup,
+        plan: Plan,
+        report: Report,
     ) -> None:
         self._owner = owner
         self._node = owner.node
         self._uid = uid
+        self._base = base
         self._wanted = wanted
         self._plan = plan
         self._report = report
@@ -213,11 +236,11 @@ class _Run:
         await node.adopt(self._adoption())
 
     def _adoption(self) -> Adoption:
-        return Adoption(self._wanted, self._merged, self._taken)
+        return Adoption(self._wanted, self._base, self._merged, self._taken)
 
     def _merged(self, policy: Policy) -> Setup:
         """Return the file's setup under a policy, but for what is not yet so."""
-        node, before = self._node, self._node.setup
+        node, before = self._node, self._base
         wanted = carried(self._wanted, policy)  # another may have come into force meanwhile
         domains, labels = dict(wanted.system.domains), dict(wanted.labels)
         for name in node.alive():
@@ -231,7 +254,12 @@ class _Run:
 
     def _taken(self, before: Setup) -> None:
         """Let the rest of the node follow its new setup; waits for nothing."""
-        monitor, now = self._node.monitor, self._node.setup
+        monitor = self._node.monitor
+        # What was started since the setup was written down is what it was started as.
+        again = self._merged(self._node.setup.policy)
+        if (again.system, again.labels) != (self._node.setup.system, self._node.setup.labels):
+            self._node.setup = again
+        now = self._node.setup
         monitor.limit(now.system.limits.domains, now.system.limits.channels)
         for name in [name for name in monitor.domains if name not in now.system.domains]:
             del monitor.domains[name]
@@ -239,6 +267,12 @@ class _Run:
         changed = {u for u in uids if before.operators.get(u) != now.operators.get(u)}
         if changed:
             self._owner.operators_changed(changed)
+
+
+def _bytes_differ(now: Setup, untrusted: SystemFiles) -> bool:
+    """Say whether any policy's bytes are others than those in force; nothing is parsed for it."""
+    ours = sorted(source.content for source in now.policy.sources if source.content)
+    return ours != sorted(policy.content for policy in untrusted.policies)
 
 
 def _read(now: Setup, untrusted: SystemFiles) -> Setup:
