@@ -140,8 +140,10 @@ class Monitor(Binder):
             if domain.state is not State.ENDED:
                 domain.move(State.ENDED, self._clock())
             domain.gone.set()
+            if self.domains.get(domain.name) is not domain:
+                return  # it was ended, and started again, while it waited
             if old is None:
-                self.domains.pop(domain.name, None)
+                del self.domains[domain.name]
             else:
                 self.domains[domain.name] = old
         else:
@@ -194,6 +196,9 @@ class Monitor(Binder):
     async def stop(self, name: str, deadline_s: float) -> None:
         """Cut a domain's channels, ask its guest to end, and end it when the deadline passes."""
         domain = self.domain(name)
+        if domain.state is State.STARTING and domain.machine is None:
+            self.kill(name)
+            return
         machine = domain.require({State.STARTING, *ALIVE}, "stop it")
         domain.move(State.STOPPING, self._clock())
         self._cut_all(domain, "its domain is being stopped")
@@ -216,6 +221,8 @@ class Monitor(Binder):
         self._cut_all(domain, "its domain was killed")
         if domain.machine is not None:
             domain.machine.kill()
+        else:  # its start waits for an answer, which it does not outlive
+            self._exited(domain, Exit(0, "it was ended before it had a machine"))
 
     async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
         """Give a running domain another label; every channel is judged before it is visible.
