@@ -231,19 +231,17 @@ class Monitor(Binder):
         """
         domain = self.domain(name)
         domain.require(ALIVE, "relabel it")
-        written = False
-        try:
-            for _ in range(MAX_TRIES):
-                async with self._admission, self._no_binding():
-                    grant = await self.mediator.permit(
-                        "domain_relabel",
-                        lambda: {"operator": operator, "domain": domain.label, "new": new},
-                        {"domain": name},
-                        lambda: self.running(beside=domain),
-                    )
-                    before = self.channels.of(domain)
-                    refused = await self._refused_under(before, domain, new)
-                    written = True
+        for _ in range(MAX_TRIES):
+            async with self._admission, self._no_binding():
+                grant = await self.mediator.permit(
+                    "domain_relabel",
+                    lambda: {"operator": operator, "domain": domain.label, "new": new},
+                    {"domain": name},
+                    lambda: self.running(beside=domain),
+                )
+                before = self.channels.of(domain)
+                refused = await self._refused_under(before, domain, new)
+                try:
                     await self._journal.labelled(domain, new)
                     domain.require(ALIVE, "relabel it")
                     if (
@@ -255,17 +253,15 @@ class Monitor(Binder):
                     self.withdrawn(name, why)
                     for channel in refused:
                         self._cut(channel, why)
-                    domain.label, written = new, False
-                await self.settle()
-                cut = tuple(c.number for c in refused)
-                kept = tuple(c.number for c in before if c.number not in cut)
-                return Relabelled(grant.record, kept, cut)
-            raise StaleGeneration(
-                f"domain {name} kept changing while it was relabelled", fix="retry"
-            )
-        finally:
-            if written:  # and not done
-                await self._journal.labelled(domain, domain.label)
+                    domain.label = new
+                finally:
+                    if domain.label != new:  # before it is asked again, which may be refused
+                        await self._journal.labelled(domain, domain.label)
+            await self.settle()
+            cut = tuple(c.number for c in refused)
+            kept = tuple(c.number for c in before if c.number not in cut)
+            return Relabelled(grant.record, kept, cut)
+        raise StaleGeneration(f"domain {name} kept changing while it was relabelled", fix="retry")
 
     async def load(
         self,

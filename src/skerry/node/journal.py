@@ -131,11 +131,16 @@ class NodeJournal(Journal):
             await self.write("domain", msgspec.to_builtins(entry))
 
     async def labelled(self, domain: Domain, label: Label) -> None:
-        """Write down a domain's next label."""
+        """Write down a domain's next label; if that fails or is given up, it has the one it has."""
         incarnation = self._footprint(domain).incarnation
-        if incarnation:
-            fields = {"incarnation": incarnation, "label": msgspec.to_builtins(label)}
+        if not incarnation:
+            return
+        fields = {"incarnation": incarnation, "label": msgspec.to_builtins(label)}
+        try:
             await self.write("label", fields)
+        except BaseException:  # the record may stand, or get to the disk yet
+            self.note("label", fields | {"label": msgspec.to_builtins(domain.label)})
+            raise
 
     def ended(self, domain: Domain) -> None:
         """Note that a domain's machine is gone, and let the supervisor forget it."""

@@ -229,6 +229,42 @@ def test_a_disk_that_is_full_refuses_what_must_be_durable() -> None:
     play(scene)
 
 
+def test_a_label_that_was_not_given_is_not_read_after_a_failing_disk_or_a_caller_that_left() -> (
+    None
+):
+    """What can't be undone at once is undone later; what nobody waits for any more is undone."""
+
+    def read(world: Scene) -> str:
+        found = world.read()
+        assert found is not None
+        return str(found.domains["d/a/1"].label)
+
+    async def scene(world: Scene) -> None:
+        domain = world.domains[0]
+        await world.journal.ready(domain)
+        await world.journal.labelled(domain, label("refused"))
+        assert b"refused" in world.disk.content(PATH), "the control: it is durable at once"
+        await world.journal.close()
+        assert read(world) == "refused"
+        await world.open(world.read())
+        world.disk.faults["append"] = 28
+        with pytest.raises(AuditUnavailable):
+            await world.journal.labelled(domain, domain.label)
+        world.disk.faults.clear()
+        await world.journal.close()
+        assert read(world) == "a"
+        await world.open(world.read())
+        giving = asyncio.ensure_future(world.journal.labelled(domain, label("refused")))
+        await asyncio.sleep(0)
+        giving.cancel()
+        await asyncio.wait({giving})
+        await world.journal.close()
+        assert b"refused" in world.disk.content(PATH), "the control: it was on its way"
+        assert read(world) == "a"
+
+    play(scene)
+
+
 @pytest.mark.parametrize("operation", ["rename", "sync_folder", "open", "append", "sync"])
 def test_a_journal_that_cannot_begin_anew_goes_on_with_what_it_has(
     operation: str, monkeypatch: pytest.MonkeyPatch
