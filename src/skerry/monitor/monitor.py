@@ -291,21 +291,20 @@ class Monitor(Binder):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
                 try:
-                    fall = await find_fall(candidate, standing)
+                    fall = (await find_fall(candidate, standing)).of(self._standing())
                 except Denied as failure:
                     self.mediator.failed(hook, failure, undone=grant.record)
                     raise
-                loaded = _loaded(grant.record, candidate.generation, fall)
-                needed = bool(loaded.evicted) and not evict
+                needed = bool(fall.domains) and not evict
                 if durable is not None and not dry_run and not needed:
                     await durable(fall.labels)
-                if (
-                    self._standing() == standing
-                    and self.mediator.decider.generation == grant.generation
-                ):
+                now = self._standing()  # what has gone needs no judgement
+                if standing.covers(now) and self.mediator.decider.generation == grant.generation:
+                    fall = fall.of(now)
                     break
             else:
                 raise StaleGeneration("domains and channels kept changing", fix="try again")
+            loaded = _loaded(grant.record, candidate.generation, fall)
             if dry_run:
                 return loaded
             if needed:
@@ -319,16 +318,11 @@ class Monitor(Binder):
                 raise
             if installed is not None:
                 await installed()
-        forgotten = await self._remember(fall)
-        loaded = msgspec.structs.replace(
-            loaded,
-            cut=(*loaded.cut, *(Fallen(number, why) for number, why in forgotten.items())),
-            kept=tuple(number for number in loaded.kept if number not in forgotten),
-        )
+        fall = await self._remember(fall)
         await self.settle()
         for domain in fall.domains:
             await domain.gone.wait()
-        return loaded
+        return _loaded(grant.record, candidate.generation, fall)
 
     def _standing(self) -> Standing:
         domains = sorted(self.domains.values(), key=lambda domain: domain.started)
@@ -362,17 +356,18 @@ class Monitor(Binder):
             self._audit.note("evicted", {"domain": domain.name, "why": why})
 
     async def judge_again(self, candidate: Candidate) -> Fall:
-        """Judge what was readmitted by the policy in force; end at once what it refuses."""
-        fall = await find_fall(candidate, self._standing())
+        """Judge what was readmitted by the policy in force, and remember it in its walls, which a
+        kill may have left undone; end at once what it refuses or what can't be remembered."""
+        fall = (await find_fall(candidate, self._standing())).of(self._standing())
         self._end(fall, "after a restart the policy refuses it")
-        return fall
+        return await self._remember(fall)
 
-    async def _remember(self, fall: Fall) -> dict[int, str]:
+    async def _remember(self, fall: Fall) -> Fall:
         """Let what goes on count in the new policy's walls; what can't be remembered is cut.
 
-        Returns the channels that were cut, each with the reason.
+        Returns the fall with what was cut.
         """
-        cut: dict[int, str] = {}
+        cut: dict[Channel, str] = {}
         found = {(label, label) for label in fall.labels.values()}
         found |= {(c.source.label, c.sink.label) for c in fall.kept}
         pairs = sorted(found)
@@ -388,8 +383,9 @@ class Monitor(Binder):
                         channel.sink.label,
                     } & set(pair):
                         self._cut(channel, why)
-                        cut[channel.number] = why
-        return cut
+                        cut[channel] = why
+        kept = tuple(channel for channel in fall.kept if channel not in cut)
+        return fall._replace(channels={**fall.channels, **cut}, kept=kept)
 
     async def _refused_under(
         self, channels: Collection[Channel], domain: Domain, new: Label

@@ -232,3 +232,32 @@ def test_what_the_policy_in_force_refuses_of_it_is_cut() -> None:
         assert carries(world, kept.number, "b", "c")
 
     play(scene)
+
+
+def test_what_goes_on_after_a_restart_counts_in_the_policys_walls_or_is_cut() -> None:
+    """A kill after a policy was written down leaves nothing that was exchanged unremembered."""
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b", "c")
+        world.allow(("a", "b"), ("b", "c"))
+        stays = await world.monitor.bind("a", "b")
+        goes = await world.monitor.bind("b", "c")
+        world.decider.touched.clear()
+        fall = await world.monitor.judge_again(world.decider)
+        assert not fall.channels
+        assert {("a", "b"), ("b", "c"), ("c", "c")} <= set(world.decider.touched)
+        touch = world.decider.touch
+
+        async def forget(one: Label, other: Label) -> None:
+            if str(one) == str(other) == "c":
+                raise AuditUnavailable("no disk")
+            await touch(one, other)
+
+        world.decider.touch = forget  # type: ignore[method-assign] # the toy's own
+        fall = await world.monitor.judge_again(world.decider)
+        assert (list(fall.channels), fall.kept) == ([goes], (stays,))
+        assert "can't be remembered" in fall.channels[goes]
+        assert not carries(world, goes.number, "b", "c")
+        assert carries(world, stays.number, "a", "b")
+
+    play(scene)
