@@ -140,8 +140,10 @@ class Monitor(Binder):
             if domain.state is not State.ENDED:
                 domain.move(State.ENDED, self._clock())
             domain.gone.set()
+            if self.domains.get(domain.name) is not domain:
+                return  # it was ended, and started again, while it waited
             if old is None:
-                self.domains.pop(domain.name, None)
+                del self.domains[domain.name]
             else:
                 self.domains[domain.name] = old
         else:
@@ -194,6 +196,9 @@ class Monitor(Binder):
     async def stop(self, name: str, deadline_s: float) -> None:
         """Cut a domain's channels, ask its guest to end, and end it when the deadline passes."""
         domain = self.domain(name)
+        if domain.state is State.STARTING and domain.machine is None:
+            self.kill(name)
+            return
         machine = domain.require({State.STARTING, *ALIVE}, "stop it")
         domain.move(State.STOPPING, self._clock())
         self._cut_all(domain, "its domain is being stopped")
@@ -216,6 +221,8 @@ class Monitor(Binder):
         self._cut_all(domain, "its domain was killed")
         if domain.machine is not None:
             domain.machine.kill()
+        else:  # its start waits for an answer, which it does not outlive
+            self._exited(domain, Exit(0, "it was ended before it had a machine"))
 
     async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
         """Give a running domain another label; every channel is judged before it is visible.
@@ -224,19 +231,17 @@ class Monitor(Binder):
         """
         domain = self.domain(name)
         domain.require(ALIVE, "relabel it")
-        written = False
-        try:
-            for _ in range(MAX_TRIES):
-                async with self._admission, self._no_binding():
-                    grant = await self.mediator.permit(
-                        "domain_relabel",
-                        lambda: {"operator": operator, "domain": domain.label, "new": new},
-                        {"domain": name},
-                        lambda: self.running(beside=domain),
-                    )
-                    before = self.channels.of(domain)
-                    refused = await self._refused_under(before, domain, new)
-                    written = True
+        for _ in range(MAX_TRIES):
+            async with self._admission, self._no_binding():
+                grant = await self.mediator.permit(
+                    "domain_relabel",
+                    lambda: {"operator": operator, "domain": domain.label, "new": new},
+                    {"domain": name},
+                    lambda: self.running(beside=domain),
+                )
+                before = self.channels.of(domain)
+                refused = await self._refused_under(before, domain, new)
+                try:
                     await self._journal.labelled(domain, new)
                     domain.require(ALIVE, "relabel it")
                     if (
@@ -248,17 +253,15 @@ class Monitor(Binder):
                     self.withdrawn(name, why)
                     for channel in refused:
                         self._cut(channel, why)
-                    domain.label, written = new, False
-                await self.settle()
-                cut = tuple(c.number for c in refused)
-                kept = tuple(c.number for c in before if c.number not in cut)
-                return Relabelled(grant.record, kept, cut)
-            raise StaleGeneration(
-                f"domain {name} kept changing while it was relabelled", fix="retry"
-            )
-        finally:
-            if written:  # and not done
-                await self._journal.labelled(domain, domain.label)
+                    domain.label = new
+                finally:
+                    if domain.label != new:  # before it is asked again, which may be refused
+                        await self._journal.labelled(domain, domain.label)
+            await self.settle()
+            cut = tuple(c.number for c in refused)
+            kept = tuple(c.number for c in before if c.number not in cut)
+            return Relabelled(grant.record, kept, cut)
+        raise StaleGeneration(f"domain {name} kept changing while it was relabelled", fix="retry")
 
     async def load(
         self,
@@ -288,21 +291,20 @@ class Monitor(Binder):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
                 try:
-                    fall = await find_fall(candidate, standing)
+                    fall = (await find_fall(candidate, standing)).of(self._standing())
                 except Denied as failure:
                     self.mediator.failed(hook, failure, undone=grant.record)
                     raise
-                loaded = _loaded(grant.record, candidate.generation, fall)
-                needed = bool(loaded.evicted) and not evict
+                needed = bool(fall.domains) and not evict
                 if durable is not None and not dry_run and not needed:
                     await durable(fall.labels)
-                if (
-                    self._standing() == standing
-                    and self.mediator.decider.generation == grant.generation
-                ):
+                now = self._standing()  # what has gone needs no judgement
+                if standing.covers(now) and self.mediator.decider.generation == grant.generation:
+                    fall = fall.of(now)
                     break
             else:
                 raise StaleGeneration("domains and channels kept changing", fix="try again")
+            loaded = _loaded(grant.record, candidate.generation, fall)
             if dry_run:
                 return loaded
             if needed:
@@ -316,16 +318,11 @@ class Monitor(Binder):
                 raise
             if installed is not None:
                 await installed()
-        forgotten = await self._remember(fall)
-        loaded = msgspec.structs.replace(
-            loaded,
-            cut=(*loaded.cut, *(Fallen(number, why) for number, why in forgotten.items())),
-            kept=tuple(number for number in loaded.kept if number not in forgotten),
-        )
+        fall = await self._remember(fall)
         await self.settle()
         for domain in fall.domains:
             await domain.gone.wait()
-        return loaded
+        return _loaded(grant.record, candidate.generation, fall)
 
     def _standing(self) -> Standing:
         domains = sorted(self.domains.values(), key=lambda domain: domain.started)
@@ -359,17 +356,18 @@ class Monitor(Binder):
             self._audit.note("evicted", {"domain": domain.name, "why": why})
 
     async def judge_again(self, candidate: Candidate) -> Fall:
-        """Judge what was readmitted by the policy in force; end at once what it refuses."""
-        fall = await find_fall(candidate, self._standing())
+        """Judge what was readmitted by the policy in force, and remember it in its walls, which a
+        kill may have left undone; end at once what it refuses or what can't be remembered."""
+        fall = (await find_fall(candidate, self._standing())).of(self._standing())
         self._end(fall, "after a restart the policy refuses it")
-        return fall
+        return await self._remember(fall)
 
-    async def _remember(self, fall: Fall) -> dict[int, str]:
+    async def _remember(self, fall: Fall) -> Fall:
         """Let what goes on count in the new policy's walls; what can't be remembered is cut.
 
-        Returns the channels that were cut, each with the reason.
+        Returns the fall with what was cut.
         """
-        cut: dict[int, str] = {}
+        cut: dict[Channel, str] = {}
         found = {(label, label) for label in fall.labels.values()}
         found |= {(c.source.label, c.sink.label) for c in fall.kept}
         pairs = sorted(found)
@@ -385,8 +383,9 @@ class Monitor(Binder):
                         channel.sink.label,
                     } & set(pair):
                         self._cut(channel, why)
-                        cut[channel.number] = why
-        return cut
+                        cut[channel] = why
+        kept = tuple(channel for channel in fall.kept if channel not in cut)
+        return fall._replace(channels={**fall.channels, **cut}, kept=kept)
 
     async def _refused_under(
         self, channels: Collection[Channel], domain: Domain, new: Label

@@ -24,10 +24,14 @@ from skerry.monitor.table import Channel
 
 
 class Standing(NamedTuple):
-    """What there is to judge; two that are equal need no second judgement."""
+    """What there is to judge; what stands of it later needs no second judgement."""
 
     channels: tuple[Channel, ...]
     domains: tuple[tuple[Domain, Label], ...]
+
+    def covers(self, later: Standing) -> bool:
+        """Say whether nothing came, or got another label."""
+        return {*later.channels, *later.domains} <= {*self.channels, *self.domains}
 
 
 class Fall(NamedTuple):
@@ -37,6 +41,16 @@ class Fall(NamedTuple):
     domains: Mapping[Domain, str]
     kept: tuple[Channel, ...]
     labels: Mapping[Domain, Label]
+
+    def of(self, standing: Standing) -> Fall:
+        """Return what of it is still there."""
+        channels, domains = set(standing.channels), {domain for domain, _ in standing.domains}
+        return Fall(
+            {c: why for c, why in self.channels.items() if c in channels},
+            {d: why for d, why in self.domains.items() if d in domains},
+            tuple(c for c in self.kept if c in channels),
+            {d: label for d, label in self.labels.items() if d in domains},
+        )
 
 
 class Fallen(msgspec.Struct, frozen=True):

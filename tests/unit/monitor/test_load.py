@@ -244,6 +244,45 @@ def test_a_channel_bound_while_a_load_judges_is_judged_too() -> None:
     play(scene)
 
 
+def test_who_keeps_cutting_and_killing_cannot_hold_a_load_off() -> None:
+    """What goes while it is judged or written down needs no judgement, nor an eviction."""
+
+    async def scene(world: World) -> None:
+        pairs = list(itertools.pairwise("abcdefghijkl"))
+        numbers = await joined(world, *pairs)
+        lost, new = ("a", "b"), candidate(world, *pairs[1:])
+        new.unknown = {"l"}
+        going = [numbers[pair] for pair in pairs[1:] if "l" not in pair]
+        stays = going.pop()
+        written = 0
+
+        async def foresee(channels: object) -> None:
+            if going:
+                world.monitor.cut(going.pop())
+            if "l" in [domain.name for domain in world.monitor.domains.values() if domain.admitted]:
+                world.monitor.kill("l")
+                await world.monitor.domain("l").gone.wait()
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            nonlocal written
+            written += 1
+            assert "l" not in [domain.name for domain in labels]
+            while going:
+                world.monitor.cut(going.pop())
+
+        new.foresee = foresee  # type: ignore[method-assign] # the toy's own
+        done = await world.monitor.load(
+            "policy_load", world.operator, label("security"), new, {}, durable=durable
+        )
+        assert written == 1
+        assert (done.evicted, done.kept) == ((), (stays,))
+        assert [fallen.what for fallen in done.cut] == [numbers[lost]]
+        assert len(world.audit.events("cut")) == len(pairs) - 1  # each of them once
+        assert len(world.monitor.channels) == 1
+
+    play(scene)
+
+
 def test_who_binds_while_a_policy_is_being_loaded_waits_for_it() -> None:
     """So nobody who keeps binding can hold a load off; the answer is the new policy's."""
 
