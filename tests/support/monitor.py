@@ -43,6 +43,9 @@ class ToyDecider:
         other.generation = self.generation + 1
         return other
 
+    async def remember(self, candidate: ToyDecider) -> None:
+        """Do nothing."""
+
     def install(self, candidate: ToyDecider) -> int:
         """Take over a candidate's rules."""
         if candidate.generation != self.generation + 1:

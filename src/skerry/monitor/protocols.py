@@ -129,6 +129,9 @@ class Decider(Judge, Protocol):
         `sources` is what it is made from, for a manager that makes it again elsewhere.
         """
 
+    async def remember(self, candidate: Any) -> None:
+        """Save what the standing history will be under a candidate. Raises a `Denied`."""
+
     def install(self, candidate: Any) -> int:
         """Bring a candidate of this manager's into force; returns its generation, never waits.
 

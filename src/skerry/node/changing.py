@@ -127,7 +127,8 @@ class Changing:
         adopting: Adoption | None,
     ) -> dict[str, object]:
         stack = policy.stack
-        candidate = self.monitor.mediator.decider.candidate(stack, policy.sources)
+        decider = self.monitor.mediator.decider
+        candidate = decider.candidate(stack, policy.sources)
         lost = {} if adopting else self._operators_without(policy)
         if operator in lost.values():
             raise StateError(
@@ -149,8 +150,12 @@ class Changing:
             if new is None:
                 await changing.enter_async_context(self._changing)
             new = adopting.merged(policy) if adopting else carried(self.setup, policy)
+            # Before the setup, with which a restart goes on; and last, so that nothing that was
+            # exchanged meanwhile is left out.
+            await decider.remember(candidate)
             if self._keeper is not None:
                 await self._keeper.keep(new, candidate.generation, labels)
+            await decider.remember(candidate)
 
         async def installed() -> None:
             nonlocal cut

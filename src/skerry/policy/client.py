@@ -181,6 +181,14 @@ class RemoteManager:
             self.link, number, generation, policy, self._policy, lambda: self.history
         )
 
+    async def remember(self, candidate: RemoteCandidate) -> None:
+        """Save what the history will be under a candidate, so that no restart forgets it.
+
+        Raises `DeciderUnavailable` or another `Denied` if it can't be saved.
+        """
+        stack, before = candidate.policy.stack, candidate.before
+        await self._keeper.keep_carried(self, lambda now: stack.carry_history(now, before))
+
     def install(self, candidate: RemoteCandidate) -> int:
         """Bring a candidate into force, here at once and there before the next question.
 
