@@ -359,7 +359,10 @@ class Monitor(Binder):
             self._audit.note("evicted", {"domain": domain.name, "why": why})
 
     async def judge_again(self, candidate: Candidate) -> Fall:
-        """Judge what was readmitted by the policy in force; end at once what it refuses."""
+        """Judge what was readmitted by the policy in force; end at once what it refuses.
+
+        Raises what `find_fall` does, and then nothing was judged: the caller must end it all.
+        """
         fall = await find_fall(candidate, self._standing())
         self._end(fall, "after a restart the policy refuses it")
         return fall

@@ -70,7 +70,9 @@ class PolicyManager:
         """Hex SHA-256 over the digests of the modules in force."""
         return self.stack.digest
 
-    def candidate(self, stack: Stack, sources: Sequence[object] = ()) -> Candidate:
+    def candidate(
+        self, stack: Stack, sources: Sequence[object] = (), *, loading: bool = False
+    ) -> Candidate:
         """Return a policy that could come into force next: it answers, but decides nothing."""
         return Candidate(self._engine.candidate(stack))
 
