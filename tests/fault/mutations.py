@@ -307,7 +307,7 @@ def a_restart_does_not_tell_what_it_adopted() -> None:
     """The report names nothing."""
     run = Recovery.run
 
-    async def silent(self: Recovery, in_force: Candidate) -> Recovered:
+    async def silent(self: Recovery, in_force: Callable[[], Candidate]) -> Recovered:
         await run(self, in_force)
         return Recovered()
 

@@ -136,7 +136,7 @@ def test_qemu_holds_only_what_it_was_given() -> None:
             with pytest.raises(PermissionError):
                 descriptors(pid)
             return
-        for _ in range(50):
+        for _try in range(50):
             links = descriptors(pid)
             foreign = {n: link for n, link in links.items() if not link.startswith("anon_inode:")}
             if set(foreign) == {0, 1, 2, 5}:

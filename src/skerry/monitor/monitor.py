@@ -357,7 +357,10 @@ class Monitor(Binder):
 
     async def judge_again(self, candidate: Candidate) -> Fall:
         """Judge what was readmitted by the policy in force, and remember it in its walls, which a
-        kill may have left undone; end at once what it refuses or what can't be remembered."""
+        kill may have left undone; end at once what it refuses or what can't be remembered.
+
+        Raises what `find_fall` does, and then nothing was judged: the caller must end it all.
+        """
         fall = (await find_fall(candidate, self._standing())).of(self._standing())
         self._end(fall, "after a restart the policy refuses it")
         return await self._remember(fall)

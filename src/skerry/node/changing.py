@@ -66,7 +66,7 @@ class Changing:
         self.sessions = Sessions()
         monitor.withdrawn = self.sessions.cut
         self._keeper = keeper
-        self._changing = asyncio.Lock()  # held from what is written down until it is in force
+        self._changing = asyncio.Lock()  # held from what is proposed until it is in force
         self._clock = clock
 
     async def load(
@@ -132,35 +132,20 @@ class Changing:
         dry_run: bool,
         adopting: Adoption | None,
     ) -> dict[str, object]:
-        stack = policy.stack
-        candidate = self.monitor.mediator.decider.candidate(stack, policy.sources)
-        lost = {} if adopting else self._operators_without(policy)
-        if operator in lost.values():
-            raise StateError(
-                f"your own label {operator} is none of this policy's, so you could not go back",
-                fix="give the policy that label, or let another operator load it",
-            )
-        if lost and not evict and not dry_run:
-            shown = ", ".join(f"uid {uid} ({label})" for uid, label in lost.items())
-            raise StateError(
-                f"under this policy operators have no label: {shown}",
-                fix="--evict shuts them out",
-            )
+        stack, decider = policy.stack, self.monitor.mediator.decider
         cut = 0
         new: Setup | None = None
         changing = contextlib.AsyncExitStack()
 
         async def durable(labels: Mapping[Domain, Label]) -> None:
             nonlocal new
-            if new is None:
-                await changing.enter_async_context(self._changing)
-            # Signature and assertions were checked for that setup and no other.
-            if self.setup is not checked:
-                raise StaleGeneration("the system changed meanwhile", fix="try again")
-            self._require_base(adopting)
             new = adopting.merged(policy) if adopting else carried(self.setup, policy)
+            # Before the setup, with which a restart goes on; and last, so that nothing that was
+            # exchanged meanwhile is left out.
+            await decider.remember(candidate)
             if self._keeper is not None:
                 await self._keeper.keep(new, candidate.generation, labels)
+            await decider.remember(candidate)
 
         async def installed() -> None:
             nonlocal cut
@@ -173,20 +158,28 @@ class Changing:
             cut = await self._judge_sessions()
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
-        try:
-            done = await self.monitor.load(
-                hook,
-                operator,
-                self.security(),
-                candidate,
-                about,
-                evict=evict,
-                dry_run=dry_run,
-                durable=durable,
-                installed=installed,
-            )
-        finally:
-            async with changing:  # the next change may go on, also where this can't be undone
+        async with changing:  # the next change may go on, also where this can't be undone
+            if not dry_run:
+                await changing.enter_async_context(self._changing)
+                # Signature and assertions were checked for that setup and no other.
+                if self.setup is not checked:
+                    raise StaleGeneration("the system changed meanwhile", fix="try again")
+                self._require_base(adopting)
+            lost = {} if adopting else self._require_operators(operator, policy, evict or dry_run)
+            candidate = decider.candidate(stack, policy.sources, loading=not dry_run)
+            try:
+                done = await self.monitor.load(
+                    hook,
+                    operator,
+                    self.security(),
+                    candidate,
+                    about,
+                    evict=evict,
+                    dry_run=dry_run,
+                    durable=durable,
+                    installed=installed,
+                )
+            finally:
                 if new is not None:
                     await self._settle(new)
         return {
@@ -266,13 +259,28 @@ class Changing:
                 self.monitor.mediator.audit.note("evicted", {"domain": name, "why": why})
         return ended
 
-    def _operators_without(self, policy: Policy) -> dict[int, Label]:
-        """Return the operators whose label a policy lacks."""
-        return {
+    def _require_operators(
+        self, operator: Label, policy: Policy, may_lose: bool
+    ) -> dict[int, Label]:
+        """Return the operators whose label a policy lacks. Raises `StateError` if the caller is
+        one of them, or if there may be none."""
+        lost = {
             uid: label
             for uid, label in self.setup.operators.items()
             if carry(policy.stack, label, self.setup.stack) is None
         }
+        if operator in lost.values():
+            raise StateError(
+                f"your own label {operator} is none of this policy's, so you could not go back",
+                fix="give the policy that label, or let another operator load it",
+            )
+        if lost and not may_lose:
+            shown = ", ".join(f"uid {uid} ({label})" for uid, label in lost.items())
+            raise StateError(
+                f"under this policy operators have no label: {shown}",
+                fix="--evict shuts them out",
+            )
+        return lost
 
     async def _judge_sessions(self) -> int:
         """End the open sessions that the policy in force refuses; return how many."""

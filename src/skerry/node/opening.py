@@ -141,7 +141,7 @@ async def open_node(
     if isinstance(trail, AuditClient):
         node.helpers["audit writer"] = trail
     recovery = Recovery(monitor, journal, life.inherited, machines.heir, machines.forget)
-    found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
+    found = await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
     if life.fresh:
         return Opened(node, prepare, trail, journal, None)
     trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))

@@ -2,7 +2,8 @@
 
 The rules (law 7): only what the journal calls standing is adopted, and only if it is all there;
 everything else that the supervisor holds is ended; all that was adopted is judged again by the
-policy in force before anything new is allowed. None of that asks anybody.
+policy in force before anything new is allowed. None of that asks anybody. Where nobody judges it,
+nothing goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate, Machine, Side
+from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
 from skerry.node.journal import SIDES, NodeJournal, twin_name
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint
@@ -28,6 +30,10 @@ from skerry.supervisor.client import Inherited, Process
 
 ADOPT_S = 15.0
 """How long a machine may take to answer its new node; one that does not is ended."""
+
+JUDGE_TRIES, JUDGE_PAUSE_S = 6, 0.5
+"""How often, and how far apart, what was adopted is put to a policy manager that does not answer:
+long enough for another one to be started. After that the node ends, and everything with it."""
 
 
 class Heir(Machine, Protocol):
@@ -79,15 +85,19 @@ class Recovery:
         self._machines: dict[str, Heir] = {}
         self._domains: dict[str, Domain] = {}
 
-    async def run(self, in_force: Candidate) -> Recovered:
-        """Adopt, undo, cut, judge. Raises nothing that one machine or channel is the cause of."""
+    async def run(self, in_force: Callable[[], Candidate]) -> Recovered:
+        """Adopt, undo, cut, judge. Raises nothing that one machine or channel is the cause of.
+
+        `in_force` gives the policy that judges. Raises `DeciderUnavailable` where nobody does; the
+        node must end then, because what was adopted runs unjudged.
+        """
         entries = dict(self._journal.standing.domains)
         await asyncio.gather(*(self._adopt(entry) for entry in entries.values()))
         for channel in list(self._journal.standing.channels.values()):
             self._readmit_channel(channel)
         await self._undo()
         await self._detach_the_rest()
-        fall = await self._monitor.judge_again(in_force)
+        fall = await self._judge(in_force)
         for refused, why in fall.channels.items():
             self.found.channels.remove(refused.number)
             self.found.cut[refused.number] = why
@@ -95,6 +105,13 @@ class Recovery:
             self.found.domains.remove(domain.name)
             self.found.ended[domain.name] = why
         return self.found
+
+    async def _judge(self, in_force: Callable[[], Candidate]) -> Fall:
+        for _ in range(JUDGE_TRIES - 1):
+            with contextlib.suppress(*UNDECIDED):
+                return await self._monitor.judge_again(in_force())
+            await asyncio.sleep(JUDGE_PAUSE_S)
+        return await self._monitor.judge_again(in_force())
 
     async def _adopt(self, entry: DomainEntry) -> None:
         incarnation = entry.footprint.incarnation

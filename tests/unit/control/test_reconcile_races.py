@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from skerry.errors import Denied, SkerryError
+from skerry.errors import Denied, SkerryError, StateError
+from skerry.node.assertions import violations
 from skerry.node.kept import SetupKeeper
 from skerry.node.setup import make_setup
 from skerry.wire import control as wire
@@ -75,56 +76,33 @@ def test_a_domain_started_while_the_file_that_lacks_it_comes_into_force_stays_kn
 def test_a_policy_checked_for_one_system_does_not_come_into_force_under_another(
     tmp_path: Path,
 ) -> None:
-    """An assertion that came into force while a load was judged is not broken by it.
+    """Of a load and a file with an assertion that it breaks, at once, one comes into force.
 
-    The control: without it the same load comes into force.
+    The controls: each alone does.
     """
     asserted = TWO.replace("[operators]", '[[assert]]\nnever = "a -> b"\n[operators]')
 
-    async def attempt(host: Host, between: bool) -> bool:
-        find, reached, on = (
-            host.monitor.mediator.decider.candidate,
-            asyncio.Event(),
-            asyncio.Event(),
-        )
-
-        def candidate(*words: Any) -> Any:
-            made = find(*words)
-            foresee = made.foresee
-
-            async def wait(channels: Any) -> None:
-                reached.set()
-                await on.wait()
-                await foresee(channels)
-
-            setattr(made, "foresee", wait)  # noqa: B010 a method, as mypy sees it
-            return made
-
-        host.monitor.mediator.decider.candidate = candidate  # type: ignore[method-assign,assignment]
+    async def both(host: Host) -> list[object]:
         loading = asyncio.create_task(load(host, POLICY))
-        await asyncio.wait_for(reached.wait(), 9)
-        host.monitor.mediator.decider.candidate = find  # type: ignore[method-assign]
-        changing = asyncio.create_task(up(host, asserted, APART)) if between else None
-        for _ in range(9_000):
-            if changing is None or host.node.setup.system.asserts:
-                break
-            await asyncio.sleep(0.001)
-        on.set()
-        if changing is not None:
-            await changing
-        try:
-            await loading
-        except SkerryError:
-            return False
-        return True
+        await ticks(1)
+        changing = asyncio.create_task(up(host, asserted, APART))
+        return list(await asyncio.gather(loading, changing, return_exceptions=True))
 
     async def scene(host: Host) -> None:
         await host.up()
-        assert await attempt(host, between=False)
-        await load(host, APART)
-        assert not await attempt(host, between=True)
-        with pytest.raises(Denied):
-            await host.monitor.bind("a", "b", port="again")
+        for _ in range(20):
+            await load(host, POLICY)
+            await load(host, APART)
+            results = await both(host)
+            assert violations(host.node.setup) == []
+            assert any(isinstance(r, SkerryError) or getattr(r, "refused", None) for r in results)
+            await load(host, APART)
+            await up(host, TWO, APART)
+            assert host.node.setup.system.asserts == ()
+        await up(host, asserted, APART)
+        assert len(host.node.setup.system.asserts) == 1
+        with pytest.raises(StateError, match="do not hold"):
+            await load(host, POLICY)
 
     play(tmp_path, scene, APART, TWO)
 

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from skerry.errors import AuditUnavailable, Denied, StaleGeneration, StateError
+from skerry.errors import (
+    AuditUnavailable,
+    DeciderUnavailable,
+    Denied,
+    StaleGeneration,
+    StateError,
+)
 from skerry.label import Label
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.revise import EvictionNeeded, Loaded
@@ -154,6 +160,38 @@ def test_whatever_fails_in_judging_is_a_refusal() -> None:
         assert [fallen.what for fallen in done.cut] == list(numbers.values())
         assert done.cut[0].why
 
+    play(scene)
+
+
+@pytest.mark.parametrize("error", [StaleGeneration, DeciderUnavailable])
+@pytest.mark.parametrize("question", ["admit", "decide"])
+def test_where_nobody_judges_nothing_falls_and_nothing_comes_into_force(
+    error: type[Denied], question: str
+) -> None:
+    """Who is not there says nothing of a domain or channel; another denial does (control)."""
+
+    class Gone(ToyDecider):
+        async def fail(self, *_: object) -> Verdict:
+            raise failures[-1]("gone")
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        new = Gone()
+        new.generation = 2
+        setattr(new, question, new.fail)
+        with pytest.raises(error):
+            await load(world, new, evict=True)
+        assert world.decider.generation == 1
+        assert carries(world, numbers["a", "b"], "a", "b")
+        assert world.audit.events("deny")[-1]["why"]
+        with pytest.raises(error):
+            await world.monitor.judge_again(new)
+        assert not world.audit.events("cut") + world.audit.events("evicted")
+        failures.append(Denied)
+        done = await load(world, new, evict=True)
+        assert [fallen.what for fallen in done.cut] == list(numbers.values())
+
+    failures: list[type[Denied]] = [error]
     play(scene)
 
 
