@@ -1,4 +1,7 @@
-"""The client of the control socket; imports neither asyncio nor anything of the node."""
+"""The client of the control socket; imports neither asyncio nor anything of the node.
+
+The rule: it talks only to root, or to the user whose directory the socket lies in.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from skerry.control.operators import peer_uid
 from skerry.errors import SkerryError, WireError
 from skerry.wire.control import Call, Done, Failed, Input, Output, decode_reply, encode
 from skerry.wire.frames import frame, receive
@@ -46,6 +50,10 @@ class Client:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _connect(self.sock, path)
+            _require_owner(self.sock, path)
+        except NoService:
+            self.sock.close()
+            raise
         except PermissionError:
             self.sock.close()
             raise NoService(
@@ -116,6 +124,16 @@ def _connect(sock: socket.socket, path: Path) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(0.02)
+
+
+def _require_owner(sock: socket.socket, path: Path) -> None:
+    """Raise `NoService` if it is neither root nor the directory's owner who listens, `OSError`."""
+    peer, owner = peer_uid(sock), path.parent.stat().st_uid
+    if peer not in (0, owner):
+        raise NoService(
+            f"uid {peer} listens at {path}, which is in a directory of uid {owner}",
+            fix="remove the socket, and find out who put it there",
+        )
 
 
 def call(path: Path, message: Call) -> object:
