@@ -28,6 +28,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
 from skerry.node.deciding import ClosedDecider, open_manager
+from skerry.node.descriptors import check_descriptors
 from skerry.node.digest import code_digest
 from skerry.node.helpers import Helpers, accepted_layers
 from skerry.node.jails import Identities
@@ -158,6 +159,7 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
     standing = await asyncio.to_thread(_standing, inherited, world.disk)
     if standing is None:
         setup = await asyncio.to_thread(load_setup, system)
+        check_descriptors(setup.system.limits)
         return Life(True, setup, Standing(token=secrets.token_hex(8)), inherited)
     setup = await asyncio.to_thread(read_setup, state, standing.setup)
     return Life(False, setup, standing, inherited)
