@@ -1,14 +1,17 @@
-"""The client of the control socket; imports neither asyncio nor anything of the node."""
+"""The client of the control socket; imports neither asyncio nor, but for its paths, the node."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from skerry.errors import SkerryError, WireError
+from skerry.node import paths
 from skerry.wire.control import Call, Done, Failed, Input, Output, decode_reply, encode
 from skerry.wire.frames import frame, receive
 
@@ -53,6 +56,11 @@ class Client:
             ) from None
         except OSError:
             self.sock.close()
+            if is_supervised():
+                raise NotRunning(
+                    "the service does not answer: it is being started or ended",
+                    fix="try again in a moment",
+                ) from None
             raise NotRunning(
                 "no system is running here", fix="start one with `skerry up SYSTEM --detach`"
             ) from None
@@ -104,6 +112,21 @@ class Client:
                 raise Remote(reply)
             if output is not None:
                 output(reply)
+
+
+def is_supervised() -> bool:
+    """Say whether a supervisor holds its lock: it starts the service again if that is dead."""
+    try:
+        handle = os.open(paths.state_dir() / paths.LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _connect(sock: socket.socket, path: Path) -> None:

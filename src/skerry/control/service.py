@@ -111,11 +111,7 @@ async def _serve(opened: Opened, report: Reporter, stop: asyncio.Event) -> int:
     server = ControlServer(path, Operators(lambda: node.setup.operators), calls.handle)
     calls.reconciler.operators_changed = server.operators_changed
     await server.listen(os.getuid())
-    if opened.recovered is None:
-        rising = asyncio.ensure_future(_rise(node, report))
-    else:
-        _tell(opened.recovered, report)
-        rising = asyncio.ensure_future(_greet(node, report))
+    rising = asyncio.ensure_future(_rise(opened, report))
     again = False
     try:
         again = await _stand(rising, stop, calls)
@@ -156,9 +152,14 @@ async def _stand(rising: asyncio.Future[None], stop: asyncio.Event, calls: Calls
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _rise(node: Node, report: Reporter) -> None:
-    await node.up(report)
-    await _greet(node, report)
+async def _rise(opened: Opened, report: Reporter) -> None:
+    """Adopt what an earlier service left, if there was one, or bring the system up."""
+    if opened.recovery is None:
+        await opened.node.up(report)
+    else:
+        await opened.recovery.adopt()
+        _tell(opened.recovery.found, report)
+    await _greet(opened.node, report)
 
 
 async def _greet(node: Node, report: Reporter) -> None:
