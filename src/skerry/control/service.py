@@ -24,7 +24,7 @@ from skerry.control.calls import Calls
 from skerry.control.notify import notify
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer
-from skerry.errors import SkerryError
+from skerry.errors import Denied, SkerryError
 from skerry.monitor.domain import State
 from skerry.node import paths
 from skerry.node.node import Node
@@ -153,12 +153,14 @@ async def _stand(rising: asyncio.Future[None], stop: asyncio.Event, calls: Calls
 
 
 async def _rise(opened: Opened, report: Reporter) -> None:
-    """Adopt what an earlier service left, if there was one, or bring the system up."""
-    if opened.recovery is None:
-        await opened.node.up(report)
-    else:
+    """Adopt what an earlier service left, and bring the system up, or the rest of it."""
+    if opened.recovery is not None:
         await opened.recovery.adopt()
         _tell(opened.recovery.found, report)
+    if opened.journal.standing.rising:
+        await opened.node.up(report)
+        with contextlib.suppress(Denied):  # the next service then looks again
+            await opened.journal.write("risen", {})
     await _greet(opened.node, report)
 
 

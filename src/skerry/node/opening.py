@@ -159,7 +159,7 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
     if standing is None:
         setup = await asyncio.to_thread(load_setup, system)
         check_descriptors(setup.system.limits)
-        return Life(True, setup, Standing(token=secrets.token_hex(8)), inherited)
+        return Life(True, setup, Standing(token=secrets.token_hex(8), rising=True), inherited)
     setup = await asyncio.to_thread(read_setup, state, standing.setup)
     return Life(False, setup, standing, inherited)
 
