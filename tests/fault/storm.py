@@ -140,6 +140,8 @@ class Storm:
         world = World(disk, self.clock, lambda *_: NoIdentities(), machines, trail, in_process)
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda event: None, exits, world)
+        if self.opened.recovery is not None:
+            await self.opened.recovery.adopt()
 
     async def _check(self) -> None:
         assert self.opened is not None

@@ -94,6 +94,8 @@ class Scene:
         exits = contextlib.AsyncExitStack()
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda _: None, exits, world)
+        if self.opened.recovery is not None:
+            await self.opened.recovery.adopt()
 
     wall = 1_700_000_000_000_000_000
 
@@ -201,9 +203,9 @@ def test_a_disk_that_fails_denies_and_nothing_is_half_done(
         world.kill()
         await world.begin()
         assert world.opened.node.monitor.mediator.decider.generation == 2
-        found = world.opened.recovered
-        assert found is not None
-        assert set(found.domains) == {"d1", "d3", "d4"}
+        recovery = world.opened.recovery
+        assert recovery is not None
+        assert set(recovery.found.domains) == {"d1", "d3", "d4"}
         assert world.channel not in await world.live()
 
     play(tmp_path, scene)

@@ -1,4 +1,4 @@
-"""The client of the control socket; imports neither asyncio nor anything of the node.
+"""The client of the control socket; imports neither asyncio nor, but for its paths, the node.
 
 The rule: it talks only to root, or to the user whose directory the socket lies in.
 """
@@ -6,6 +6,8 @@ The rule: it talks only to root, or to the user whose directory the socket lies 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from skerry.control.operators import peer_uid
 from skerry.errors import SkerryError, WireError
+from skerry.node import paths
 from skerry.wire.control import Call, Done, Failed, Input, Output, decode_reply, encode
 from skerry.wire.frames import frame, receive
 
@@ -61,6 +64,11 @@ class Client:
             ) from None
         except OSError:
             self.sock.close()
+            if is_supervised():
+                raise NotRunning(
+                    "the service does not answer: it is being started or ended",
+                    fix="try again in a moment",
+                ) from None
             raise NotRunning(
                 "no system is running here", fix="start one with `skerry up SYSTEM --detach`"
             ) from None
@@ -112,6 +120,21 @@ class Client:
                 raise Remote(reply)
             if output is not None:
                 output(reply)
+
+
+def is_supervised() -> bool:
+    """Say whether a supervisor holds its lock: it starts the service again if that is dead."""
+    try:
+        handle = os.open(paths.state_dir() / paths.LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _connect(sock: socket.socket, path: Path) -> None:

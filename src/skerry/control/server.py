@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
@@ -33,6 +34,9 @@ FIRST_S = 10.0
 
 SLOW_S = 30.0
 """Seconds after which a client that does not read what it asked for is dropped."""
+
+TELL_S = 1.0
+"""Seconds between two lines of the log about broken connections; those between are counted."""
 
 log = logging.getLogger("skerry.control")
 
@@ -86,6 +90,22 @@ def framed(reply: Reply) -> bytes:
     return frame(encode(reply), MAX_REPLY)
 
 
+class Broken:
+    """Tells the log of broken connections, which any local user can make by the thousand."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+        self._untold = 0
+
+    def tell(self, error: Exception) -> None:
+        """Write a line, or count it for the next one."""
+        self._untold += 1
+        if (now := self._clock()) >= self._next:
+            log.info("connections closed since the last such line: %d: %s", self._untold, error)
+            self._next, self._untold = now + TELL_S, 0
+
+
 Handler = Callable[[Call, Session], Awaitable[object]]
 
 
@@ -99,6 +119,7 @@ class ControlServer:
         self.connections: dict[asyncio.Task[None], int] = {}
         self._owner = 0
         self._calling: Counter[int] = Counter()
+        self._broken = Broken()
         self._server: asyncio.Server | None = None
 
     async def listen(self, owner: int) -> None:
@@ -144,7 +165,7 @@ class ControlServer:
             uid = self.connections[task] = peer_uid(writer.get_extra_info("socket"))
             await self._serve(uid, reader, writer)
         except (WireError, ConnectionError) as error:
-            log.info("a connection was closed: %s", error)
+            self._broken.tell(error)
         finally:
             self.connections.pop(task, None)
             writer.close()

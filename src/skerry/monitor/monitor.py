@@ -121,14 +121,17 @@ class Monitor(Binder):
         domain.machine = machine
         machine.exited.add_done_callback(lambda future: self._exited(domain, end_of(future)))
 
-    def readmit(self, domain: Domain, machine: Machine, state: State) -> None:
-        """Go on with a domain that stood before a restart, with a machine that was adopted."""
+    def readmit(self, domain: Domain, machine: Machine) -> None:
+        """Let a domain that stood before a restart count, and be ended; `adopted` must follow."""
         self.domains[domain.name] = domain
         domain.admitted = True
+        self._watch(domain, machine)
+
+    def adopted(self, domain: Domain, state: State) -> None:
+        """Go on with a readmitted domain whose machine was found in this state."""
         domain.move(State.PAUSED, domain.started)
         if state is State.RUNNING:
             domain.move(state, domain.started)
-        self._watch(domain, machine)
 
     def _never_ran(self, domain: Domain, old: Domain | None, error: BaseException) -> None:
         if isinstance(error, LimitReached) or (isinstance(error, Denied) and domain.admitted):

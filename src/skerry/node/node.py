@@ -39,6 +39,10 @@ GREETING_S = 86_400.0
 """How long a guest may take to answer for the first time; a paused one is waited for."""
 
 
+UNDER_WAY = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
+"""The states of a domain for which a start of the system has nothing to do."""
+
+
 class MachineMaker(Protocol):
     """Makes the machine of a domain; called after the start was allowed."""
 
@@ -80,22 +84,28 @@ class Node(Changing):
     async def up(self, report: Report) -> list[Refusal]:
         """Start every domain that starts by itself, bind the channels, let them run.
 
-        A refusal stops only what was refused; all of them are returned.
+        What an earlier node had begun of it is finished. A refusal stops only what was refused; all
+        of them are returned.
         """
+        alive = {d.name for d in self.monitor.domains.values() if d.state in UNDER_WAY}
         domains = self.setup.system.domains.items()
-        starting = [name for name, domain in domains if domain.autostart]
+        starting = [name for name, domain in domains if domain.autostart and name not in alive]
         return await self.raise_up(self.setup.owner, starting, report)
 
     async def raise_up(
         self, operator: Label, names: Iterable[str], report: Report
     ) -> list[Refusal]:
-        """Start these domains, bind what the file declares and is not bound, let them run."""
+        """Start these domains, bind what the file declares and is not bound, let them run.
+
+        One that is paused is not started, but bound and let run as the others.
+        """
         refused: list[Refusal] = []
         ready: list[str] = []
         for name in names:
             report({"event": "starting", "domain": name})
             try:
-                await self._start_paused(operator, name)
+                if not self._is_paused(name):
+                    await self._start_paused(operator, name)
                 ready.append(name)
             except SkerryError as error:
                 refused.append(refusal_of(f"domain {name}", error))
@@ -123,6 +133,10 @@ class Node(Changing):
         started = await self._bind_declared(operator, {name})
         await self.monitor.resume(operator, name)
         return started
+
+    def _is_paused(self, name: str) -> bool:
+        domain = self.monitor.domains.get(name)
+        return domain is not None and domain.state is State.PAUSED
 
     async def _start_paused(self, operator: Label, name: str) -> None:
         spec, label = self.known(name), self.setup.labels[name]

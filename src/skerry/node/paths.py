@@ -19,6 +19,9 @@ from skerry.errors import SkerryError
 MAX_SOCKET = 107
 """Longest path of a Unix socket, in bytes (the kernel's sun_path); a longer one is an error."""
 
+LOCK = "node.lock"
+"""The file of the state on which a supervisor holds a lock while it lives."""
+
 ROOT_HOME = Path("/var/lib/skerry")
 
 

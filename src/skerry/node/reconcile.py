@@ -28,6 +28,7 @@ from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
 from skerry.node.assertions import violations
 from skerry.node.changing import Adoption, Refusal, refusal_of
+from skerry.node.descriptors import check_descriptors
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
 from skerry.node.node import Node, Report
 from skerry.node.plan import Step
@@ -276,8 +277,10 @@ def _bytes_differ(now: Setup, untrusted: SystemFiles) -> bool:
 
 
 def _read(now: Setup, untrusted: SystemFiles) -> Setup:
-    """Check the files of a system for a node that runs. Raises `InputError`, `StateError`."""
+    """Check the files of a system for a node that runs. Raises `InputError`, `StateError`
+    and `LimitReached`."""
     wanted = make_setup(untrusted)
+    check_descriptors(wanted.system.limits)
     if sorted(wanted.stack.names) != sorted(now.stack.names):
         was, will = (", ".join(sorted(setup.stack.names)) for setup in (now, wanted))
         raise StateError(

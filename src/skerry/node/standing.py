@@ -57,7 +57,8 @@ class Standing(msgspec.Struct):
     """Everything that goes on after a restart.
 
     `token` names the life of a supervisor that this belongs to; `setup` the file that holds the
-    system and the policy in force. `channel` and `uid` are the highest ever used.
+    system and the policy in force. `channel` and `uid` are the highest ever used. `rising`: what
+    starts by itself has not all been started yet.
     """
 
     token: str = ""
@@ -65,6 +66,7 @@ class Standing(msgspec.Struct):
     generation: int = 1
     channel: int = 0
     uid: int = 0
+    rising: bool = False
     domains: dict[str, DomainEntry] = {}
     channels: dict[int, ChannelEntry] = {}
 
@@ -100,6 +102,8 @@ class Standing(msgspec.Struct):
             case "gone":
                 for number in fields["channels"]:
                     self.channels.pop(number, None)
+            case "risen":
+                self.rising = False
             case "whole" | "recovered" | "lost":
                 pass
             case _:

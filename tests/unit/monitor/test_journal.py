@@ -194,7 +194,8 @@ def test_what_is_readmitted_goes_on_as_before() -> None:
         after.machines, after.now = world.machines, world.now
         for name in ("a", "b"):
             domain = Domain(name, label(name), 0.0)
-            after.monitor.readmit(domain, world.machines[name], State.RUNNING)
+            after.monitor.readmit(domain, world.machines[name])
+            after.monitor.adopted(domain, State.RUNNING)
         source, sink = after.monitor.domains.values()
         again = Channel(old.number, "stream", source, sink, "ch1", False)
         again.bridge, old.bridge = old.bridge, None

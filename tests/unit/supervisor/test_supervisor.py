@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import signal
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from skerry.supervisor import client as client_module
 from skerry.supervisor import wire
 from skerry.supervisor.client import STATUS_UNKNOWN, SpawnFailed, SupervisorClient, SupervisorGone
-from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS, RESERVE
+from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS, RESERVE, Supervisor
 from tests.support.supervisor import SOURCE, running_supervisor
 
 PYTHON = "/usr/bin/python3"
@@ -213,12 +215,12 @@ def test_truncated_messages_are_errors_and_leak_nothing() -> None:
     b.close()
 
 
-def run_node(script: str) -> subprocess.Popen[bytes]:
+def run_node(script: str, errors: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """Start a supervisor with a node that runs a shell script."""
     code = f"import sys; sys.path.insert(0, {SOURCE!r}); import skerry.supervisor.main as m; "
     code += "sys.exit(m.main(sys.argv[1:]))"
     command = [sys.executable, "-I", "-c", code, "--", SH, "-c", script]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
 
 
 def test_the_node_is_started_with_its_socket_and_its_status_is_ours() -> None:
@@ -357,3 +359,71 @@ def test_at_its_limit_of_descriptors_it_refuses_and_can_still_hand_everything_ov
             assert not client.gone.done()
 
     asyncio.run(main())
+
+
+def test_a_log_that_takes_nothing_does_not_end_the_supervisor() -> None:
+    """On a full disk of the log another node is started, and may end as it likes."""
+    count = "n=$(cat count 2>/dev/null); echo x$n >count"
+    script = f"{count}; [ ${{#n}} -gt 1 ] && echo over && exit 1; kill -9 $$"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Path("/dev/full").open("w") as full,
+        run_node(f"cd {folder}; {script}", full.fileno()) as supervisor,
+    ):
+        out, _ = supervisor.communicate(timeout=20)
+        assert (supervisor.returncode, out) == (1, b"over\n")
+
+
+def no_descriptor(_: int) -> int:
+    """Copy a descriptor on a host that has none left."""
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_process_that_cannot_be_handed_to_the_node_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a descriptor the start fails, the process ends, and the supervisor lives."""
+    ours, theirs = wire.pair()
+    supervisor = Supervisor(theirs)
+    supervisor.watch(theirs.fileno(), lambda: None)
+    monkeypatch.setattr(os, "dup", no_descriptor)
+    message = {"name": "d/x", "argv": [SLEEP, "100"], "fds": [], "env": {}, "cgroup": ""}
+    supervisor._spawn(1, {**message, "keep": []}, [])
+    (child,) = supervisor.children.values()
+    select.select([child.errors], [], [])
+    supervisor._started(child)
+    supervisor._flush()
+    answer, fds = wire.receive(ours)
+    assert (answer["op"], answer["errno"], fds) == ("failed", errno.EMFILE, [])
+    assert is_dead(child.pidfd)
+    supervisor._ended(child)
+    assert not supervisor.children
+    ours.close()
+    theirs.close()
+
+
+def test_a_hand_over_without_descriptors_loses_what_it_cannot_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says what it can, ends the process that nobody would hold, and goes on."""
+    ours, theirs = wire.pair()
+    supervisor = Supervisor(theirs, kept={"c/1.source": 0})
+    supervisor.watch(theirs.fileno(), lambda: None)
+    message = {"name": "d/x", "argv": [SLEEP, "100"], "fds": [], "env": {}, "cgroup": ""}
+    supervisor._spawn(1, {**message, "keep": []}, [])
+    (child,) = supervisor.children.values()
+    for copies in (True, False):
+        with monkeypatch.context() as patch:
+            if not copies:
+                patch.setattr(os, "dup", no_descriptor)
+            supervisor._obey({"op": "inherit", "id": 2}, [])
+            supervisor._flush()
+        answer, fds = wire.receive(ours)
+        wire.close_all(fds)
+        assert answer["last"]
+        assert answer["kept"] == ["c/1.source"] * copies
+        assert answer["processes"] == [["d/x", child.pid, None]] * copies
+        assert is_dead(child.pidfd, 5 * (not copies)) != copies
+    os.waitpid(child.pid, 0)
+    ours.close()
+    theirs.close()
