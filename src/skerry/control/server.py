@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
 import time
 from collections import Counter
@@ -123,20 +124,27 @@ class ControlServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self, owner: int) -> None:
-        """Begin to listen. The socket is open to others only if the map names others."""
-        self._path.unlink(missing_ok=True)
-        self._owner = owner
-        self._server = await asyncio.start_unix_server(self._connected, self._path, **_NO_CLEANUP)
-        self._admit()
+        """Begin to listen. The socket is open to others only if the map names others.
 
-    def _admit(self) -> None:
-        self._path.chmod(0o600 if self._operators.uids <= {self._owner} else 0o666)
+        It takes the place of one that a dead node left in one step: who calls meanwhile waits.
+        """
+        self._owner = owner
+        new = self._path.with_name(f"{self._path.name}~")
+        new.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(new))
+        self._admit(new)
+        new.replace(self._path)
+        self._server = await asyncio.start_unix_server(self._connected, sock=sock, **_NO_CLEANUP)
+
+    def _admit(self, path: Path) -> None:
+        path.chmod(0o600 if self._operators.uids <= {self._owner} else 0o666)
 
     def operators_changed(self, uids: Collection[int]) -> None:
         """Close every connection of these users but the one that asks for it: their label, which
         their calls and sessions carry, is no more theirs.
         """
-        self._admit()
+        self._admit(self._path)
         mine = asyncio.current_task()
         for task, uid in self.connections.items():
             if uid in uids and task is not mine:
