@@ -17,7 +17,8 @@ from pathlib import Path
 from skerry.errors import SkerryError
 
 MAX_SOCKET = 106
-"""Longest path of a Unix socket, in bytes (the kernel's sun_path, less one for its making); a longer one is an error."""
+"""Longest path of a Unix socket, in bytes: the kernel's sun_path, less one for its making. A longer
+one is an error."""
 
 LOCK = "node.lock"
 """The file of the state on which a supervisor holds a lock while it lives."""
