@@ -24,6 +24,7 @@ from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
 from skerry.errors import Denied, SkerryError, SupervisorError
+from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
@@ -40,7 +41,7 @@ from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovery, end_unknown
 from skerry.node.setup import Setup, load_setup
-from skerry.node.standing import Standing
+from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.policy.client import Notice
 from skerry.policy.source import Policy
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
@@ -106,6 +107,7 @@ async def open_node(
     state = await asyncio.to_thread(paths.make_private, paths.state_dir())
     life = await _begin(system, state, supervisor, world)
     setup, standing = life.setup, life.standing
+    standing.makers = (*standing.makers, os.getpid())[-MAX_MAKERS:]
     streams = StreamBridges()
     exits.callback(streams.close)
     identities = world.identities(standing.uid, life.inherited.kept.get(IDENTITIES, -1))
@@ -204,6 +206,8 @@ async def _close(journal: NodeJournal, state: Path) -> None:
     if journal.over:
         await asyncio.to_thread(remove_journal, paths.journal_file())
         await asyncio.to_thread(forget_setups, state)
+        await asyncio.to_thread(cgroup.sweep, journal.standing.makers)
+        await asyncio.to_thread(device.sweep, paths.devices_dir(), journal.standing.makers)
 
 
 async def _wait_for_helpers(inherited: Inherited) -> None:

@@ -14,6 +14,9 @@ import msgspec
 from skerry.label import Label
 from skerry.monitor.protocols import Kind
 
+MAX_MAKERS = 64
+"""Nodes of one life whose leavings are swept at its end; those of earlier ones go later, by age."""
+
 
 class Footprint(msgspec.Struct, frozen=True):
     """What belongs to one start of a domain outside of the node.
@@ -58,7 +61,8 @@ class Standing(msgspec.Struct):
 
     `token` names the life of a supervisor that this belongs to; `setup` the file that holds the
     system and the policy in force. `channel` and `uid` are the highest ever used. `rising`: what
-    starts by itself has not all been started yet.
+    starts by itself has not all been started yet. `makers` are the nodes' process numbers, the
+    last `MAX_MAKERS` of them.
     """
 
     token: str = ""
@@ -67,6 +71,7 @@ class Standing(msgspec.Struct):
     channel: int = 0
     uid: int = 0
     rising: bool = False
+    makers: tuple[int, ...] = ()
     domains: dict[str, DomainEntry] = {}
     channels: dict[int, ChannelEntry] = {}
 
