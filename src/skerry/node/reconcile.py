@@ -42,8 +42,11 @@ from skerry.wire.system_files import KeyFile, SystemFiles
 STOP_S = 10.0
 """Seconds that a guest has to end when its domain is removed or started anew; then it is ended."""
 
-Prepare = Callable[[System, Report], Awaitable[None]]
-"""Makes ready what the domains of a system run on, and raises what is missing."""
+Prepare = Callable[[System, Report], Awaitable[Callable[[], None]]]
+"""Makes ready what the domains of a system run on, and raises what is missing.
+
+It returns what is called in the step in which that system comes into force, if it does.
+"""
 
 
 class Reconciler:
@@ -79,9 +82,10 @@ class Reconciler:
             base, wanted, difference, plan = await self._plan(uid, files, report)
             if plan.evicted and not evict:
                 raise EvictionNeeded(plan.evicted)
+            running = _Run(self, uid, base, wanted, plan, report)
             if not difference.nothing and self._prepare is not None:
-                await self._prepare(wanted.system, report)
-            return await _Run(self, uid, base, wanted, plan, report).run(difference, evict)
+                running.prepared = await self._prepare(wanted.system, report)
+            return await running.run(difference, evict)
 
     async def _plan(
         self, uid: int, files: SystemFiles, report: Report
@@ -135,6 +139,7 @@ class _Run:
         self._plan = plan
         self._report = report
         self._refused: list[Refusal] = []
+        self.prepared: Callable[[], None] = lambda: None
 
     async def run(self, difference: Difference, evict: bool) -> dict[str, object]:
         """Take away, let the policy and the settings come into force, then give."""
@@ -255,6 +260,7 @@ class _Run:
 
     def _taken(self, before: Setup) -> None:
         """Let the rest of the node follow its new setup; waits for nothing."""
+        self.prepared()
         monitor = self._node.monitor
         # What was started since the setup was written down is what it was started as.
         again = self._merged(self._node.setup.policy)

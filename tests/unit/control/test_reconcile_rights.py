@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,10 @@ from skerry.control.calls import MAX_UPLOADS
 from skerry.control.server import Session
 from skerry.errors import Denied, InputError, LimitReached, StateError, WireError
 from skerry.monitor.domain import State
+from skerry.node.changing import Adoption
 from skerry.policy.signature import new_key, public_key, sign
 from skerry.system.load import MAX_FILE
+from skerry.system.model import System
 from skerry.wire import control as wire
 from skerry.wire.system_files import (
     KeyFile,
@@ -367,3 +369,30 @@ def test_a_key_in_force_is_required_of_every_policy_and_of_the_next_key(tmp_path
         assert host.node.setup.policy_key == public_key(KEYS[1][1], "")
 
     play(tmp_path, scene)
+
+
+def test_what_was_prepared_counts_only_once_the_file_is_in_force(tmp_path: Path) -> None:
+    """A missing layer that a file accepts is accepted no earlier, and never if it is refused."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        taken: list[tuple[str, ...]] = []
+
+        async def prepare(system: System, _: object) -> Callable[[], None]:
+            return lambda: taken.append(system.accept_missing)
+
+        host.calls.reconciler._prepare = prepare
+        accepting = OPERATED + '[jail]\naccept-missing = ["uid"]\n'
+        adopt = host.node.adopt
+
+        async def refuse(adopting: Adoption) -> None:
+            raise Denied("the disk is full")
+
+        host.node.adopt = refuse  # type: ignore[method-assign]
+        assert (await up(host, accepting)).refused == ["the policy and what the owner fixed"]
+        assert taken == []
+        host.node.adopt = adopt  # type: ignore[method-assign]
+        assert (await up(host, accepting)).refused == []
+        assert taken == [("uid",)]
+
+    play(tmp_path, scene, system=OPERATED)
