@@ -283,7 +283,7 @@ def test_clients_that_do_not_read_or_do_not_end_hold_nobody_up(sturdy: Cli) -> N
     system, and those that say nothing: others' calls are done as ever, `up` among them."""
     path, system = str(sturdy.home / "run/control.sock"), str(sturdy.home / "system.toml")
     long = Exec("red", ("echo", *["x" * 2000] * 120))
-    calls: list[Call] = [*[long] * 10, *[PolicyLoad("half")] * 10, *[Reconcile()] * 3]
+    calls: list[Call] = [*[long] * 10, *[PolicyLoad("half")] * 3, *[Reconcile()] * 3]
     with contextlib.ExitStack() as stack:
         for number in range(33):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -111,6 +111,7 @@ class Binder:
         channel = self.channels.add(kind, first, second, port, one_way)
         channel.for_s = for_s
         try:
+            await self._journal.numbered(channel)
             await self._mint(channel)
             await self._journal.minted(channel)
             await self._attach(channel)

@@ -38,6 +38,9 @@ GROWN = 50_000
 MAX_JOURNAL = 256 << 20
 """Longest journal that is read, in bytes; a longer one is damaged."""
 
+NUMBERS = 64
+"""Numbers of channels that one record takes at once; a restart leaves out those not yet given."""
+
 SIDES: tuple[Side, Side] = ("source", "sink")
 
 
@@ -152,6 +155,11 @@ class NodeJournal(Journal):
         if incarnation:
             self.note("ended", {"incarnation": incarnation})
             self.drop(*kept_names(incarnation))
+
+    async def numbered(self, channel: Channel) -> None:
+        """Write down that its number is used, and for the next ones with it."""
+        if channel.number > self.standing.channel:
+            await self.write("numbers", {"channel": channel.number + NUMBERS - 1})
 
     async def minted(self, channel: Channel) -> None:
         """Give the twins to the supervisor. Raises `TransportError`."""

@@ -60,9 +60,9 @@ class Standing(msgspec.Struct):
     """Everything that goes on after a restart.
 
     `token` names the life of a supervisor that this belongs to; `setup` the file that holds the
-    system and the policy in force. `channel` and `uid` are the highest ever used. `rising`: what
-    starts by itself has not all been started yet. `makers` are the nodes' process numbers, the
-    last `MAX_MAKERS` of them.
+    system and the policy in force. `channel` is the highest number that may have been given, `uid`
+    the highest uid that was. `rising`: what starts by itself has not all been started yet. `makers`
+    are the nodes' process numbers, the last `MAX_MAKERS` of them.
     """
 
     token: str = ""
@@ -104,6 +104,8 @@ class Standing(msgspec.Struct):
                 channel = msgspec.convert(fields, ChannelEntry, strict=False)
                 self.channels[channel.number] = channel
                 self.channel = max(self.channel, channel.number)
+            case "numbers":
+                self.channel = max(self.channel, int(fields["channel"]))
             case "gone":
                 for number in fields["channels"]:
                     self.channels.pop(number, None)

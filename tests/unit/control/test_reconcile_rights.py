@@ -172,7 +172,7 @@ def test_an_operator_sends_only_so_many_systems_at_once(tmp_path: Path) -> None:
         half = [Caller(HELPER) for _ in range(MAX_UPLOADS)]
         calls = [asyncio.create_task(host.handle(wire.Reconcile(), client)) for client in half]
         await ticks()
-        with pytest.raises(Denied, match="4 systems or policies already"):
+        with pytest.raises(Denied, match="4 systems already"):
             await up(host, OPERATED, uid=HELPER)
         assert (await up(host, OPERATED)).refused == []
         for client in half:
@@ -209,7 +209,7 @@ def test_a_policy_is_not_taken_from_who_may_not_load_one(tmp_path: Path) -> None
 def test_what_is_sent_too_slowly_is_not_waited_for(
     call: wire.Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call fails, and its place is free for another; loads count like systems."""
+    """The call fails, and its place is free for another; loads are counted like systems."""
     monkeypatch.setattr(calls, "UPLOAD_S", 0.05)
 
     async def scene(host: Host) -> None:

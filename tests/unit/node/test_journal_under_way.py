@@ -18,10 +18,11 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
 from skerry.node import recover
-from skerry.node.journal import NodeJournal, read_journal
+from skerry.node.journal import NUMBERS, NodeJournal, read_journal
 from skerry.node.recover import Recovery
 from skerry.node.standing import DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, SupervisorGone
+from skerry.xsm.explain import Refused
 from tests.support.monitor import ToyDecider, World, label
 
 STANDING = "d/a/1"
@@ -226,3 +227,34 @@ def test_what_was_adopted_waits_for_a_judge_and_does_not_go_on_without(
 
     asyncio.run(main())
     assert asked == recover.JUDGE_TRIES
+
+
+def test_no_number_that_was_in_a_record_is_given_again_after_a_restart(tmp_path: Path) -> None:
+    """Also those of channels that were refused; one record takes many, and is not written twice."""
+
+    async def main() -> None:
+        path = tmp_path / "journal.log"
+        journal = await NodeJournal.open(path, SlowStore(), Standing())
+        world = World(journal)
+        await world.run("a", "b")
+        records: list[int] = []
+        write = journal.write
+
+        async def counted(event: str, fields: Mapping[str, object]) -> None:
+            records.append(world.monitor.channels._next)
+            await write(event, fields)
+
+        journal.write = counted  # type: ignore[method-assign]
+        for _ in range(NUMBERS + 1):
+            with pytest.raises(Refused):
+                await world.monitor.bind("a", "b")
+        last = world.audit.events("deny")[-1]["channel"]
+        assert last == NUMBERS + 1
+        assert len(records) == 2
+        standing = read_journal(Copy(path).path)
+        assert standing is not None
+        assert standing.channel >= last
+        await journal.close()
+        world.close()
+
+    asyncio.run(main())
