@@ -311,8 +311,8 @@ class Supervisor:
     def _from_node(self) -> None:
         try:
             message, fds = wire.receive(self.peer)
-        except BlockingIOError:
-            return
+        except (BlockingIOError, ConnectionResetError):
+            return  # reset by a node that died with answers unread: what it said comes next
         except wire.Closed:
             # A node that was started here is waited for by its own end, which has a status.
             if self.node is None:

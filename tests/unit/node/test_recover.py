@@ -74,6 +74,7 @@ class Scene:
     def __init__(self) -> None:
         self.thaw = asyncio.Event()
         self.left: dict[str, Left] = {}
+        self.bridges = StreamBridges()
         self.minted: list[StreamBridge] = []
         self.journal: NodeJournal
         self.world: World
@@ -92,7 +93,7 @@ class Scene:
             machine.attached = frozenset(n for n, ends in BETWEEN.items() if name in ends)
             kept |= {f"{incarnation(name)}.{part}": os.dup(0) for part in KEPT}
         for number, (source, sink) in BETWEEN.items():
-            bridge = StreamBridges().mint()
+            bridge = self.bridges.mint()
             self.minted.append(bridge)
             twins = [os.dup(bridge.twins[side]) for side in SIDES]
             kept |= zip((twin_name(number, side) for side in SIDES), twins, strict=True)
@@ -130,6 +131,7 @@ class Scene:
             self.world.monitor.cut(number)
         for bridge in self.minted:
             bridge.cut()
+        self.bridges.close()
         await self.world.monitor.settle()
         await self.journal.close()
 

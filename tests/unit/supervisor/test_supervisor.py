@@ -424,6 +424,30 @@ def test_a_hand_over_without_descriptors_loses_what_it_cannot_give(
         assert answer["kept"] == ["c/1.source"] * copies
         assert answer["processes"] == [["d/x", child.pid, None]] * copies
         assert is_dead(child.pidfd, 5 * (not copies)) != copies
-    os.waitpid(child.pid, 0)
+    supervisor._started(child)
+    supervisor._ended(child)
+    supervisor._hang_up()
     ours.close()
+    theirs.close()
+
+
+def test_a_node_that_dies_with_an_answer_unread_is_no_fault_of_the_protocol() -> None:
+    """What it said before it died is obeyed, then its end is seen; nothing is stopped for it."""
+    ours, theirs = wire.pair()
+    supervisor = Supervisor(theirs)
+    supervisor.watch(theirs.fileno(), lambda: None)
+    supervisor._say({"op": "done", "id": 1})
+    supervisor._flush()
+    r, w = os.pipe()
+    wire.send(ours, wire.encode({"op": "keep", "id": 2, "names": ["end"]}), [w])
+    ours.close()
+    for _ in range(2):
+        supervisor._from_node()
+    before, kept = supervisor.exit_code, list(supervisor.kept)
+    supervisor._from_node()
+    assert (before, kept) == (None, ["end"])
+    assert supervisor.exit_code == 0, "the end of a peer that it did not start"
+    supervisor._hang_up()
+    for descriptor in (r, w, *supervisor.kept.values()):
+        os.close(descriptor)
     theirs.close()
