@@ -229,7 +229,7 @@ class Changing:
             raise NotFound(f"there is no alarm {name}", fix=f"the system file has: {known}")
         why = f"the alarm {name}"
         ended = self._end(alarm.stop, why)
-        evicted: list[object] = [{"domain": domain, "why": why} for domain in ended]
+        evicted: list[object] = [{"domain": domain.name, "why": why} for domain in ended]
         result: dict[str, object] = {"alarm": why}
         try:
             if alarm.booleans:
@@ -241,21 +241,21 @@ class Changing:
                     evict=True,
                 )
                 fallen = cast(list[dict[str, object]], result["evicted"])
-                evicted += [row for row in fallen if row["domain"] not in ended]
+                evicted += [row for row in fallen if row["domain"] not in alarm.stop]
         except SkerryError as error:
             refusal = refusal_of(f"alarm {name}", error)
             result["failed"] = {"text": refusal.text, "exit_code": error.exit_code}
-        for domain in ended:
-            await self.monitor.domain(domain).gone.wait()
+        for domain in ended:  # not by name: the next one of that name may run on
+            await domain.gone.wait()
         return {**result, "evicted": evicted}
 
-    def _end(self, names: Iterable[str], why: str) -> list[str]:
-        """End domains without asking and name them; those that don't run are passed over."""
+    def _end(self, names: Iterable[str], why: str) -> list[Domain]:
+        """End domains without asking and return them; those that don't run are passed over."""
         ended = []
         for name in names:
             with contextlib.suppress(SkerryError):
                 self.monitor.kill(name)
-                ended.append(name)
+                ended.append(self.monitor.domain(name))
                 self.monitor.mediator.audit.note("evicted", {"domain": name, "why": why})
         return ended
 
