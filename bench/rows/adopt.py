@@ -215,12 +215,13 @@ async def _live(folder: Path) -> int:
     exits = contextlib.AsyncExitStack()
     begin = time.perf_counter()
     opened = await open_node(folder / "system.toml", supervisor, lambda _: None, exits, world)
-    seconds = time.perf_counter() - begin
-    if opened.recovered is None:
+    if opened.recovery is None:
         await _fill(opened)
         os.kill(os.getpid(), signal.SIGKILL)
-    found = opened.recovered
-    assert found is not None
+    assert opened.recovery is not None
+    await opened.recovery.adopt()
+    seconds = time.perf_counter() - begin
+    found = opened.recovery.found
     if (len(found.domains), len(found.channels)) != (DOMAINS, CHANNELS):
         raise SkerryError(f"{len(found.domains)} and {len(found.channels)} go on")
     with (folder / TIMES).open("a") as file:

@@ -99,8 +99,8 @@ class Laws:
         self._domains(now, ledger)
         self._channels(now, ledger, clock())
         self._records(channels)
-        if opened.recovered is not None:
-            self._told(now, opened.recovered, ledger)
+        if opened.recovery is not None:
+            self._told(now, opened.recovery.found, ledger)
         self._before = now
 
     def _live_channels(

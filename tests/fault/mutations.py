@@ -17,7 +17,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate
 from skerry.monitor.revise import Fall
 from skerry.monitor.table import Channel, ChannelTable
-from skerry.node import journal
+from skerry.node import journal, opening
 from skerry.node.journal import NodeJournal
 from skerry.node.recover import Recovered, Recovery
 from skerry.supervisor.client import Process
@@ -69,20 +69,16 @@ def a_live_channel_is_not_written_down() -> None:
 @mutation
 def live_is_written_before_the_ends_are_taken_and_nobody_looks() -> None:
     """A channel of which a machine has no end goes on."""
-    attach, live, doubt = Binder._attach, NodeJournal.live, Recovery._doubt
+    attach, live = Binder._attach, NodeJournal.live
 
     async def both(self: Binder, channel: Channel) -> None:
         assert isinstance(self._journal, NodeJournal)
         await live(self._journal, channel)
         await attach(self, channel)
 
-    def blind(self: Recovery, entry: Any, bridge: StreamBridge) -> str:
-        why = doubt(self, entry, bridge)
-        return "" if "does not have its end" in why else why
-
     _put(Binder, "_attach", both)
     _put(NodeJournal, "live", _nothing)
-    _put(Recovery, "_doubt", blind)
+    _put(Recovery, "_doubt", lambda *_: "")
 
 
 @mutation
@@ -168,11 +164,12 @@ def processes_of_nobody_live_on() -> None:
     """A start that was under way is not undone."""
     undo = Recovery._undo
 
-    async def only_channels(self: Recovery) -> None:
+    def only_channels(self: Recovery) -> None:
         self._processes = {}
-        await undo(self)
+        undo(self)
 
     _put(Recovery, "_undo", only_channels)
+    _put(opening, "end_unknown", _nothing)
 
 
 @mutation
@@ -220,8 +217,8 @@ def what_was_readmitted_does_not_count_in_the_wall() -> None:
     """Rivals can start beside it."""
     readmit = Monitor.readmit
 
-    def uncounted(self: Monitor, domain: Domain, machine: Any, state: State) -> None:
-        readmit(self, domain, machine, state)
+    def uncounted(self: Monitor, domain: Domain, machine: Any) -> None:
+        readmit(self, domain, machine)
         domain.admitted = False
 
     _put(Monitor, "readmit", uncounted)
@@ -230,12 +227,12 @@ def what_was_readmitted_does_not_count_in_the_wall() -> None:
 @mutation
 def the_state_of_a_domain_is_guessed() -> None:
     """A paused domain comes back as a running one."""
-    readmit = Monitor.readmit
+    adopted = Monitor.adopted
 
-    def running(self: Monitor, domain: Domain, machine: Any, state: State) -> None:
-        readmit(self, domain, machine, State.RUNNING)
+    def running(self: Monitor, domain: Domain, state: State) -> None:
+        adopted(self, domain, State.RUNNING)
 
-    _put(Monitor, "readmit", running)
+    _put(Monitor, "adopted", running)
 
 
 @mutation
@@ -305,10 +302,10 @@ def the_journal_begins_empty() -> None:
 @mutation
 def a_restart_does_not_tell_what_it_adopted() -> None:
     """The report names nothing."""
-    run = Recovery.run
+    adopt = Recovery.adopt
 
-    async def silent(self: Recovery, in_force: Candidate) -> Recovered:
-        await run(self, in_force)
-        return Recovered()
+    async def silent(self: Recovery) -> None:
+        await adopt(self)
+        self.found = Recovered()
 
-    _put(Recovery, "run", silent)
+    _put(Recovery, "adopt", silent)

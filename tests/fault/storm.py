@@ -31,18 +31,14 @@ from skerry.errors import AuditUnavailable, SkerryError
 from skerry.label import Label
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.domain import ALIVE
-from skerry.node import paths
-from skerry.node.helpers import Helpers
 from skerry.node.jails import Identities
 from skerry.node.opening import Opened, World, open_node
 from skerry.node.reconcile import Reconciler
-from skerry.policy.client import Notice
-from skerry.policy.history import FileHistory
-from skerry.policy.manager import PolicyManager
-from skerry.policy.source import NewPolicy, Policy
+from skerry.policy.source import NewPolicy
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import System
 from skerry.wire.system_files import PolicyFile, SystemFiles
+from tests.fault.inside import Trail, in_process
 from tests.fault.killing import Killer, Life, MortalDisk
 from tests.fault.laws import Broken, Laws
 from tests.fault.mutations import MUTATIONS
@@ -61,32 +57,6 @@ from tests.fault.outside import KeptMachine, KeptMachines, NoIdentities, Outside
 WORKERS = 3
 COMMANDS = 10
 """Commands of each worker in one life, if it is not killed before."""
-
-
-class Trail(AuditTrail):
-    """The trail of one life, which remembers what was acknowledged."""
-
-    acknowledged: list[tuple[int, str]]
-
-    async def append(self, event: str, fields: Any) -> int:
-        """Append, and remember the number."""
-        number = await super().append(event, fields)
-        self.acknowledged.append((number, event))
-        return number
-
-
-class Manager(PolicyManager):
-    """The policy manager in the node's own process."""
-
-    state = "running"
-
-    async def close(self) -> None:
-        """Do nothing."""
-
-
-async def in_process(_: Helpers, policy: Policy, __: Notice, generation: int) -> Manager:
-    """Make such a manager (`World.manager`)."""
-    return Manager(policy.stack, FileHistory(paths.history_file()), generation)
 
 
 class Storm:
@@ -170,6 +140,8 @@ class Storm:
         world = World(disk, self.clock, lambda *_: NoIdentities(), machines, trail, in_process)
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda event: None, exits, world)
+        if self.opened.recovery is not None:
+            await self.opened.recovery.adopt()
 
     async def _check(self) -> None:
         assert self.opened is not None

@@ -24,10 +24,10 @@ from skerry.node.opening import Opened, World, open_node
 from skerry.policy.source import NewPolicy
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import System
+from tests.fault.inside import in_process
 from tests.fault.laws import Broken, Laws
 from tests.fault.oracle import Fact, Ledger, policy_text, system_text
 from tests.fault.outside import KeptMachines, NoIdentities, Outside, Store
-from tests.fault.storm import in_process
 
 RETRY_S = 0.6
 """After that the writers have tried again, in seconds."""
@@ -94,6 +94,8 @@ class Scene:
         exits = contextlib.AsyncExitStack()
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda _: None, exits, world)
+        if self.opened.recovery is not None:
+            await self.opened.recovery.adopt()
 
     wall = 1_700_000_000_000_000_000
 
@@ -201,9 +203,9 @@ def test_a_disk_that_fails_denies_and_nothing_is_half_done(
         world.kill()
         await world.begin()
         assert world.opened.node.monitor.mediator.decider.generation == 2
-        found = world.opened.recovered
-        assert found is not None
-        assert set(found.domains) == {"d1", "d3", "d4"}
+        recovery = world.opened.recovery
+        assert recovery is not None
+        assert set(recovery.found.domains) == {"d1", "d3", "d4"}
         assert world.channel not in await world.live()
 
     play(tmp_path, scene)

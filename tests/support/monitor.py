@@ -38,11 +38,16 @@ class ToyDecider:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.touched: list[tuple[str, str]] = []
 
-    def candidate(self, stack: Stack, sources: Sequence[object] = ()) -> ToyDecider:
+    def candidate(
+        self, stack: Stack, sources: Sequence[object] = (), *, loading: bool = False
+    ) -> ToyDecider:
         """Return a decider of the next generation, to be given its rules."""
         other = ToyDecider()
         other.generation = self.generation + 1
         return other
+
+    async def remember(self, candidate: ToyDecider) -> None:
+        """Do nothing."""
 
     def install(self, candidate: ToyDecider) -> int:
         """Take over a candidate's rules."""

@@ -17,18 +17,23 @@ from skerry.supervisor.client import SupervisorClient
 SOURCE = str(Path(skerry.__file__).parent.parent)
 
 
-def start_supervisor(peer: int) -> subprocess.Popen[bytes]:
-    """Start a supervisor that serves the socket `peer`; it ends when the other end is closed."""
-    run = f"import sys; sys.path.insert(0, {SOURCE!r}); import skerry.supervisor.main as m; "
+def start_supervisor(peer: int, descriptors: int = 0) -> subprocess.Popen[bytes]:
+    """Start a supervisor that serves the socket `peer`; it ends when the other end is closed.
+
+    It has `descriptors` at most where that is not 0.
+    """
+    limit = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({descriptors},) * 2); "
+    run = limit if descriptors else ""
+    run += f"import sys; sys.path.insert(0, {SOURCE!r}); import skerry.supervisor.main as m; "
     run += f"sys.exit(m.main(['--peer', '{peer}']))"
     return subprocess.Popen([sys.executable, "-I", "-c", run], pass_fds=[peer])
 
 
 @contextlib.asynccontextmanager
-async def running_supervisor() -> AsyncIterator[SupervisorClient]:
+async def running_supervisor(descriptors: int = 0) -> AsyncIterator[SupervisorClient]:
     """Fork a supervisor and give its client; everything it started is dead at the end."""
     ours, theirs = wire.pair()
-    process = start_supervisor(theirs.fileno())
+    process = start_supervisor(theirs.fileno(), descriptors)
     theirs.close()
     client = SupervisorClient(ours)
     # Tests that freeze or kill the supervisor find it here.

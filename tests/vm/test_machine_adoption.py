@@ -67,7 +67,9 @@ async def crosses(machine: QemuMachine, port: str, bridge: StreamBridge) -> None
     """Check that bytes cross both ways between the guest's port and the other end, ours."""
     near = bridge.ends["sink"]
     os.write(near, b"to the guest\n")
-    assert await sh(machine, f"head -n 1 {PORTS}/{port}") == (0, "to the guest\n")
+    # The guest makes a port's device some time after the port came.
+    there = f"until [ -e {PORTS}/{port} ]; do sleep 0.1; done"
+    assert await sh(machine, f"{there}; head -n 1 {PORTS}/{port}") == (0, "to the guest\n")
     assert (await sh(machine, f"echo from the guest >{PORTS}/{port}"))[0] == 0
     assert await asyncio.to_thread(os.read, near, 100) == b"from the guest\n"
 
@@ -125,7 +127,8 @@ def test_an_adopted_machine_goes_on_and_obeys(host: Host, orphan: Orphan) -> Non
         await machine.resume()
         for number in (1, 2, 3):
             await machine.detach(number)
-        assert (await sh(machine, f"ls {PORTS} | grep -c port"))[1] == "0\n"
+        gone = f"while ls {PORTS} | grep -q port; do sleep 0.1; done; ls {PORTS} | grep -c port"
+        assert (await sh(machine, gone))[1] == "0\n"
         reader = machine.console.subscribe()
         await sh(machine, "echo hello >/dev/console")
         assert b"hello" in (await asyncio.wait_for(reader.read(), 5))[1]

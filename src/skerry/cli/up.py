@@ -40,7 +40,7 @@ class StartFailed(SkerryError):
 
 def _lock() -> int:
     """Take the lock that a supervisor holds while it lives. Raises `StateError`."""
-    path = paths.make_private(paths.state_dir()) / "node.lock"
+    path = paths.make_private(paths.state_dir()) / paths.LOCK
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,7 +25,11 @@ from skerry.wire.system_files import MAX_SYSTEM_BYTES, decode_files
 _T = TypeVar("_T")
 
 MAX_UPLOADS = 4
-"""Systems that one operator may be sending at once; a further `up` is refused until one is sent."""
+"""Systems that one operator may be sending at once, and policies; a further one is refused until
+one is sent."""
+
+UPLOAD_S = 60.0
+"""Seconds in which a system or policy must have been sent; after that its call fails."""
 
 MAX_STDIN = 1 << 20
 """Most bytes of standard input that `exec` hands to a command; more is refused."""
@@ -43,7 +47,7 @@ class Calls:
         self.restart = asyncio.Event()
         self.reconciler = Reconciler(node, prepare)
         self._node = node
-        self._uploads: Counter[int] = Counter()
+        self._uploads: Counter[tuple[int, str]] = Counter()
 
     async def handle(self, call: wire.Call, session: Session) -> object:
         """Do what the call says and return its result. Raises `SkerryError`."""
@@ -113,7 +117,9 @@ class Calls:
         }
 
     async def _load(self, call: wire.PolicyLoad, session: Session) -> dict[str, object]:
-        untrusted = await _collect(session, MAX_POLICY_BYTES, "give it in a shorter form")
+        # Before anything is kept for who may not load, and again once it is here.
+        await self._node.require("policy_load", session.operator, call.file)
+        untrusted = await self._upload(session, "policies", MAX_POLICY_BYTES)
         try:
             return await self._node.load(
                 "policy_load",
@@ -147,15 +153,7 @@ class Calls:
 
     async def _reconcile(self, call: wire.Reconcile, session: Session) -> dict[str, object]:
         """Reconcile, and tell the client of each step; if it goes, the steps go on."""
-        if self._uploads[session.uid] >= MAX_UPLOADS:
-            full = f"you are sending {MAX_UPLOADS} systems already"
-            raise LimitReached(full, fix="end one of these calls")
-        self._uploads[session.uid] += 1
-        try:
-            shorter = "give the policies in a shorter form"
-            untrusted = await _collect(session, MAX_SYSTEM_BYTES, shorter)
-        finally:
-            self._uploads[session.uid] -= 1
+        untrusted = await self._upload(session, "systems", MAX_SYSTEM_BYTES)
         lines: asyncio.Queue[bytes] = asyncio.Queue()
 
         async def tell() -> None:
@@ -192,6 +190,21 @@ class Calls:
             call.for_s,
             call.overflow,
         )
+
+    async def _upload(self, session: Session, what: str, most: int) -> bytes:
+        """Collect what an operator sends. Raises `LimitReached`, `WireError` if it takes long."""
+        sent = session.uid, what
+        if self._uploads[sent] >= MAX_UPLOADS:
+            full = f"you are sending {MAX_UPLOADS} {what} already"
+            raise LimitReached(full, fix="end one of these calls")
+        self._uploads[sent] += 1
+        try:
+            async with asyncio.timeout(UPLOAD_S):
+                return await _collect(session, most, "give the policies in a shorter form")
+        except TimeoutError:
+            raise WireError(f"it was not sent in {UPLOAD_S:g} s", fix="send it again") from None
+        finally:
+            self._uploads[sent] -= 1
 
     async def _restart(self, operator: Label) -> dict[str, object]:
         parties = {"operator": operator, "security": self._node.security()}

@@ -1,14 +1,21 @@
-"""The client of the control socket; imports neither asyncio nor anything of the node."""
+"""The client of the control socket; imports neither asyncio nor, but for its paths, the node.
+
+The rule: it talks only to root, or to the user whose directory the socket lies in.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from skerry.control.operators import peer_uid
 from skerry.errors import SkerryError, WireError
+from skerry.node import paths
 from skerry.wire.control import Call, Done, Failed, Input, Output, decode_reply, encode
 from skerry.wire.frames import frame, receive
 
@@ -46,6 +53,10 @@ class Client:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _connect(self.sock, path)
+            _require_owner(self.sock, path)
+        except NoService:
+            self.sock.close()
+            raise
         except PermissionError:
             self.sock.close()
             raise NoService(
@@ -53,6 +64,11 @@ class Client:
             ) from None
         except OSError:
             self.sock.close()
+            if is_supervised():
+                raise NotRunning(
+                    "the service does not answer: it is being started or ended",
+                    fix="try again in a moment",
+                ) from None
             raise NotRunning(
                 "no system is running here", fix="start one with `skerry up SYSTEM --detach`"
             ) from None
@@ -106,6 +122,21 @@ class Client:
                 output(reply)
 
 
+def is_supervised() -> bool:
+    """Say whether a supervisor holds its lock: it starts the service again if that is dead."""
+    try:
+        handle = os.open(paths.state_dir() / paths.LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def _connect(sock: socket.socket, path: Path) -> None:
     """Connect. A socket that nobody listens at is that of a service which is started again."""
     until = time.monotonic() + RESTART_S
@@ -116,6 +147,16 @@ def _connect(sock: socket.socket, path: Path) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(0.02)
+
+
+def _require_owner(sock: socket.socket, path: Path) -> None:
+    """Raise `NoService` if it is neither root nor the directory's owner who listens, `OSError`."""
+    peer, owner = peer_uid(sock), path.parent.stat().st_uid
+    if peer not in (0, owner):
+        raise NoService(
+            f"uid {peer} listens at {path}, which is in a directory of uid {owner}",
+            fix="remove the socket, and find out who put it there",
+        )
 
 
 def call(path: Path, message: Call) -> object:

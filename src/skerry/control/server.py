@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
@@ -33,6 +35,9 @@ FIRST_S = 10.0
 
 SLOW_S = 30.0
 """Seconds after which a client that does not read what it asked for is dropped."""
+
+TELL_S = 1.0
+"""Seconds between two lines of the log about broken connections; those between are counted."""
 
 log = logging.getLogger("skerry.control")
 
@@ -86,6 +91,22 @@ def framed(reply: Reply) -> bytes:
     return frame(encode(reply), MAX_REPLY)
 
 
+class Broken:
+    """Tells the log of broken connections, which any local user can make by the thousand."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+        self._untold = 0
+
+    def tell(self, error: Exception) -> None:
+        """Write a line, or count it for the next one."""
+        self._untold += 1
+        if (now := self._clock()) >= self._next:
+            log.info("connections closed since the last such line: %d: %s", self._untold, error)
+            self._next, self._untold = now + TELL_S, 0
+
+
 Handler = Callable[[Call, Session], Awaitable[object]]
 
 
@@ -99,23 +120,31 @@ class ControlServer:
         self.connections: dict[asyncio.Task[None], int] = {}
         self._owner = 0
         self._calling: Counter[int] = Counter()
+        self._broken = Broken()
         self._server: asyncio.Server | None = None
 
     async def listen(self, owner: int) -> None:
-        """Begin to listen. The socket is open to others only if the map names others."""
-        self._path.unlink(missing_ok=True)
-        self._owner = owner
-        self._server = await asyncio.start_unix_server(self._connected, self._path, **_NO_CLEANUP)
-        self._admit()
+        """Begin to listen. The socket is open to others only if the map names others.
 
-    def _admit(self) -> None:
-        self._path.chmod(0o600 if self._operators.uids <= {self._owner} else 0o666)
+        It takes the place of one that a dead node left in one step: who calls meanwhile waits.
+        """
+        self._owner = owner
+        new = self._path.with_name(f"{self._path.name}~")
+        new.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(new))
+        self._admit(new)
+        new.replace(self._path)
+        self._server = await asyncio.start_unix_server(self._connected, sock=sock, **_NO_CLEANUP)
+
+    def _admit(self, path: Path) -> None:
+        path.chmod(0o600 if self._operators.uids <= {self._owner} else 0o666)
 
     def operators_changed(self, uids: Collection[int]) -> None:
         """Close every connection of these users but the one that asks for it: their label, which
         their calls and sessions carry, is no more theirs.
         """
-        self._admit()
+        self._admit(self._path)
         mine = asyncio.current_task()
         for task, uid in self.connections.items():
             if uid in uids and task is not mine:
@@ -144,7 +173,7 @@ class ControlServer:
             uid = self.connections[task] = peer_uid(writer.get_extra_info("socket"))
             await self._serve(uid, reader, writer)
         except (WireError, ConnectionError) as error:
-            log.info("a connection was closed: %s", error)
+            self._broken.tell(error)
         finally:
             self.connections.pop(task, None)
             writer.close()

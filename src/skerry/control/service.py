@@ -24,7 +24,7 @@ from skerry.control.calls import Calls
 from skerry.control.notify import notify
 from skerry.control.operators import Operators
 from skerry.control.server import ControlServer
-from skerry.errors import SkerryError
+from skerry.errors import Denied, SkerryError
 from skerry.monitor.domain import State
 from skerry.node import paths
 from skerry.node.node import Node
@@ -111,11 +111,7 @@ async def _serve(opened: Opened, report: Reporter, stop: asyncio.Event) -> int:
     server = ControlServer(path, Operators(lambda: node.setup.operators), calls.handle)
     calls.reconciler.operators_changed = server.operators_changed
     await server.listen(os.getuid())
-    if opened.recovered is None:
-        rising = asyncio.ensure_future(_rise(node, report))
-    else:
-        _tell(opened.recovered, report)
-        rising = asyncio.ensure_future(_greet(node, report))
+    rising = asyncio.ensure_future(_rise(opened, report))
     again = False
     try:
         again = await _stand(rising, stop, calls)
@@ -156,9 +152,16 @@ async def _stand(rising: asyncio.Future[None], stop: asyncio.Event, calls: Calls
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _rise(node: Node, report: Reporter) -> None:
-    await node.up(report)
-    await _greet(node, report)
+async def _rise(opened: Opened, report: Reporter) -> None:
+    """Adopt what an earlier service left, and bring the system up, or the rest of it."""
+    if opened.recovery is not None:
+        await opened.recovery.adopt()
+        _tell(opened.recovery.found, report)
+    if opened.journal.standing.rising:
+        await opened.node.up(report)
+        with contextlib.suppress(Denied):  # the next service then looks again
+            await opened.journal.write("risen", {})
+    await _greet(opened.node, report)
 
 
 async def _greet(node: Node, report: Reporter) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from skerry.jail.confinement import Limits
@@ -108,13 +109,16 @@ def remove(directories: tuple[str, ...]) -> None:
                 time.sleep(0.01)
 
 
-def sweep() -> None:
-    """Remove the empty groups that killed makers left; one that is in use stays."""
+def sweep(ours: Collection[int] = ()) -> None:
+    """Remove the empty groups that killed makers left; one that is in use stays.
+
+    `ours`: see `leftover.left_behind`.
+    """
     try:
         _, parents = _parents()
     except (OSError, LayerOff):
         return
     for parent in set(parents.values()):
-        for path in left_behind(parent):
+        for path in left_behind(parent, ours):
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from skerry.jail.identity import Identity
@@ -57,8 +58,8 @@ def remove(path: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(directory: Path) -> None:
-    """Remove the nodes that killed makers left."""
-    for path in left_behind(directory):
+def sweep(directory: Path, ours: Collection[int] = ()) -> None:
+    """Remove the nodes that killed makers left; `ours`: see `leftover.left_behind`."""
+    for path in left_behind(directory, ours):
         with contextlib.suppress(OSError):  # another's, or gone meanwhile
             path.unlink()

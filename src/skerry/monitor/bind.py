@@ -117,6 +117,7 @@ class Binder:
         channel = self.channels.add(kind, first, second, port, one_way)
         channel.for_s, channel.overflow = for_s, overflow
         try:
+            await self._journal.numbered(channel)
             await self._mint(channel)
             await self._journal.minted(channel)
             await self._attach(channel)
@@ -236,11 +237,7 @@ class Binder:
 
     def _cut_all(self, domain: Domain, why: str) -> list[int]:
         self.withdrawn(domain.name, why)
-        channels = [
-            channel
-            for channel in self.channels.of(domain)
-            if channel.source is domain or not channel.outlives_sink
-        ]
+        channels = [channel for channel in self.channels.of(domain) if channel.ends_with(domain)]
         for channel in channels:
             self._cut(channel, why)
         return [channel.number for channel in channels]

@@ -23,6 +23,9 @@ class Journal:
     def ended(self, domain: Domain) -> None:
         """Its machine is gone."""
 
+    async def numbered(self, channel: Channel) -> None:
+        """Its number is taken; after a restart no other channel gets it."""
+
     async def minted(self, channel: Channel) -> None:
         """Keep its twins where they outlive the node, before any machine has an end."""
 

@@ -121,14 +121,17 @@ class Monitor(Binder):
         domain.machine = machine
         machine.exited.add_done_callback(lambda future: self._exited(domain, end_of(future)))
 
-    def readmit(self, domain: Domain, machine: Machine, state: State) -> None:
-        """Go on with a domain that stood before a restart, with a machine that was adopted."""
+    def readmit(self, domain: Domain, machine: Machine) -> None:
+        """Let a domain that stood before a restart count, and be ended; `adopted` must follow."""
         self.domains[domain.name] = domain
         domain.admitted = True
+        self._watch(domain, machine)
+
+    def adopted(self, domain: Domain, state: State) -> None:
+        """Go on with a readmitted domain whose machine was found in this state."""
         domain.move(State.PAUSED, domain.started)
         if state is State.RUNNING:
             domain.move(state, domain.started)
-        self._watch(domain, machine)
 
     def _never_ran(self, domain: Domain, old: Domain | None, error: BaseException) -> None:
         if isinstance(error, LimitReached) or (isinstance(error, Denied) and domain.admitted):
@@ -140,8 +143,10 @@ class Monitor(Binder):
             if domain.state is not State.ENDED:
                 domain.move(State.ENDED, self._clock())
             domain.gone.set()
+            if self.domains.get(domain.name) is not domain:
+                return  # it was ended, and started again, while it waited
             if old is None:
-                self.domains.pop(domain.name, None)
+                del self.domains[domain.name]
             else:
                 self.domains[domain.name] = old
         else:
@@ -194,6 +199,9 @@ class Monitor(Binder):
     async def stop(self, name: str, deadline_s: float) -> None:
         """Cut a domain's channels, ask its guest to end, and end it when the deadline passes."""
         domain = self.domain(name)
+        if domain.state is State.STARTING and domain.machine is None:
+            self.kill(name)
+            return
         machine = domain.require({State.STARTING, *ALIVE}, "stop it")
         domain.move(State.STOPPING, self._clock())
         self._cut_all(domain, "its domain is being stopped")
@@ -216,6 +224,8 @@ class Monitor(Binder):
         self._cut_all(domain, "its domain was killed")
         if domain.machine is not None:
             domain.machine.kill()
+        else:  # its start waits for an answer, which it does not outlive
+            self._exited(domain, Exit(0, "it was ended before it had a machine"))
 
     async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
         """Give a running domain another label; every channel is judged before it is visible.
@@ -224,19 +234,17 @@ class Monitor(Binder):
         """
         domain = self.domain(name)
         domain.require(ALIVE, "relabel it")
-        written = False
-        try:
-            for _ in range(MAX_TRIES):
-                async with self._admission, self._no_binding():
-                    grant = await self.mediator.permit(
-                        "domain_relabel",
-                        lambda: {"operator": operator, "domain": domain.label, "new": new},
-                        {"domain": name},
-                        lambda: self.running(beside=domain),
-                    )
-                    before = self.channels.of(domain)
-                    refused = await self._refused_under(before, domain, new)
-                    written = True
+        for _ in range(MAX_TRIES):
+            async with self._admission, self._no_binding():
+                grant = await self.mediator.permit(
+                    "domain_relabel",
+                    lambda: {"operator": operator, "domain": domain.label, "new": new},
+                    {"domain": name},
+                    lambda: self.running(beside=domain),
+                )
+                before = self.channels.of(domain)
+                refused = await self._refused_under(before, domain, new)
+                try:
                     await self._journal.labelled(domain, new)
                     domain.require(ALIVE, "relabel it")
                     if (
@@ -248,17 +256,15 @@ class Monitor(Binder):
                     self.withdrawn(name, why)
                     for channel in refused:
                         self._cut(channel, why)
-                    domain.label, written = new, False
-                await self.settle()
-                cut = tuple(c.number for c in refused)
-                kept = tuple(c.number for c in before if c.number not in cut)
-                return Relabelled(grant.record, kept, cut)
-            raise StaleGeneration(
-                f"domain {name} kept changing while it was relabelled", fix="retry"
-            )
-        finally:
-            if written:  # and not done
-                await self._journal.labelled(domain, domain.label)
+                    domain.label = new
+                finally:
+                    if domain.label != new:  # before it is asked again, which may be refused
+                        await self._journal.labelled(domain, domain.label)
+            await self.settle()
+            cut = tuple(c.number for c in refused)
+            kept = tuple(c.number for c in before if c.number not in cut)
+            return Relabelled(grant.record, kept, cut)
+        raise StaleGeneration(f"domain {name} kept changing while it was relabelled", fix="retry")
 
     async def load(
         self,
@@ -288,21 +294,20 @@ class Monitor(Binder):
                 grant = await self.mediator.permit(hook, lambda: parties, about)
                 standing = self._standing()
                 try:
-                    fall = await find_fall(candidate, standing)
+                    fall = (await find_fall(candidate, standing)).of(self._standing())
                 except Denied as failure:
                     self.mediator.failed(hook, failure, undone=grant.record)
                     raise
-                loaded = _loaded(grant.record, candidate.generation, fall)
-                needed = bool(loaded.evicted) and not evict
+                needed = bool(fall.domains) and not evict
                 if durable is not None and not dry_run and not needed:
                     await durable(fall.labels)
-                if (
-                    self._standing() == standing
-                    and self.mediator.decider.generation == grant.generation
-                ):
+                now = self._standing()  # what has gone needs no judgement
+                if standing.covers(now) and self.mediator.decider.generation == grant.generation:
+                    fall = fall.of(now)
                     break
             else:
                 raise StaleGeneration("domains and channels kept changing", fix="try again")
+            loaded = _loaded(grant.record, candidate.generation, fall)
             if dry_run:
                 return loaded
             if needed:
@@ -316,16 +321,11 @@ class Monitor(Binder):
                 raise
             if installed is not None:
                 await installed()
-        forgotten = await self._remember(fall)
-        loaded = msgspec.structs.replace(
-            loaded,
-            cut=(*loaded.cut, *(Fallen(number, why) for number, why in forgotten.items())),
-            kept=tuple(number for number in loaded.kept if number not in forgotten),
-        )
+        fall = await self._remember(fall)
         await self.settle()
         for domain in fall.domains:
             await domain.gone.wait()
-        return loaded
+        return _loaded(grant.record, candidate.generation, fall)
 
     def _standing(self) -> Standing:
         domains = sorted(self.domains.values(), key=lambda domain: domain.started)
@@ -359,17 +359,21 @@ class Monitor(Binder):
             self._audit.note("evicted", {"domain": domain.name, "why": why})
 
     async def judge_again(self, candidate: Candidate) -> Fall:
-        """Judge what was readmitted by the policy in force; end at once what it refuses."""
-        fall = await find_fall(candidate, self._standing())
-        self._end(fall, "after a restart the policy refuses it")
-        return fall
+        """Judge what was readmitted by the policy in force, and remember it in its walls, which a
+        kill may have left undone; end at once what it refuses or what can't be remembered.
 
-    async def _remember(self, fall: Fall) -> dict[int, str]:
+        Raises what `find_fall` does, and then nothing was judged: the caller must end it all.
+        """
+        fall = (await find_fall(candidate, self._standing())).of(self._standing())
+        self._end(fall, "after a restart the policy refuses it")
+        return await self._remember(fall)
+
+    async def _remember(self, fall: Fall) -> Fall:
         """Let what goes on count in the new policy's walls; what can't be remembered is cut.
 
-        Returns the channels that were cut, each with the reason.
+        Returns the fall with what was cut.
         """
-        cut: dict[int, str] = {}
+        cut: dict[Channel, str] = {}
         found = {(label, label) for label in fall.labels.values()}
         found |= {(c.source.label, c.sink.label) for c in fall.kept}
         pairs = sorted(found)
@@ -385,8 +389,9 @@ class Monitor(Binder):
                         channel.sink.label,
                     } & set(pair):
                         self._cut(channel, why)
-                        cut[channel.number] = why
-        return cut
+                        cut[channel] = why
+        kept = tuple(channel for channel in fall.kept if channel not in cut)
+        return fall._replace(channels={**fall.channels, **cut}, kept=kept)
 
     async def _refused_under(
         self, channels: Collection[Channel], domain: Domain, new: Label

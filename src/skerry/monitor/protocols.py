@@ -133,11 +133,17 @@ class Candidate(Judge, Protocol):
 class Decider(Judge, Protocol):
     """The policy manager as the monitor sees it: it answers for the policy in force."""
 
-    def candidate(self, stack: Stack, sources: Sequence[Any] = ()) -> Candidate:
+    def candidate(
+        self, stack: Stack, sources: Sequence[Any] = (), *, loading: bool = False
+    ) -> Candidate:
         """Return a policy that could come into force next: it answers, but decides nothing.
 
-        `sources` is what it is made from, for a manager that makes it again elsewhere.
+        `sources` is what it is made from, for a manager that makes it again elsewhere. One that is
+        `loading` is not forgotten for others that are only tried; there is one at a time.
         """
+
+    async def remember(self, candidate: Any) -> None:
+        """Save what the standing history will be under a candidate. Raises a `Denied`."""
 
     def install(self, candidate: Any) -> int:
         """Bring a candidate of this manager's into force; returns its generation, never waits.

@@ -1,9 +1,10 @@
 """What falls when another policy comes into force: channels that it refuses, domains it can't keep.
 
 The rules this module keeps (laws 3 and 4): every live channel and every domain is judged by the
-new policy before that policy is in force, and a question that fails is a refusal. Domains are
-judged in the order in which they were started, each beside those that stay, so that where two
-can't run together it is the younger that falls.
+new policy before that policy is in force, and a question that fails is a refusal; where there is
+nobody to judge, nothing falls and nothing comes into force. Domains are judged in the order in
+which they were started, each beside those that stay, so that where two can't run together it is
+the younger that falls.
 """
 
 from __future__ import annotations
@@ -15,19 +16,26 @@ from typing import NamedTuple
 
 import msgspec
 
-from skerry.errors import Denied, SkerryError
+from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.domain import Domain
 from skerry.monitor.mediate import explain_for, judge
 from skerry.monitor.protocols import Candidate
 from skerry.monitor.table import Channel
 
+UNDECIDED = StaleGeneration, DeciderUnavailable
+"""Says nothing of a domain or channel: the policy is not the next any more, or nobody decides."""
+
 
 class Standing(NamedTuple):
-    """What there is to judge; two that are equal need no second judgement."""
+    """What there is to judge; what stands of it later needs no second judgement."""
 
     channels: tuple[Channel, ...]
     domains: tuple[tuple[Domain, Label], ...]
+
+    def covers(self, later: Standing) -> bool:
+        """Say whether nothing came, or got another label."""
+        return {*later.channels, *later.domains} <= {*self.channels, *self.domains}
 
 
 class Fall(NamedTuple):
@@ -37,6 +45,16 @@ class Fall(NamedTuple):
     domains: Mapping[Domain, str]
     kept: tuple[Channel, ...]
     labels: Mapping[Domain, Label]
+
+    def of(self, standing: Standing) -> Fall:
+        """Return what of it is still there."""
+        channels, domains = set(standing.channels), {domain for domain, _ in standing.domains}
+        return Fall(
+            {c: why for c, why in self.channels.items() if c in channels},
+            {d: why for d, why in self.domains.items() if d in domains},
+            tuple(c for c in self.kept if c in channels),
+            {d: label for d, label in self.labels.items() if d in domains},
+        )
 
 
 class Fallen(msgspec.Struct, frozen=True):
@@ -69,7 +87,10 @@ class EvictionNeeded(SkerryError):
 
 
 async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
-    """Judge everything that stands by a policy. Changes nothing, but what stands may meanwhile."""
+    """Judge everything that stands by a policy. Changes nothing, but what stands may meanwhile.
+
+    Raises `StaleGeneration` or `DeciderUnavailable` where not everything could be judged.
+    """
     await candidate.foresee(_questions(candidate, standing))
     labels: dict[Domain, Label] = {}
     evicted: dict[Domain, str] = {}
@@ -82,7 +103,9 @@ async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
                 labels[domain] = new
             else:
                 evicted[domain] = _why(explain_for(wall, {"domain": new}).sentence)
-        except Exception as error:  # whatever fails in deciding is a refusal
+        except UNDECIDED:
+            raise
+        except Exception as error:  # whatever else fails in deciding is a refusal
             evicted[domain] = _why(error)
     answers: dict[tuple[str, Label, Label], str] = {}
     refused: dict[Channel, str] = {}
@@ -118,6 +141,8 @@ async def _refusal(candidate: Candidate, hook: str, source: Label, sink: Label) 
     parties = {"source": source, "sink": sink}
     try:
         verdict = await judge(candidate, hook, parties)
+    except UNDECIDED:
+        raise
     except Exception as error:
         return _why(error)
     if verdict.allowed:

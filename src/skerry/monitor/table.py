@@ -76,6 +76,10 @@ class Channel:
         """Whether its source is not told of the sink's end (law 5)."""
         return self.one_way and self.kind == "stream"
 
+    def ends_with(self, domain: Domain) -> bool:
+        """Say whether it ends with this domain, which has an end of it."""
+        return self.source is domain or not self.outlives_sink
+
     @property
     def stranded(self) -> bool:
         """Whether it has outlived its sink: nothing arrives anywhere any more."""

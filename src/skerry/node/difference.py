@@ -114,7 +114,13 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
         restart=restart,
         policy=changed,
         settings=_settings(now, wanted),
-        define=tuple(name for name in redefined if name not in {*start, *relabel}),
+        # An allowed start can't stand for another label: the name is its owner's.
+        define=tuple(
+            name
+            for name in redefined
+            if name not in {*start, *relabel}
+            or (name not in relabel and _labelled_otherwise(name, now, wanted))
+        ),
         relabel=relabel,
         start=start,
         bind=tuple(
@@ -174,5 +180,11 @@ def _defined_otherwise(name: str, now: Setup, wanted: Setup) -> bool:
     one, other = (
         msgspec.structs.replace(setup.system.domains[name], label="") for setup in (now, wanted)
     )
-    label = carry(wanted.stack, now.labels[name], now.stack)
-    return one != other or label != wanted.labels[name]
+    return one != other or _labelled_otherwise(name, now, wanted)
+
+
+def _labelled_otherwise(name: str, now: Setup, wanted: Setup) -> bool:
+    """Say whether a domain that the file before has, too, gets another label."""
+    if name not in now.system.domains:
+        return False
+    return carry(wanted.stack, now.labels[name], now.stack) != wanted.labels[name]

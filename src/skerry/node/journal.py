@@ -25,10 +25,10 @@ from skerry.audit.writer import AuditTrail
 from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
 from skerry.machine.qemu.launch import kept_names
-from skerry.monitor.domain import Domain
+from skerry.monitor.domain import Domain, State
 from skerry.monitor.journal import Journal
 from skerry.monitor.protocols import Machine, Side
-from skerry.monitor.table import Channel
+from skerry.monitor.table import Channel, Phase
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import SpawnFailed, SupervisorGone
 
@@ -37,6 +37,9 @@ GROWN = 50_000
 
 MAX_JOURNAL = 256 << 20
 """Longest journal that is read, in bytes; a longer one is damaged."""
+
+NUMBERS = 64
+"""Numbers of channels that one record takes at once; a restart leaves out those not yet given."""
 
 SIDES: tuple[Side, Side] = ("source", "sink")
 
@@ -128,14 +131,23 @@ class NodeJournal(Journal):
         footprint = self._footprint(domain)
         if footprint.incarnation:
             entry = DomainEntry(domain.name, domain.label, domain.started, footprint)
-            await self.write("domain", msgspec.to_builtins(entry))
+            try:
+                await self.write("domain", msgspec.to_builtins(entry))
+            finally:
+                if domain.state is State.ENDED:  # which may have been noted before
+                    self.note("ended", {"incarnation": footprint.incarnation})
 
     async def labelled(self, domain: Domain, label: Label) -> None:
-        """Write down a domain's next label."""
+        """Write down a domain's next label; if that fails or is given up, it has the one it has."""
         incarnation = self._footprint(domain).incarnation
-        if incarnation:
-            fields = {"incarnation": incarnation, "label": msgspec.to_builtins(label)}
+        if not incarnation:
+            return
+        fields = {"incarnation": incarnation, "label": msgspec.to_builtins(label)}
+        try:
             await self.write("label", fields)
+        except BaseException:  # the record may stand, or get to the disk yet
+            self.note("label", fields | {"label": msgspec.to_builtins(domain.label)})
+            raise
 
     def ended(self, domain: Domain) -> None:
         """Note that a domain's machine is gone, and let the supervisor forget it."""
@@ -143,6 +155,11 @@ class NodeJournal(Journal):
         if incarnation:
             self.note("ended", {"incarnation": incarnation})
             self.drop(*kept_names(incarnation))
+
+    async def numbered(self, channel: Channel) -> None:
+        """Write down that its number is used, and for the next ones with it."""
+        if channel.number > self.standing.channel:
+            await self.write("numbers", {"channel": channel.number + NUMBERS - 1})
 
     async def minted(self, channel: Channel) -> None:
         """Give the twins to the supervisor. Raises `TransportError`."""
@@ -165,8 +182,15 @@ class NodeJournal(Journal):
     async def live(self, channel: Channel) -> None:
         """Write down that a channel is live."""
         source, sink = (self._footprint(domain).incarnation for domain in channel.ends)
-        if source and sink:
+        if not (source and sink):
+            return
+        is_live = False
+        try:
             await self.write("channel", msgspec.to_builtins(_entry(channel, source, sink)))
+            is_live = channel.phase is not Phase.CUT
+        finally:
+            if not is_live:  # it was cut before it stood here, or will be; the record may stand
+                self.note("gone", {"channels": [channel.number]})
 
     def gone(self, channel: Channel) -> None:
         """Note that a channel is cut, and let the supervisor close its twins."""

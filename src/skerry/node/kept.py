@@ -96,8 +96,8 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
 
 
 def forget_setups(folder: pathlib.Path, *names: str) -> None:
-    """Remove every setup but these."""
-    for path in folder.glob(f"{PREFIX}*"):
+    """Remove every setup but these, and what a node that was killed had only begun to write."""
+    for path in (*folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*")):
         if path.name not in names:
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -46,6 +46,7 @@ class Machines:
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
         self._identities = identities
         self._jails: MachineJails | None = None
+        self._untested = False  # there are jails that no self-test has passed
         self._make_jails()
 
     def _make_jails(self) -> None:
@@ -67,25 +68,33 @@ class Machines:
                 failed.append(error)
         return failed
 
-    async def prepare(self, streams: Bridges, system: System, report: Report) -> None:
+    async def prepare(self, streams: Bridges, system: System, report: Report) -> Callable[[], None]:
         """Make ready what another system's domains run on, beside those that run.
 
-        Raises `NotFound`, `LayerMissing`, `MachineError`; then all is as it was.
+        Returns what is to be called when that system comes into force: until then every machine is
+        made as before. Raises `NotFound`, `LayerMissing`, `MachineError`.
         """
-        before, had_jails = self._system, self._jails is not None
+        before, kvm = self._system, dict(self._kvm)
         self._system = system
         try:
             for failure in await asyncio.to_thread(self.load_images):
                 raise failure
+            self._untested |= self._jails is None
             self._make_jails()
-            if not had_jails or set(system.accept_missing) != set(before.accept_missing):
+            if self._untested or set(system.accept_missing) != set(before.accept_missing):
                 await self.self_test(streams)
+                self._untested = False
             await self.choose_accel(report)
-        except BaseException:
-            self._system = before
-            raise
-        if self._jails is not None:
-            self._jails.accept(system.accept_missing)
+            chosen = self._kvm
+        finally:
+            self._system, self._kvm = before, kvm
+
+        def taken() -> None:
+            self._system, self._kvm = system, chosen
+            if self._jails is not None:
+                self._jails.accept(system.accept_missing)
+
+        return taken
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""

@@ -24,10 +24,12 @@ from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
 from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
+from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
 from skerry.node import paths
 from skerry.node.deciding import ClosedDecider, open_manager
+from skerry.node.descriptors import check_descriptors
 from skerry.node.digest import code_digest
 from skerry.node.helpers import Helpers, accepted_layers
 from skerry.node.jails import Identities
@@ -37,10 +39,10 @@ from skerry.node.machines import Machines
 from skerry.node.node import Node
 from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
-from skerry.node.recover import Recovered, Recovery
+from skerry.node.recover import Recovery, end_unknown
 from skerry.node.relays import PREFIX, Relays
 from skerry.node.setup import Setup, load_setup
-from skerry.node.standing import Standing
+from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.policy.client import Notice
 from skerry.policy.source import Policy
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
@@ -70,16 +72,17 @@ HOST = World()
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A node that can serve; `recovered` says what a restart found, None for a fresh node.
+    """A node that can serve; `recovery` is that of a restart, None for a fresh node.
 
-    Set `journal.over` when everything was ended: then nothing of it is left behind.
+    After a restart `recovery.adopt` must follow; what stands can be taken away before. Set
+    `journal.over` when everything was ended: then nothing of it is left behind.
     """
 
     node: Node
     prepare: Prepare
     trail: AuditLog
     journal: NodeJournal
-    recovered: Recovered | None
+    recovery: Recovery | None
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -105,6 +108,7 @@ async def open_node(
     state = await asyncio.to_thread(paths.make_private, paths.state_dir())
     life = await _begin(system, state, supervisor, world)
     setup, standing = life.setup, life.standing
+    standing.makers = (*standing.makers, os.getpid())[-MAX_MAKERS:]
     identities = world.identities(standing.uid, life.inherited.kept.get(IDENTITIES, -1))
     exits.callback(identities.close)
     helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
@@ -146,11 +150,8 @@ async def open_node(
     recovery = Recovery(
         monitor, journal, life.inherited, machines.heir, machines.forget, relays.watch
     )
-    found = await recovery.run(manager.candidate(setup.stack, setup.policy.sources))
-    if life.fresh:
-        return Opened(node, prepare, trail, journal, None)
-    trail.note("recovered-node", msgspec.to_builtins(found, str_keys=True))
-    return Opened(node, prepare, trail, journal, found)
+    await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
+    return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
 
 
 async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
@@ -161,9 +162,11 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
         raise SupervisorError(f"the supervisor hands nothing over: {error}") from None
     await _wait_for_helpers(inherited)
     standing = await asyncio.to_thread(_standing, inherited, world.disk)
+    await end_unknown(inherited, standing or Standing())
     if standing is None:
         setup = await asyncio.to_thread(load_setup, system)
-        return Life(True, setup, Standing(token=secrets.token_hex(8)), inherited)
+        check_descriptors(setup.system.limits)
+        return Life(True, setup, Standing(token=secrets.token_hex(8), rising=True), inherited)
     setup = await asyncio.to_thread(read_setup, state, standing.setup)
     return Life(False, setup, standing, inherited)
 
@@ -214,6 +217,8 @@ async def _close(journal: NodeJournal, state: Path) -> None:
     if journal.over:
         await asyncio.to_thread(remove_journal, paths.journal_file())
         await asyncio.to_thread(forget_setups, state)
+        await asyncio.to_thread(cgroup.sweep, journal.standing.makers)
+        await asyncio.to_thread(device.sweep, paths.devices_dir(), journal.standing.makers)
 
 
 async def _wait_for_helpers(inherited: Inherited) -> None:
@@ -221,8 +226,6 @@ async def _wait_for_helpers(inherited: Inherited) -> None:
     helpers = [p for name, p in inherited.processes.items() if not name.startswith(("d/", PREFIX))]
     if helpers:
         await asyncio.wait({process.exited for process in helpers}, timeout=HELPERS_S)
-    for process in helpers:
-        process.kill()
 
 
 def _standing(inherited: Inherited, disk: Disk) -> Standing | None:

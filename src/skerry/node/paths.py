@@ -4,6 +4,9 @@ Three places with three meanings: *state* (the trail, the history; the owner's a
 (jail roots and guest images; readable by the domains' uids, so it can't lie under a home), *run*
 (the control socket; gone after `down`). `SKERRY_HOME` puts all three under one directory, which
 lets several nodes run on one host; `SKERRY_SHARE` then names a share that they have in common.
+
+The rule: a place whose name others can guess is used only if it is its user's own, and so is the
+one that it lies in; who could rename it could put another in its place.
 """
 
 from __future__ import annotations
@@ -13,8 +16,12 @@ from pathlib import Path
 
 from skerry.errors import SkerryError
 
-MAX_SOCKET = 107
-"""Longest path of a Unix socket, in bytes (the kernel's sun_path); a longer one is an error."""
+MAX_SOCKET = 106
+"""Longest path of a Unix socket, in bytes: the kernel's sun_path, less one for its making. A longer
+one is an error."""
+
+LOCK = "node.lock"
+"""The file of the state on which a supervisor holds a lock while it lives."""
 
 ROOT_HOME = Path("/var/lib/skerry")
 
@@ -104,8 +111,15 @@ def history_file() -> Path:
 
 
 def control_socket() -> Path:
-    """Return the control socket's path. Raises `SkerryError` if no socket can have it."""
+    """Return the control socket's path.
+
+    Raises `SkerryError` if no socket can have it, or if another user owns the place of yours.
+    """
     path = run_dir() / "control.sock"
+    if not _home():
+        for place in (share_dir(), run_dir()):
+            if path.is_relative_to(place) and os.path.lexists(place):
+                _require_own(place)
     if len(os.fsencode(path)) > MAX_SOCKET:
         raise SkerryError(
             f"{path} is too long for a socket: {len(os.fsencode(path))} bytes",
@@ -125,20 +139,16 @@ def make_shared(path: Path) -> Path:
 
 
 def _make(path: Path, mode: int) -> Path:
+    share = share_dir()
+    if share in path.parents and not os.environ.get("SKERRY_SHARE", ""):
+        make_shared(share)
     try:
         for parent in reversed(path.parents):
             if not parent.exists():  # the umask must not close what lies on the way
                 parent.mkdir(exist_ok=True)
                 parent.chmod(0o755)
         path.mkdir(mode=mode, exist_ok=True)
-        found = path.lstat()
-        if found.st_uid != os.getuid():
-            raise SkerryError(
-                f"{path} belongs to uid {found.st_uid}, not to you",
-                fix="remove it, or set SKERRY_HOME to another directory",
-            )
-        if path.is_symlink():
-            raise SkerryError(f"{path} is a symbolic link", fix="replace it by a directory")
+        _require_own(path)
         path.chmod(mode)
     except OSError as error:
         raise SkerryError(
@@ -146,3 +156,15 @@ def _make(path: Path, mode: int) -> Path:
             fix="mend that, or set SKERRY_HOME to a directory you may write",
         ) from None
     return path
+
+
+def _require_own(path: Path) -> None:
+    """Raise `SkerryError` if a directory is another user's or a symbolic link, `OSError`."""
+    owner = path.lstat().st_uid
+    if owner != os.getuid():
+        raise SkerryError(
+            f"{path} belongs to uid {owner}, not to you",
+            fix="remove it, or set SKERRY_HOME to another directory",
+        )
+    if path.is_symlink():
+        raise SkerryError(f"{path} is a symbolic link", fix="replace it by a directory")

@@ -27,8 +27,10 @@ from skerry.label import Label
 from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
 from skerry.node.assertions import violations
+from skerry.node.changing import Adoption, Refusal, refusal_of
+from skerry.node.descriptors import check_descriptors
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
-from skerry.node.node import Adoption, Node, Refusal, Report, refusal_of
+from skerry.node.node import Node, Report
 from skerry.node.plan import Step
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
@@ -40,8 +42,11 @@ from skerry.wire.system_files import KeyFile, SystemFiles
 STOP_S = 10.0
 """Seconds that a guest has to end when its domain is removed or started anew; then it is ended."""
 
-Prepare = Callable[[System, Report], Awaitable[None]]
-"""Makes ready what the domains of a system run on, and raises what is missing."""
+Prepare = Callable[[System, Report], Awaitable[Callable[[], None]]]
+"""Makes ready what the domains of a system run on, and raises what is missing.
+
+It returns what is called in the step in which that system comes into force, if it does.
+"""
 
 
 class Reconciler:
@@ -65,30 +70,47 @@ class Reconciler:
         Raises `InputError` for wrong files, `StateError`, `EvictionNeeded`, `Refused` and other
         `Denied`s: then nothing was touched.
         """
+        # Nothing is made of a policy, nor does anybody wait, for whom the policy does not let.
+        if _bytes_differ(self.node.setup, files):
+            await self._require(uid, "the policy")
+        if dry_run:
+            _, _, difference, _ = await self._plan(uid, files, report)
+            return {"dry_run": True, "changed": not difference.nothing}
         if self._busy.locked():
             raise StateError("another `up` is changing this system", fix="try again when it ended")
         async with self._busy:
-            wanted = await asyncio.to_thread(_read, self.node.setup, files)
-            if uid not in wanted.operators:
-                raise StateError(
-                    f"the file does not name uid {uid} in [operators], and that is you",
-                    fix="name yourself, or let another operator do it",
-                )
-            difference = self.difference(wanted)
-            plan = await plan_difference(self.node, uid, wanted, difference)
-            difference = msgspec.structs.replace(difference, define=plan.define)
-            for step in plan.steps:
-                report({"event": "plan", **msgspec.to_builtins(step)})
-            if difference.governed:
-                operator = self.node.setup.operators[uid]
-                await self.node.require("policy_load", operator, difference.governed)
-            if dry_run:
-                return {"dry_run": True, "changed": not difference.nothing}
+            base, wanted, difference, plan = await self._plan(uid, files, report)
             if plan.evicted and not evict:
                 raise EvictionNeeded(plan.evicted)
+            running = _Run(self, uid, base, wanted, plan, report)
             if not difference.nothing and self._prepare is not None:
-                await self._prepare(wanted.system, report)
-            return await _Run(self, uid, wanted, plan, report).run(difference, evict)
+                running.prepared = await self._prepare(wanted.system, report)
+            return await running.run(difference, evict)
+
+    async def _plan(
+        self, uid: int, files: SystemFiles, report: Report
+    ) -> tuple[Setup, Setup, Difference, Plan]:
+        """Check the files and report the plan; return what it was compared with, too."""
+        base = self.node.setup
+        wanted = await asyncio.to_thread(_read, base, files)
+        if uid not in wanted.operators:
+            raise StateError(
+                f"the file does not name uid {uid} in [operators], and that is you",
+                fix="name yourself, or let another operator do it",
+            )
+        difference = self.difference(wanted)
+        if difference.governed:
+            await self._require(uid, difference.governed)
+        plan = await plan_difference(self.node, uid, wanted, difference)
+        difference = msgspec.structs.replace(difference, define=plan.define)
+        for step in plan.steps:
+            report({"event": "plan", **msgspec.to_builtins(step)})
+        if difference.governed:
+            await self._require(uid, difference.governed)
+        return base, wanted, difference, plan
+
+    async def _require(self, uid: int, what: str) -> None:
+        await self.node.require("policy_load", self.node.setup.operators[uid], what)
 
     def difference(self, wanted: Setup) -> Difference:
         """Compare what is so with what a file says."""
@@ -101,15 +123,23 @@ class _Run:
     """One reconcile that has begun: what it does, step by step, and what was refused on the way."""
 
     def __init__(
-        self, owner: Reconciler, uid: int, wanted: Setup, plan: Plan, report: Report
+        self,
+        owner: Reconciler,
+        uid: int,
+        base: Setup,
+        wanted: Setup,
+        plan: Plan,
+        report: Report,
     ) -> None:
         self._owner = owner
         self._node = owner.node
         self._uid = uid
+        self._base = base
         self._wanted = wanted
         self._plan = plan
         self._report = report
         self._refused: list[Refusal] = []
+        self.prepared: Callable[[], None] = lambda: None
 
     async def run(self, difference: Difference, evict: bool) -> dict[str, object]:
         """Take away, let the policy and the settings come into force, then give."""
@@ -212,11 +242,11 @@ class _Run:
         await node.adopt(self._adoption())
 
     def _adoption(self) -> Adoption:
-        return Adoption(self._wanted, self._merged, self._taken)
+        return Adoption(self._wanted, self._base, self._merged, self._taken)
 
     def _merged(self, policy: Policy) -> Setup:
         """Return the file's setup under a policy, but for what is not yet so."""
-        node, before = self._node, self._node.setup
+        node, before = self._node, self._base
         wanted = carried(self._wanted, policy)  # another may have come into force meanwhile
         domains, labels = dict(wanted.system.domains), dict(wanted.labels)
         for name in node.alive():
@@ -230,7 +260,13 @@ class _Run:
 
     def _taken(self, before: Setup) -> None:
         """Let the rest of the node follow its new setup; waits for nothing."""
-        monitor, now = self._node.monitor, self._node.setup
+        self.prepared()
+        monitor = self._node.monitor
+        # What was started since the setup was written down is what it was started as.
+        again = self._merged(self._node.setup.policy)
+        if (again.system, again.labels) != (self._node.setup.system, self._node.setup.labels):
+            self._node.setup = again
+        now = self._node.setup
         monitor.limit(now.system.limits.domains, now.system.limits.channels)
         for name in [name for name in monitor.domains if name not in now.system.domains]:
             del monitor.domains[name]
@@ -240,9 +276,17 @@ class _Run:
             self._owner.operators_changed(changed)
 
 
+def _bytes_differ(now: Setup, untrusted: SystemFiles) -> bool:
+    """Say whether any policy's bytes are others than those in force; nothing is parsed for it."""
+    ours = sorted(source.content for source in now.policy.sources if source.content)
+    return ours != sorted(policy.content for policy in untrusted.policies)
+
+
 def _read(now: Setup, untrusted: SystemFiles) -> Setup:
-    """Check the files of a system for a node that runs. Raises `InputError`, `StateError`."""
+    """Check the files of a system for a node that runs. Raises `InputError`, `StateError`
+    and `LimitReached`."""
     wanted = make_setup(untrusted)
+    check_descriptors(wanted.system.limits)
     if sorted(wanted.stack.names) != sorted(now.stack.names):
         was, will = (", ".join(sorted(setup.stack.names)) for setup in (now, wanted))
         raise StateError(

@@ -1,8 +1,9 @@
 """After the node was killed: adopt what stands, undo what was half done, cut what is doubtful.
 
 The rules (law 7): only what the journal calls standing is adopted, and only if it is all there;
-everything else that the supervisor holds is ended; all that was adopted is judged again by the
-policy in force before anything new is allowed. None of that asks anybody.
+everything else that the supervisor holds is ended; all that stands is judged again by the policy in
+force before anything new is allowed, and where nobody judges it, nothing goes on. None of that asks
+anybody, or waits for a machine: what stands can be taken away before its machine has answered.
 """
 
 from __future__ import annotations
@@ -22,14 +23,28 @@ from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate, Machine, Side
+from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
 from skerry.node.journal import SIDES, NodeJournal, twin_name
 from skerry.node.relays import relay_name
-from skerry.node.standing import ChannelEntry, DomainEntry, Footprint
+from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
 
 ADOPT_S = 15.0
 """How long a machine may take to answer its new node; one that does not is ended."""
+
+JUDGE_TRIES, JUDGE_PAUSE_S = 6, 0.5
+"""How often, and how far apart, what was adopted is put to a policy manager that does not answer:
+long enough for another one to be started. After that the node ends, and everything with it."""
+
+
+END_S = 2.0
+"""How long killed processes may take to end; then they are dying, and act no more."""
+
+CUTTING = "it was being cut"
+UNBRIDGED = "it was being cut, or its relay has ended"
+GONE = "one of its domains does not go on"
+MEANWHILE = "it was ended before its machines were adopted"
 
 
 class Heir(Machine, Protocol):
@@ -81,27 +96,47 @@ class Recovery:
         self._heir = heir
         self._forget = forget
         self._watch = watch
-        self._machines: dict[str, Heir] = {}
-        self._domains: dict[str, Domain] = {}
+        self._machines: dict[str, tuple[Domain, Heir]] = {}
 
-    async def run(self, in_force: Candidate) -> Recovered:
-        """Adopt, undo, cut, judge. Raises nothing that one machine or channel is the cause of."""
-        entries = dict(self._journal.standing.domains)
-        await asyncio.gather(*(self._adopt(entry) for entry in entries.values()))
+    async def run(self, in_force: Callable[[], Candidate]) -> Recovered:
+        """Undo, cut, judge; `adopt` must follow. Waits for no machine.
+
+        From here on all that stands can be taken away. A domain is *starting* until it is adopted,
+        so nothing new is given to it. Raises nothing that one machine or channel is the cause of.
+        `in_force` gives the policy that judges. Raises `DeciderUnavailable` where nobody does; the
+        node must end then, because what was adopted runs unjudged.
+        """
+        for entry in list(self._journal.standing.domains.values()):
+            self._readmit(entry)
         for channel in list(self._journal.standing.channels.values()):
             self._readmit_channel(channel)
-        await self._undo()
-        await self._detach_the_rest()
-        fall = await self._monitor.judge_again(in_force)
+        self._undo()
+        fall = await self._judge(in_force)
         for refused, why in fall.channels.items():
             self.found.channels.remove(refused.number)
             self.found.cut[refused.number] = why
         for domain, why in fall.domains.items():
-            self.found.domains.remove(domain.name)
             self.found.ended[domain.name] = why
         return self.found
 
-    async def _adopt(self, entry: DomainEntry) -> None:
+    async def _judge(self, in_force: Callable[[], Candidate]) -> Fall:
+        for _ in range(JUDGE_TRIES - 1):
+            with contextlib.suppress(*UNDECIDED):
+                return await self._monitor.judge_again(in_force())
+            await asyncio.sleep(JUDGE_PAUSE_S)
+        return await self._monitor.judge_again(in_force())
+
+    async def adopt(self) -> None:
+        """Take up the control of every machine, and say in the trail what was found."""
+        await asyncio.gather(*(self._adopt(*each) for each in self._machines.values()))
+        live = {channel.number for channel in self._monitor.channels}
+        for number in [number for number in self.found.channels if number not in live]:
+            self.found.channels.remove(number)
+            self.found.cut[number] = MEANWHILE
+        found = msgspec.to_builtins(self.found, str_keys=True)
+        self._monitor.mediator.audit.note("recovered-node", found)
+
+    def _readmit(self, entry: DomainEntry) -> None:
         incarnation = entry.footprint.incarnation
         process = self._processes.pop(incarnation, None)
         kept = {
@@ -109,28 +144,53 @@ class Recovery:
             for name in (f"{incarnation}.{part}" for part in KEPT)
             if name in self._kept
         }
-        try:
-            if process is None or process.exited.done():
-                how = "unknown" if process is None else str(process.exited.result())
-                raise SkerryError(f"it ended while there was no node, with status {how}")
-            machine = self._heir(entry, process, kept)
-            kept = {}
-        except SkerryError as error:
+        if process is None or process.exited.done():
             for descriptor in kept.values():
                 os.close(descriptor)
+            how = "unknown" if process is None else str(process.exited.result())
+            self._lost(entry, process, f"it ended while there was no node, with status {how}")
+            return
+        try:
+            machine = self._heir(entry, process, kept)
+        except SkerryError as error:
             self._lost(entry, process, str(error))
             return
+        domain = Domain(entry.name, entry.label, entry.started)
+        self._monitor.readmit(domain, machine)
+        self._machines[incarnation] = domain, machine
+
+    async def _adopt(self, domain: Domain, machine: Heir) -> None:
+        """Take up one machine; it goes on unless it does not answer or was ended meanwhile."""
         try:
             async with asyncio.timeout(ADOPT_S):
                 await machine.adopt()
         except (SkerryError, TimeoutError) as error:
-            machine.kill()
-            self._lost(entry, process, f"it does not answer: {error}")
+            self._give_up(domain, f"it does not answer: {error}")
             return
-        domain = Domain(entry.name, entry.label, entry.started)
-        self._monitor.readmit(domain, machine, State.RUNNING if machine.running else State.PAUSED)
-        self._machines[incarnation], self._domains[incarnation] = machine, domain
-        self.found.domains.append(entry.name)
+        for channel in self._monitor.channels.of(domain):
+            if doubt := self._doubt(channel, machine):
+                self._cut(channel, doubt)
+        await self._detach_the_rest(domain, machine)
+        if domain.state is State.STARTING:
+            self._monitor.adopted(domain, State.RUNNING if machine.running else State.PAUSED)
+            self.found.domains.append(domain.name)
+        else:
+            self.found.ended.setdefault(domain.name, MEANWHILE)
+
+    def _give_up(self, domain: Domain, why: str) -> None:
+        """End a domain whose machine can't be adopted."""
+        self.found.ended.setdefault(domain.name, why)
+        for channel in self._monitor.channels.of(domain):
+            if channel.ends_with(domain):
+                self._cut(channel, GONE)
+        if domain.state is not State.ENDED:
+            self._monitor.kill(domain.name)
+
+    def _cut(self, channel: Channel, why: str) -> None:
+        self._monitor.cut(channel.number, why)
+        self.found.cut[channel.number] = why
+        if channel.number in self.found.channels:
+            self.found.channels.remove(channel.number)
 
     def _lost(self, entry: DomainEntry, process: Process | None, why: str) -> None:
         """Note a domain that does not go on, and let the supervisor forget it once it is dead."""
@@ -152,38 +212,27 @@ class Recovery:
         if len(twins) < len(SIDES):
             for descriptor in twins.values():
                 os.close(descriptor)
-            self._doubtful(entry, "it was being cut")
+            self._doubtful(entry, CUTTING)
             return
         bridge = self._bridge(entry.number, twins, entry.uid)
-        why = self._doubt(entry, bridge)
-        if why:
+        ends = [self._machines.get(end) for end in (entry.source, entry.sink)]
+        source, sink = (end and end[0] for end in ends)
+        if source is None or sink is None or not bridge.is_whole():
+            gone = source is None or sink is None
             bridge.cut()
-            self._doubtful(entry, why)
+            self._doubtful(entry, GONE if gone else UNBRIDGED if entry.one_way else CUTTING)
             return
-        channel = Channel(
-            entry.number,
-            entry.kind,
-            self._domains[entry.source],
-            self._domains[entry.sink],
-            entry.port,
-            entry.one_way,
-        )
+        channel = Channel(entry.number, entry.kind, source, sink, entry.port, entry.one_way)
         channel.generation, channel.record = entry.generation, entry.record
         channel.since, channel.for_s, channel.bridge = entry.since, entry.for_s, bridge
         channel.overflow = entry.overflow
         self._monitor.readmit_channel(channel)
         self.found.channels.append(entry.number)
 
-    def _doubt(self, entry: ChannelEntry, bridge: StreamBridge | OneWayBridge) -> str:
-        """Return why a channel can't go on; nothing if it can."""
-        ends = entry.source, entry.sink
-        if not all(end in self._machines for end in ends):
-            return "one of its domains does not go on"
-        if not all(entry.number in self._machines[end].attached for end in ends):
-            return "one of its machines does not have its end"
-        if not bridge.is_whole():
-            return "it was being cut" + (", or its relay has ended" if entry.one_way else "")
-        return ""
+    def _doubt(self, channel: Channel, machine: Heir) -> str:
+        """Return why a channel can't go on with an adopted machine; nothing if it can."""
+        held = channel.number in machine.attached
+        return "" if held else "one of its machines does not have its end"
 
     def _doubtful(self, entry: ChannelEntry, why: str) -> None:
         self._journal.note("gone", {"channels": [entry.number]})
@@ -191,7 +240,7 @@ class Recovery:
         self._monitor.mediator.audit.note("cut", {"channel": entry.number, "why": why})
         self.found.cut[entry.number] = why
 
-    async def _undo(self) -> None:
+    def _undo(self) -> None:
         """End what is held and not standing: starts and binds that were under way."""
         for number in sorted({found for name in self._kept if (found := _twin_of(name))}):
             self._sever(number)
@@ -200,8 +249,6 @@ class Recovery:
             os.close(descriptor)
         for name, process in self._processes.items():
             process.kill()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(process.exited), ADOPT_S)
             if name.startswith("d/"):
                 self.found.undone.append(f"domain {name.split('/')[1]}")
         self._journal.drop(*self._kept, *self._processes)
@@ -233,21 +280,31 @@ class Recovery:
         names = {side: twin_name(number, side) for side in SIDES}
         return {side: self._kept.pop(name) for side, name in names.items() if name in self._kept}
 
-    async def _detach_the_rest(self) -> None:
-        """Have every machine drop the ends of what does not go on."""
-        live = set(self.found.channels)
+    async def _detach_the_rest(self, domain: Domain, machine: Heir) -> None:
+        """Have a machine drop the ends of what does not go on, also of what is cut meanwhile."""
+        tried: set[int] = set()
 
-        async def detach(machine: Heir, number: int) -> None:
+        async def detach(number: int) -> None:
             with contextlib.suppress(SkerryError):  # severed it is all the same
                 await machine.detach(number)
 
-        await asyncio.gather(
-            *(
-                detach(machine, number)
-                for machine in self._machines.values()
-                for number in machine.attached - live
-            )
-        )
+        while rest := machine.attached - tried - self._numbers(domain):
+            tried |= rest
+            await asyncio.gather(*(detach(number) for number in rest))
+
+    def _numbers(self, domain: Domain) -> set[int]:
+        return {channel.number for channel in self._monitor.channels.of(domain)}
+
+
+async def end_unknown(inherited: Inherited, standing: Standing) -> None:
+    """End every process that is not adopted, all at once, before its identity can be another's."""
+    relays = {relay_name(entry.number) for entry in standing.channels.values() if entry.one_way}
+    known = standing.domains.keys() | relays
+    unknown = [p for name, p in inherited.processes.items() if name not in known]
+    for process in unknown:
+        process.kill()
+    if unknown:
+        await asyncio.wait({process.exited for process in unknown}, timeout=END_S)
 
 
 def _twin_of(name: str) -> int:

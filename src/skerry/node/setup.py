@@ -86,6 +86,8 @@ def make_setup(untrusted: SystemFiles) -> Setup:
     files are not those that the system names.
     """
     path = Path(untrusted.path)
+    if len(untrusted.text.encode()) > MAX_FILE:
+        raise InputError([Problem(str(path), 0, f"longer than {MAX_FILE} bytes")])
     system = parse_system(untrusted.text, path)
     given = {policy.file: policy for policy in untrusted.policies}
     lacking = [file for file in _files_of(system) if file not in given]

@@ -14,6 +14,9 @@ import msgspec
 from skerry.label import Label
 from skerry.monitor.protocols import Kind, Overflow
 
+MAX_MAKERS = 64
+"""Nodes of one life whose leavings are swept at its end; those of earlier ones go later, by age."""
+
 
 class Footprint(msgspec.Struct, frozen=True):
     """What belongs to one start of a domain outside of the node.
@@ -62,7 +65,9 @@ class Standing(msgspec.Struct):
     """Everything that goes on after a restart.
 
     `token` names the life of a supervisor that this belongs to; `setup` the file that holds the
-    system and the policy in force. `channel` and `uid` are the highest ever used.
+    system and the policy in force. `channel` is the highest number that may have been given, `uid`
+    the highest uid that was. `rising`: what starts by itself has not all been started yet. `makers`
+    are the nodes' process numbers, the last `MAX_MAKERS` of them.
     """
 
     token: str = ""
@@ -70,6 +75,8 @@ class Standing(msgspec.Struct):
     generation: int = 1
     channel: int = 0
     uid: int = 0
+    rising: bool = False
+    makers: tuple[int, ...] = ()
     domains: dict[str, DomainEntry] = {}
     channels: dict[int, ChannelEntry] = {}
 
@@ -103,9 +110,13 @@ class Standing(msgspec.Struct):
                 self.channels[channel.number] = channel
                 self.channel = max(self.channel, channel.number)
                 self.uid = max(self.uid, channel.uid)
+            case "numbers":
+                self.channel = max(self.channel, int(fields["channel"]))
             case "gone":
                 for number in fields["channels"]:
                     self.channels.pop(number, None)
+            case "risen":
+                self.rising = False
             case "whole" | "recovered" | "lost":
                 pass
             case _:

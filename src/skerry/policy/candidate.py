@@ -43,6 +43,7 @@ class RemoteCandidate:
         policy: Policy,
         before: Policy,
         history: Callable[[], History],
+        loading: bool = False,
     ) -> None:
         """Propose the policy, which follows `before`. Raises `DeciderUnavailable`."""
         self.generation = generation
@@ -56,7 +57,7 @@ class RemoteCandidate:
         self._walls: dict[Question, Verdict] = {}
         self._history = history()
         offered = tuple(_offered(policy.sources, before.sources))
-        self._offer = link.order(Propose(number, offered))
+        self._offer = link.order(Propose(number, offered, loading))
 
     def carry(self, label: Label) -> Label:
         """Return what a label of the policy before is called here. Raises `UnknownLabel`."""

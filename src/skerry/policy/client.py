@@ -169,17 +169,28 @@ class RemoteManager:
         event = "manager-lost" if frozen else "manager-back"
         self._notice(event, {**why, "generation": self.generation})
 
-    def candidate(self, stack: Stack, sources: Sequence[Source] = ()) -> RemoteCandidate:
+    def candidate(
+        self, stack: Stack, sources: Sequence[Source] = (), *, loading: bool = False
+    ) -> RemoteCandidate:
         """Return a policy that could come into force next: it answers, but decides nothing.
 
+        One that is `loading` takes the place of the one before that was, and of no other's.
         Raises `DeciderUnavailable` while there is no manager.
         """
         self._candidates += 1
         policy = Policy(tuple(sources), stack)
         number, generation = self._candidates, self.generation + 1
         return RemoteCandidate(
-            self.link, number, generation, policy, self._policy, lambda: self.history
+            self.link, number, generation, policy, self._policy, lambda: self.history, loading
         )
+
+    async def remember(self, candidate: RemoteCandidate) -> None:
+        """Save what the history will be under a candidate, so that no restart forgets it.
+
+        Raises `DeciderUnavailable` or another `Denied` if it can't be saved.
+        """
+        stack, before = candidate.policy.stack, candidate.before
+        await self._keeper.keep_carried(self, lambda now: stack.carry_history(now, before))
 
     def install(self, candidate: RemoteCandidate) -> int:
         """Bring a candidate into force, here at once and there before the next question.

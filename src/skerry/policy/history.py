@@ -102,6 +102,12 @@ class FileHistory:
         return PolicyError([Problem(str(self._path), 0, f"Chinese Wall history: {message}")])
 
 
+class Holder(Protocol):
+    """Whose history is kept."""
+
+    history: History
+
+
 class Keeper:
     """Saves a history that grows, as often as it must and one at a time."""
 
@@ -118,6 +124,18 @@ class Keeper:
         """
         # A save goes on when its waiter is cancelled, or an older one could land on a newer.
         await asyncio.shield(self._save(current))
+
+    async def keep_carried(self, holder: Holder, carry: Callable[[History], History]) -> None:
+        """Let a history hold also what it will be under another policy, and return once that is
+        on disk, with nothing that was remembered meanwhile left out. Raises like `keep`.
+
+        It only grows, so it may stay so where that policy does not come into force after all.
+        """
+        while True:
+            holder.history = merged(holder.history, carry(holder.history))
+            if holder.history is self.history:
+                return
+            await self.keep(lambda: holder.history)
 
     async def _save(self, current: Callable[[], History]) -> None:
         async with self._saving:

@@ -70,9 +70,19 @@ class PolicyManager:
         """Hex SHA-256 over the digests of the modules in force."""
         return self.stack.digest
 
-    def candidate(self, stack: Stack, sources: Sequence[object] = ()) -> Candidate:
+    def candidate(
+        self, stack: Stack, sources: Sequence[object] = (), *, loading: bool = False
+    ) -> Candidate:
         """Return a policy that could come into force next: it answers, but decides nothing."""
         return Candidate(self._engine.candidate(stack))
+
+    async def remember(self, candidate: Candidate) -> None:
+        """Save what the history will be under a candidate, so that no restart forgets it.
+
+        Raises `DeciderUnavailable` or another `Denied` if it can't be saved.
+        """
+        stack, before = candidate.edition.stack, candidate.edition.before
+        await self._keeper.keep_carried(self._engine, lambda now: stack.carry_history(now, before))
 
     def install(self, candidate: Candidate) -> int:
         """Bring a candidate into force and return the new generation.

@@ -71,10 +71,14 @@ class Offered(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Propose(msgspec.Struct, frozen=True, tag="propose", array_like=True):
-    """Make a candidate with this number, at least 1 and higher than all before."""
+    """Make a candidate with this number, at least 1 and higher than all before.
+
+    One that is `loading` has a place of its own, which only the next that is takes from it.
+    """
 
     candidate: int
     sources: tuple[Offered, ...]
+    loading: bool
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask", array_like=True):

@@ -41,7 +41,8 @@ SOCKET = 3
 """The number of the descriptor that leads to the node."""
 
 MAX_CANDIDATES = 2
-"""Candidates that are kept; the oldest makes room, and to ask it is then a denial."""
+"""Candidates that are kept beside the one that is being loaded; the oldest makes room, and to ask
+it is then a denial."""
 
 _CHUNK = 1 << 18
 
@@ -53,6 +54,7 @@ class Service:
         self._engine: Engine | None = None
         self._policy: Policy | None = None
         self._candidates: dict[int, tuple[Edition, Policy]] = {}
+        self._loading = 0
 
     def answer(self, order: Order) -> Answer:
         """Carry out one order. Never raises."""
@@ -99,8 +101,13 @@ class Service:
         wanted = [_whole(each, old) for each, old in zip(propose.sources, sources, strict=True)]
         policy = make_policy(wanted, self._policy)
         edition = engine.candidate(policy.stack)
-        while len(self._candidates) >= MAX_CANDIDATES:
-            del self._candidates[min(self._candidates)]
+        if propose.loading:
+            self._candidates.pop(self._loading, None)
+            self._loading = propose.candidate
+        else:
+            tried = sorted(self._candidates.keys() - {self._loading})
+            for number in tried[: len(tried) + 1 - MAX_CANDIDATES]:
+                del self._candidates[number]
         self._candidates[propose.candidate] = edition, policy
         return Made(edition.generation, policy.stack.digest)
 

@@ -11,6 +11,7 @@ drops it; a send never blocks the loop; a malformed message from the node stops 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -30,6 +31,8 @@ MAX_CHILDREN = 2048
 """Children, ended ones that were not dropped too; a spawn beyond it is refused."""
 MAX_KEPT = 40_000
 """Descriptors in the store; a keep beyond it is refused."""
+RESERVE = 600
+"""Descriptors that stay free, for what a message brings and a hand-over takes; also a limit."""
 MAX_NAME = 128
 """Longest name of a process or a descriptor, in characters."""
 BATCH = 200
@@ -91,6 +94,9 @@ class Supervisor:
     again: float | None = None
     began: float = 0.0
     deaths: int = 0
+    descriptors: int = field(
+        default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE
+    )
 
     def run(self) -> int:
         """Serve until the node ends or a signal asks to stop; leave no child behind."""
@@ -194,13 +200,26 @@ class Supervisor:
             number, _, words = untrusted.decode(errors="replace").partition(" ")
             self._say({"op": "failed", "id": child.request, "errno": int(number), "error": words})
             if child is self.node:
-                sys.stderr.write(f"skerry: the node did not start: {words}\n")
+                _log(f"the node did not start: {words}")
                 self._end(EXIT_NODE_FAILED)
             self._reap(child)
             self._forget(child)
         elif child is not self.node:
-            started = {"op": "spawned", "id": child.request, "pid": child.pid}
-            self._say(started, [os.dup(child.pidfd)])
+            self._tell_start(child)
+
+    def _tell_start(self, child: Child) -> None:
+        """Hand the node a pidfd; a process that it could not kill is ended."""
+        if pidfds := _copy(child.pidfd):
+            self._say({"op": "spawned", "id": child.request, "pid": child.pid}, pidfds)
+        else:
+            self._abandon(child)
+            error = "no descriptor is left"
+            self._say({"op": "failed", "id": child.request, "errno": errno.EMFILE, "error": error})
+
+    def _abandon(self, child: Child) -> None:
+        """End a process that the node does not hear of, and keep nothing of it."""
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        child.lasting = False
 
     def _ended(self, child: Child) -> None:
         """Report an end, after the start; a node that did not end as asked is started again."""
@@ -224,10 +243,10 @@ class Supervisor:
         self.deaths += status != EXIT_RESTART
         if status in FINAL or self.deadline is not None or self.deaths > MAX_DEATHS:
             if status and self.deadline is None:
-                sys.stderr.write(f"skerry: the node ended with {status}; everything is stopped\n")
+                _log(f"the node ended with {status}; everything is stopped")
             self._end(status if 0 <= status < 128 else EXIT_NODE_FAILED)
         else:
-            sys.stderr.write(f"skerry: the node ended with {status}; another one is started\n")
+            _log(f"the node ended with {status}; another one is started")
             self.again = time.monotonic() + PAUSE_SECONDS * 2**self.deaths
 
     def _reap(self, child: Child) -> int:
@@ -265,7 +284,10 @@ class Supervisor:
         self.poll.modify(self.peer.fileno(), wanted)
 
     def _hand_over(self) -> None:
-        """Say the next of what the node inherits; it was not dropped meanwhile, or is left out."""
+        """Say the next of what the node inherits.
+
+        What was dropped meanwhile is left out, and what can't be copied: it counts as lost.
+        """
         kept: list[str] = []
         processes: list[tuple[str, int, int | None]] = []
         fds: list[int] = []
@@ -273,19 +295,24 @@ class Supervisor:
         for _ in range(min(BATCH, len(self.heritage))):
             thing = self.heritage.popleft()
             if isinstance(thing, str) and thing in self.kept:
-                kept.append(thing)
-                fds.append(os.dup(self.kept[thing]))
+                copies = _copy(self.kept[thing])
+                fds += copies
+                kept += [thing] * len(copies)
             elif isinstance(thing, Child) and thing.pid in self.children:
-                processes.append((thing.name, thing.pid, thing.status))
-                pidfds += [] if thing.status is not None else [os.dup(thing.pidfd)]
+                copies = _copy(thing.pidfd) if thing.status is None else []
+                pidfds += copies
+                if copies or thing.status is not None:
+                    processes.append((thing.name, thing.pid, thing.status))
+                else:
+                    self._abandon(thing)
         message = {"op": "inherited", "id": self.heir, "last": not self.heritage}
         self._say(message | {"kept": kept, "processes": processes}, fds + pidfds)
 
     def _from_node(self) -> None:
         try:
             message, fds = wire.receive(self.peer)
-        except BlockingIOError:
-            return
+        except (BlockingIOError, ConnectionResetError):
+            return  # reset by a node that died with answers unread: what it said comes next
         except wire.Closed:
             # A node that was started here is waited for by its own end, which has a status.
             if self.node is None:
@@ -295,7 +322,7 @@ class Supervisor:
                 self.poll.unregister(self.peer.fileno())
             return
         except (wire.WireFault, OSError) as error:
-            sys.stderr.write(f"skerry: supervisor: {error}; everything is stopped\n")
+            _log(f"supervisor: {error}; everything is stopped")
             self._end(EXIT_PEER_FAULT)
             return
         try:
@@ -338,8 +365,8 @@ class Supervisor:
             raise ValueError("one descriptor for each name")
         if any(name in self.kept or not 0 < len(name) <= MAX_NAME for name in names):
             raise ValueError(f"a name of 1 to {MAX_NAME} characters is used once")
-        if len(self.kept) + len(names) > MAX_KEPT:
-            raise ValueError(f"{MAX_KEPT} descriptors are kept; that is the limit")
+        if len(self.kept) + len(names) > min(MAX_KEPT, self.descriptors - 2 * len(self.children)):
+            raise ValueError(f"{len(self.kept)} descriptors are kept; that is the limit")
         self.kept |= zip(names, fds, strict=True)
         fds.clear()
 
@@ -363,6 +390,20 @@ class Supervisor:
             raise
         child.lasting = bool(message["keep"])
         self.children[child.pid] = child
+
+
+def _log(words: str) -> None:
+    """Say something on standard error; a log that takes nothing ends nobody."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"skerry: {words}\n".encode())
+
+
+def _copy(fd: int) -> list[int]:
+    """Return a copy to be sent, none where the host has no descriptor left."""
+    try:
+        return [os.dup(fd)]
+    except OSError:
+        return []
 
 
 def _stop_on_signals(supervisor: Supervisor, wake: socket.socket, woken: socket.socket) -> None:
@@ -392,7 +433,7 @@ def main(arguments: Sequence[str]) -> int:
         case ["--", _, *_]:
             supervisor = Supervisor(socket.socket(), arguments[1:])
         case _:
-            sys.stderr.write("usage: skerry.supervisor.main -- NODE ARG... | --peer FD\n")
+            _log("usage: skerry.supervisor.main -- NODE ARG... | --peer FD")
             return 2
     wake, woken = socket.socketpair()
     _stop_on_signals(supervisor, wake, woken)

@@ -67,7 +67,13 @@ def spawn(order: Order) -> Started:
         raise
     finally:
         os.close(child_errors)
-    return Started(pid, os.pidfd_open(pid), errors)
+    try:
+        return Started(pid, os.pidfd_open(pid), errors)
+    except OSError:  # nobody could watch it
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(errors)
+        raise
 
 
 def _become(order: Order, parent: int, errors: int) -> NoReturn:

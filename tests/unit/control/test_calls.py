@@ -69,6 +69,7 @@ class Client:
 
     def __init__(self, operator: str) -> None:
         self.operator = Label((("acm", operator),))
+        self.uid = 0
         self.shown = b""
         self._typed: asyncio.Queue[bytes | None] = asyncio.Queue()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -333,7 +334,7 @@ def test_what_the_domains_need_is_found_out_before_anything_is_touched(tmp_path:
     async def scene(host: Host) -> None:
         await host.up()
 
-        async def missing(system: System, report: object) -> None:
+        async def missing(system: System, report: object) -> Callable[[], None]:
             raise NotFound("no image x")
 
         host.calls.reconciler = Reconciler(host.node, missing)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from skerry.control import calls
 from skerry.control.calls import MAX_UPLOADS
 from skerry.control.server import Session
-from skerry.errors import Denied, InputError, StateError, WireError
+from skerry.errors import Denied, InputError, LimitReached, StateError, WireError
 from skerry.monitor.domain import State
+from skerry.node.changing import Adoption
 from skerry.policy.signature import new_key, public_key, sign
+from skerry.system.load import MAX_FILE
+from skerry.system.model import System
 from skerry.wire import control as wire
 from skerry.wire.system_files import (
     KeyFile,
@@ -23,6 +27,7 @@ from skerry.wire.system_files import (
     decode_files,
     encode_files,
 )
+from skerry.xsm.explain import Refused
 from tests.support.reconciling import (
     ALONE,
     APART,
@@ -178,6 +183,65 @@ def test_an_operator_sends_only_so_many_systems_at_once(tmp_path: Path) -> None:
     play(tmp_path, scene, system=OPERATED)
 
 
+def test_a_policy_is_not_taken_from_who_may_not_load_one(tmp_path: Path) -> None:
+    """He is refused before anything of it is kept; the owner's is waited for (control)."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        for uid in (HELPER, os.getuid()):
+            caller = Caller(uid)
+            loading = asyncio.create_task(host.handle(wire.PolicyLoad("p.toml"), caller))
+            await ticks()
+            assert loading.done() is (uid == HELPER)
+            caller.type(POLICY.encode())
+            caller.type(b"")
+            if uid == HELPER:
+                with pytest.raises(Refused):
+                    await loading
+                assert host.audit.events("deny")[-1]["change"] == "p.toml"
+            else:
+                await loading
+
+    play(tmp_path, scene, system=OPERATED)
+
+
+@pytest.mark.parametrize("call", [wire.PolicyLoad("p.toml"), wire.Reconcile()])
+def test_what_is_sent_too_slowly_is_not_waited_for(
+    call: wire.Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call fails, and its place is free for another; loads are counted like systems."""
+    monkeypatch.setattr(calls, "UPLOAD_S", 0.05)
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        half = [Caller(os.getuid()) for _ in range(MAX_UPLOADS)]
+        for client in half:
+            client.type(b"begun")
+        sending = [asyncio.create_task(host.handle(call, client)) for client in half]
+        await ticks()
+        with pytest.raises(LimitReached, match="already"):
+            await host.handle(call, Caller(os.getuid()))
+        for error in await asyncio.gather(*sending, return_exceptions=True):
+            assert isinstance(error, WireError)
+            assert "not sent in" in str(error)
+        assert (await up(host, OPERATED)).refused == []
+
+    play(tmp_path, scene, system=OPERATED)
+
+
+def test_a_system_file_that_is_sent_has_the_bound_of_one_on_disk(tmp_path: Path) -> None:
+    """A longer one is refused unread; the longest is read."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        longest = OPERATED + "#" * (MAX_FILE - len(OPERATED))
+        assert (await up(host, longest)).refused == []
+        with pytest.raises(InputError, match=f"longer than {MAX_FILE} bytes"):
+            await up(host, longest + "#")
+
+    play(tmp_path, scene, system=OPERATED)
+
+
 def test_a_client_that_goes_stops_no_step(tmp_path: Path) -> None:
     """What was begun is finished; nobody is told."""
 
@@ -305,3 +369,30 @@ def test_a_key_in_force_is_required_of_every_policy_and_of_the_next_key(tmp_path
         assert host.node.setup.policy_key == public_key(KEYS[1][1], "")
 
     play(tmp_path, scene)
+
+
+def test_what_was_prepared_counts_only_once_the_file_is_in_force(tmp_path: Path) -> None:
+    """A missing layer that a file accepts is accepted no earlier, and never if it is refused."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        taken: list[tuple[str, ...]] = []
+
+        async def prepare(system: System, _: object) -> Callable[[], None]:
+            return lambda: taken.append(system.accept_missing)
+
+        host.calls.reconciler._prepare = prepare
+        accepting = OPERATED + '[jail]\naccept-missing = ["uid"]\n'
+        adopt = host.node.adopt
+
+        async def refuse(adopting: Adoption) -> None:
+            raise Denied("the disk is full")
+
+        host.node.adopt = refuse  # type: ignore[method-assign]
+        assert (await up(host, accepting)).refused == ["the policy and what the owner fixed"]
+        assert taken == []
+        host.node.adopt = adopt  # type: ignore[method-assign]
+        assert (await up(host, accepting)).refused == []
+        assert taken == [("uid",)]
+
+    play(tmp_path, scene, system=OPERATED)

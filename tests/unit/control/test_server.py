@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import struct
 import tempfile
@@ -15,8 +16,8 @@ from skerry.control import server as module
 from skerry.control.client import Client, Remote
 from skerry.control.client import call as call_service
 from skerry.control.operators import Operators
-from skerry.control.server import ControlServer, Session
-from skerry.errors import Denied, StateError
+from skerry.control.server import TELL_S, Broken, ControlServer, Session
+from skerry.errors import Denied, StateError, WireError
 from skerry.label import Label
 from skerry.wire.control import (
     Call,
@@ -321,3 +322,38 @@ def test_who_is_refused_while_he_sends_a_file_learns_why() -> None:
             await asyncio.to_thread(send)
 
     play(scene, uid=os.getuid() + 1)
+
+
+def test_broken_connections_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Two thousand in one second are one line; the next second's tells how many there were."""
+    now = 5.0
+    broken = Broken(lambda: now)
+    with caplog.at_level(logging.INFO, "skerry.control"):
+        for _ in range(2000):
+            broken.tell(WireError("malformed"))
+        now += TELL_S
+        broken.tell(WireError("malformed"))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert ": 1: malformed" in lines[0]
+    assert ": 2000: malformed" in lines[1]
+
+
+def test_a_client_that_breaks_the_protocol_is_told_of_through_the_count(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Real connections that break: one line for all of them."""
+
+    async def scene(service: Service) -> None:
+        for _ in range(20):
+            reader, writer = await asyncio.open_unix_connection(service.path)
+            writer.write(b"\xff")
+            writer.transport.abort()
+            del reader
+        await asyncio.sleep(0.1)
+        assert await service.alive()
+
+    with caplog.at_level(logging.INFO, "skerry.control"):
+        play(scene)
+    lines = [r for r in caplog.records if "connections closed" in r.getMessage()]
+    assert 0 < len(lines) < 5

@@ -85,6 +85,8 @@ def test_only_leavings_of_the_dead_are_found(tmp_path: Path) -> None:
     assert leftover.left_behind(tmp_path) == [gone]
     device.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, fresh])
+    device.sweep(tmp_path, ours=(dead, os.getpid()))
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
     assert leftover.left_behind(tmp_path / "missing") == []
 
 
@@ -98,6 +100,11 @@ def test_empty_groups_of_killed_nodes_are_removed(
     for path in (empty, used):
         path.mkdir()
     (used / "busy").touch()
+    cgroup.sweep()
+    assert sorted(tmp_path.iterdir()) == [empty, used], "the control: they are too young"
+    cgroup.sweep(ours=[dead])
+    assert list(tmp_path.iterdir()) == [used]
+    empty.mkdir()
     for path in (empty, used):
         old(path)
     cgroup.sweep()

@@ -12,6 +12,8 @@ from skerry.label import Label
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.journal import Journal
 from skerry.monitor.table import Channel, Phase
+from skerry.xsm.explain import Refused
+from skerry.xsm.request import Verdict
 from tests.support.monitor import ToyMachine, World, carries, label, play
 
 
@@ -127,6 +129,40 @@ def test_a_label_that_cannot_be_written_down_is_not_given() -> None:
     play(scene, Recording("labelled"))
 
 
+def test_a_relabel_is_undone_before_it_is_asked_again() -> None:
+    """The second answer may be a refusal, and a kill then must not find the new label."""
+
+    class Disturbing(Recording):
+        async def labelled(self, domain: Domain, label: Label) -> None:
+            await super().labelled(domain, label)
+            if len(self.told) == 1:
+                world[0].monitor.cut(next(iter(world[0].monitor.channels)).number)
+                world[0].decider.conflicts.add(frozenset({"c", "a"}))
+
+    world: list[World] = []
+    journal = Disturbing()
+
+    async def scene(here: World) -> None:
+        world.append(here)
+        await here.run("a", "b")
+        here.allow(("a", "b"), ("a", "c"))
+        await here.monitor.bind("a", "b")
+        journal.told.clear()
+        admit, before = here.decider.admit, list[list[tuple[str, str]]]()
+
+        async def watched(label: Label, running: tuple[Label, ...]) -> Verdict:
+            before.append([told for told in journal.told if told[0] == "labelled"])
+            return await admit(label, running)
+
+        here.decider.admit = watched  # type: ignore[method-assign] # the toy's own
+        with pytest.raises(Refused):
+            await here.monitor.relabel(here.operator, "b", label("c"))
+        assert before == [[], [("labelled", "b to c"), ("labelled", "b to b")]]
+        assert here.monitor.domain("b").label == label("b")
+
+    play(scene, journal)
+
+
 def test_a_channel_cut_while_its_twins_are_kept_reaches_no_machine() -> None:
     """The machines are asked only for a channel that still stands."""
 
@@ -158,7 +194,8 @@ def test_what_is_readmitted_goes_on_as_before() -> None:
         after.machines, after.now = world.machines, world.now
         for name in ("a", "b"):
             domain = Domain(name, label(name), 0.0)
-            after.monitor.readmit(domain, world.machines[name], State.RUNNING)
+            after.monitor.readmit(domain, world.machines[name])
+            after.monitor.adopted(domain, State.RUNNING)
         source, sink = after.monitor.domains.values()
         again = Channel(old.number, "stream", source, sink, "ch1", False)
         again.bridge, old.bridge = old.bridge, None
@@ -194,5 +231,34 @@ def test_what_the_policy_in_force_refuses_of_it_is_cut() -> None:
         assert list(fall.channels) == [lost]
         assert not carries(world, lost.number, "a", "b")
         assert carries(world, kept.number, "b", "c")
+
+    play(scene)
+
+
+def test_what_goes_on_after_a_restart_counts_in_the_policys_walls_or_is_cut() -> None:
+    """A kill after a policy was written down leaves nothing that was exchanged unremembered."""
+
+    async def scene(world: World) -> None:
+        await world.run("a", "b", "c")
+        world.allow(("a", "b"), ("b", "c"))
+        stays = await world.monitor.bind("a", "b")
+        goes = await world.monitor.bind("b", "c")
+        world.decider.touched.clear()
+        fall = await world.monitor.judge_again(world.decider)
+        assert not fall.channels
+        assert {("a", "b"), ("b", "c"), ("c", "c")} <= set(world.decider.touched)
+        touch = world.decider.touch
+
+        async def forget(one: Label, other: Label) -> None:
+            if str(one) == str(other) == "c":
+                raise AuditUnavailable("no disk")
+            await touch(one, other)
+
+        world.decider.touch = forget  # type: ignore[method-assign] # the toy's own
+        fall = await world.monitor.judge_again(world.decider)
+        assert (list(fall.channels), fall.kept) == ([goes], (stays,))
+        assert "can't be remembered" in fall.channels[goes]
+        assert not carries(world, goes.number, "b", "c")
+        assert carries(world, stays.number, "a", "b")
 
     play(scene)

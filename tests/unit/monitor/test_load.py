@@ -10,7 +10,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from skerry.errors import AuditUnavailable, Denied, StaleGeneration, StateError
+from skerry.errors import (
+    AuditUnavailable,
+    DeciderUnavailable,
+    Denied,
+    StaleGeneration,
+    StateError,
+)
 from skerry.label import Label
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.revise import EvictionNeeded, Loaded
@@ -157,6 +163,38 @@ def test_whatever_fails_in_judging_is_a_refusal() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("error", [StaleGeneration, DeciderUnavailable])
+@pytest.mark.parametrize("question", ["admit", "decide"])
+def test_where_nobody_judges_nothing_falls_and_nothing_comes_into_force(
+    error: type[Denied], question: str
+) -> None:
+    """Who is not there says nothing of a domain or channel; another denial does (control)."""
+
+    class Gone(ToyDecider):
+        async def fail(self, *_: object) -> Verdict:
+            raise failures[-1]("gone")
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        new = Gone()
+        new.generation = 2
+        setattr(new, question, new.fail)
+        with pytest.raises(error):
+            await load(world, new, evict=True)
+        assert world.decider.generation == 1
+        assert carries(world, numbers["a", "b"], "a", "b")
+        assert world.audit.events("deny")[-1]["why"]
+        with pytest.raises(error):
+            await world.monitor.judge_again(new)
+        assert not world.audit.events("cut") + world.audit.events("evicted")
+        failures.append(Denied)
+        done = await load(world, new, evict=True)
+        assert [fallen.what for fallen in done.cut] == list(numbers.values())
+
+    failures: list[type[Denied]] = [error]
+    play(scene)
+
+
 def test_a_load_is_asked_and_a_refused_one_changes_nothing() -> None:
     """The hook is decided by the policy in force."""
 
@@ -240,6 +278,45 @@ def test_a_channel_bound_while_a_load_judges_is_judged_too() -> None:
         done = await loading
         assert [fallen.what for fallen in done.cut] == [channel.number]
         assert not carries(world, channel.number, "a", "b")
+
+    play(scene)
+
+
+def test_who_keeps_cutting_and_killing_cannot_hold_a_load_off() -> None:
+    """What goes while it is judged or written down needs no judgement, nor an eviction."""
+
+    async def scene(world: World) -> None:
+        pairs = list(itertools.pairwise("abcdefghijkl"))
+        numbers = await joined(world, *pairs)
+        lost, new = ("a", "b"), candidate(world, *pairs[1:])
+        new.unknown = {"l"}
+        going = [numbers[pair] for pair in pairs[1:] if "l" not in pair]
+        stays = going.pop()
+        written = 0
+
+        async def foresee(channels: object) -> None:
+            if going:
+                world.monitor.cut(going.pop())
+            if "l" in [domain.name for domain in world.monitor.domains.values() if domain.admitted]:
+                world.monitor.kill("l")
+                await world.monitor.domain("l").gone.wait()
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            nonlocal written
+            written += 1
+            assert "l" not in [domain.name for domain in labels]
+            while going:
+                world.monitor.cut(going.pop())
+
+        new.foresee = foresee  # type: ignore[method-assign] # the toy's own
+        done = await world.monitor.load(
+            "policy_load", world.operator, label("security"), new, {}, durable=durable
+        )
+        assert written == 1
+        assert (done.evicted, done.kept) == ((), (stays,))
+        assert [fallen.what for fallen in done.cut] == [numbers[lost]]
+        assert len(world.audit.events("cut")) == len(pairs) - 1  # each of them once
+        assert len(world.monitor.channels) == 1
 
     play(scene)
 

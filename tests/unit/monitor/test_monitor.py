@@ -340,6 +340,41 @@ def test_a_domain_killed_while_it_starts_never_runs() -> None:
     play(scene)
 
 
+def test_taking_a_start_away_waits_for_no_writer() -> None:
+    """Killed or stopped while its allow hangs, a domain has ended there and then, on record."""
+
+    async def scene(world: World) -> None:
+        world.audit.gate = asyncio.Event()
+        starts = [
+            asyncio.create_task(
+                world.monitor.start(world.operator, name, label(name), world.maker(name))
+            )
+            for name in ("a", "b")
+        ]
+        await asyncio.sleep(0)
+        first = [world.monitor.domain(name) for name in ("a", "b")]
+        assert [domain.state for domain in first] == [State.STARTING] * 2, "the control"
+        world.monitor.kill("a")
+        async with asyncio.timeout(1):
+            await world.monitor.stop("b", 60)
+        assert all(domain.gone.is_set() and domain.state is State.ENDED for domain in first)
+        assert [row["domain"] for row in world.audit.events("ended")] == ["a", "b"]
+        again = asyncio.create_task(world.run("a"))
+        await asyncio.sleep(0)
+        second = world.monitor.domain("a")
+        world.audit.gate.set()
+        await again
+        assert all(
+            isinstance(error, StateError)
+            for error in await asyncio.gather(*starts, return_exceptions=True)
+        )
+        assert world.monitor.domain("a") is second is not first[0]
+        assert second.state is State.RUNNING
+        assert world.monitor.running() == (label("a"),)
+
+    play(scene)
+
+
 def test_limits_refuse_by_name_and_make_nothing() -> None:
     """At the limit of channels and of domains the next one is refused, and recorded."""
 

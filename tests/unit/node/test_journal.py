@@ -15,9 +15,9 @@ from skerry.channel.stream import StreamBridges
 from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
 from skerry.machine.simulator.disk import SimulatedDisk
-from skerry.monitor.domain import Domain
+from skerry.monitor.domain import Domain, State
 from skerry.monitor.protocols import Overflow
-from skerry.monitor.table import Channel
+from skerry.monitor.table import Channel, Phase
 from skerry.node import journal as module
 from skerry.node.journal import NodeJournal, read_journal, twin_name
 from skerry.node.standing import Footprint, Standing
@@ -264,6 +264,71 @@ def test_a_disk_that_is_full_refuses_what_must_be_durable() -> None:
         found = world.read()
         assert found is not None
         assert len(found.domains) == 1
+
+    play(scene)
+
+
+def test_what_goes_while_it_is_written_down_does_not_stand() -> None:
+    """A domain that ends, a channel that is cut or given up; the channel that stays is read."""
+
+    async def scene(world: Scene) -> None:
+        a, b = world.domains
+        await world.journal.ready(a)
+        ending = asyncio.ensure_future(world.journal.ready(b))
+        channels = [world.channel(number) for number in (1, 2, 3)]
+        binding = [asyncio.ensure_future(world.journal.live(channel)) for channel in channels]
+        await asyncio.sleep(0)  # all are on their way
+        b.move(State.ENDED, 2.0)
+        world.journal.ended(b)
+        channels[0].phase = Phase.CUT
+        world.journal.gone(channels[0])
+        binding[1].cancel()
+        await asyncio.gather(ending, *binding, return_exceptions=True)
+        standing = world.journal.standing
+        assert (list(standing.domains), list(standing.channels)) == (["d/a/1"], [3])
+        await world.journal.close()
+        found = world.read()
+        assert found is not None
+        assert (list(found.domains), list(found.channels)) == (["d/a/1"], [3])
+        for channel in channels:
+            assert channel.bridge is not None
+            channel.bridge.cut()
+
+    play(scene)
+
+
+def test_a_label_that_was_not_given_is_not_read_after_a_failing_disk_or_a_caller_that_left() -> (
+    None
+):
+    """What can't be undone at once is undone later; what nobody waits for any more is undone."""
+
+    def read(world: Scene) -> str:
+        found = world.read()
+        assert found is not None
+        return str(found.domains["d/a/1"].label)
+
+    async def scene(world: Scene) -> None:
+        domain = world.domains[0]
+        await world.journal.ready(domain)
+        await world.journal.labelled(domain, label("refused"))
+        assert b"refused" in world.disk.content(PATH), "the control: it is durable at once"
+        await world.journal.close()
+        assert read(world) == "refused"
+        await world.open(world.read())
+        world.disk.faults["append"] = 28
+        with pytest.raises(AuditUnavailable):
+            await world.journal.labelled(domain, domain.label)
+        world.disk.faults.clear()
+        await world.journal.close()
+        assert read(world) == "a"
+        await world.open(world.read())
+        giving = asyncio.ensure_future(world.journal.labelled(domain, label("refused")))
+        await asyncio.sleep(0)
+        giving.cancel()
+        await asyncio.wait({giving})
+        await world.journal.close()
+        assert b"refused" in world.disk.content(PATH), "the control: it was on its way"
+        assert read(world) == "a"
 
     play(scene)
 

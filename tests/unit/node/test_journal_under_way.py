@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 
 from skerry.channel.stream import StreamBridges
-from skerry.errors import Denied, TransportError
+from skerry.errors import DeciderUnavailable, Denied, TransportError
 from skerry.label import Label
 from skerry.monitor.domain import Domain
+from skerry.monitor.journal import Journal
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
-from skerry.node.journal import NodeJournal, read_journal
+from skerry.node import recover
+from skerry.node.journal import NUMBERS, NodeJournal, read_journal
 from skerry.node.recover import Recovery
 from skerry.node.standing import DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, SupervisorGone
-from tests.support.monitor import World, label
+from skerry.xsm.explain import Refused
+from tests.support.monitor import ToyDecider, World, label
 
 STANDING = "d/a/1"
 
@@ -184,10 +187,86 @@ def test_the_supervisor_forgets_a_domain_that_ended_while_there_was_no_node(
             lambda _: None,
             lambda number, process: None,
         )
-        found = await recovery.run(world.decider)
+        found = await recovery.run(lambda: world.decider)
         assert list(found.ended) == ["a"]
         await journal.close()
         assert STANDING in store.dropped
         assert f"{STANDING}.console" in store.dropped
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failures", [recover.JUDGE_TRIES - 1, recover.JUDGE_TRIES])
+def test_what_was_adopted_waits_for_a_judge_and_does_not_go_on_without(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manager that is started again meanwhile judges; without one the node does not begin."""
+    monkeypatch.setattr(recover, "JUDGE_PAUSE_S", 0)
+    asked = 0
+
+    async def main() -> None:
+        journal = await NodeJournal.open(tmp_path / "journal.log", SlowStore(), Standing())
+        world = World(journal)
+        await world.run("a", "b")
+        world.allow(("a", "b"))
+        world.monitor._journal = Journal()
+        channel = await world.monitor.bind("a", "b")
+        world.decider.allowed.clear()
+
+        def in_force() -> ToyDecider:
+            nonlocal asked
+            asked += 1
+            if asked <= failures:
+                raise DeciderUnavailable("another one is being started")
+            return world.decider
+
+        recovery = Recovery(
+            world.monitor,
+            journal,
+            Inherited({}, {}),
+            NotImplemented,
+            NotImplemented,
+            NotImplemented,
+        )
+        recovery.found.channels.append(channel.number)
+        if failures < recover.JUDGE_TRIES:
+            assert list((await recovery.run(in_force)).cut) == [channel.number]
+        else:
+            with pytest.raises(DeciderUnavailable):
+                await recovery.run(in_force)
+        await journal.close()
+        world.close()
+
+    asyncio.run(main())
+    assert asked == recover.JUDGE_TRIES
+
+
+def test_no_number_that_was_in_a_record_is_given_again_after_a_restart(tmp_path: Path) -> None:
+    """Also those of channels that were refused; one record takes many, and is not written twice."""
+
+    async def main() -> None:
+        path = tmp_path / "journal.log"
+        journal = await NodeJournal.open(path, SlowStore(), Standing())
+        world = World(journal)
+        await world.run("a", "b")
+        records: list[int] = []
+        write = journal.write
+
+        async def counted(event: str, fields: Mapping[str, object]) -> None:
+            records.append(world.monitor.channels._next)
+            await write(event, fields)
+
+        journal.write = counted  # type: ignore[method-assign]
+        for _ in range(NUMBERS + 1):
+            with pytest.raises(Refused):
+                await world.monitor.bind("a", "b")
+        last = world.audit.events("deny")[-1]["channel"]
+        assert last == NUMBERS + 1
+        assert len(records) == 2
+        standing = read_journal(Copy(path).path)
+        assert standing is not None
+        assert standing.channel >= last
+        await journal.close()
+        world.close()
 
     asyncio.run(main())

@@ -141,3 +141,17 @@ def test_a_setup_whose_record_failed_stays_until_another_stands(tmp_path: Path) 
         await journal.close()
 
     asyncio.run(main())
+
+
+def test_what_a_killed_node_had_begun_to_write_is_removed_with_the_old_setups(
+    tmp_path: Path,
+) -> None:
+    """Whatever process wrote it; what is in force stays, and so does everything else."""
+    name = save_setup(tmp_path, setup_in(tmp_path))
+    (tmp_path / f".{name}.4711").write_bytes(b"half")
+    (tmp_path / "setup-old").write_bytes(b"")
+    (tmp_path / ".other").write_bytes(b"")
+    kept = {path.name for path in tmp_path.iterdir()} - {f".{name}.4711", "setup-old"}
+    forget_setups(tmp_path, name)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert name in kept

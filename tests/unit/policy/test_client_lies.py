@@ -188,9 +188,32 @@ def test_the_manager_answers_orders_in_a_wrong_state_with_denials() -> None:
     assert isinstance(early, Failure)
     assert early.code == "DECIDER-UNAVAILABLE"
     service.answer(Order(2, messages.Begin(1, BANKS.sources, {})))
+    offered = (messages.Offered("f", None, {}),)
     for number in (3, 4, 5):
-        service.answer(Order(number, messages.Propose(number, (messages.Offered("f", None, {}),))))
+        service.answer(Order(number, messages.Propose(number, offered, loading=False)))
     late = service.answer(Order(6, Ask(3, ()))).what
     assert isinstance(late, Failure)
     assert late.code == "GENERATION-STALE"
     assert isinstance(service.answer(Order(7, Ask(5, ()))).what, Answered)
+
+
+def test_what_is_being_loaded_is_not_forgotten_for_what_is_only_tried() -> None:
+    """Dry runs and plans take places from each other; a load takes that of the load before it."""
+    from skerry.policy.service import Service
+
+    service = Service()
+    service.answer(Order(1, messages.Begin(1, BANKS.sources, {})))
+    offered = (messages.Offered("f", None, {}),)
+
+    def propose(number: int, loading: bool) -> None:
+        service.answer(Order(number, messages.Propose(number, offered, loading)))
+
+    def is_held(number: int) -> bool:
+        return isinstance(service.answer(Order(99, Ask(number, ()))).what, Answered)
+
+    propose(2, loading=True)
+    for number in range(3, 9):
+        propose(number, loading=False)
+    assert [number for number in range(2, 9) if is_held(number)] == [2, 7, 8]
+    propose(9, loading=True)
+    assert [number for number in range(2, 10) if is_held(number)] == [7, 8, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import signal
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from skerry.supervisor import client as client_module
 from skerry.supervisor import wire
 from skerry.supervisor.client import STATUS_UNKNOWN, SpawnFailed, SupervisorClient, SupervisorGone
-from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS
+from skerry.supervisor.main import EXIT_RESTART, MAX_DEATHS, RESERVE, Supervisor
 from tests.support.supervisor import SOURCE, running_supervisor
 
 PYTHON = "/usr/bin/python3"
@@ -213,12 +215,12 @@ def test_truncated_messages_are_errors_and_leak_nothing() -> None:
     b.close()
 
 
-def run_node(script: str) -> subprocess.Popen[bytes]:
+def run_node(script: str, errors: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """Start a supervisor with a node that runs a shell script."""
     code = f"import sys; sys.path.insert(0, {SOURCE!r}); import skerry.supervisor.main as m; "
     code += "sys.exit(m.main(sys.argv[1:]))"
     command = [sys.executable, "-I", "-c", code, "--", SH, "-c", script]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
 
 
 def test_the_node_is_started_with_its_socket_and_its_status_is_ours() -> None:
@@ -331,3 +333,121 @@ def test_the_supervisor_cannot_be_read_by_others_of_its_uid() -> None:
     run = f"import sys; sys.path.insert(0, {SOURCE!r})\n{program}"
     done = subprocess.run([sys.executable, "-I", "-c", run], capture_output=True, check=True)
     assert done.stdout == b"1 0\n"
+
+
+def test_at_its_limit_of_descriptors_it_refuses_and_can_still_hand_everything_over() -> None:
+    """A keep beyond is refused and nothing ends; what is kept is handed over; room is reused."""
+
+    async def main() -> None:
+        async with running_supervisor(descriptors=RESERVE + 300) as client:
+            kept = 0
+            with pytest.raises(SpawnFailed, match="that is the limit"):
+                while kept < 1000:
+                    await client.keep({f"k/{kept + n}": 0 for n in range(100)})
+                    kept += 100
+            assert kept == 300
+            with pytest.raises(SpawnFailed, match="that is the limit"):
+                await client.keep({"one-more": 0})
+            found = await client.inherit()
+            assert len(found.kept) == kept
+            for descriptor in found.kept.values():
+                os.close(descriptor)
+            await client.drop(*(f"k/{n}" for n in range(10)))
+            process = await client.spawn("p", [SH, "-c", "exit 3"], {})
+            assert await process.exited == 3
+            await client.keep({f"l/{n}": 0 for n in range(8)})
+            assert not client.gone.done()
+
+    asyncio.run(main())
+
+
+def test_a_log_that_takes_nothing_does_not_end_the_supervisor() -> None:
+    """On a full disk of the log another node is started, and may end as it likes."""
+    count = "n=$(cat count 2>/dev/null); echo x$n >count"
+    script = f"{count}; [ ${{#n}} -gt 1 ] && echo over && exit 1; kill -9 $$"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Path("/dev/full").open("w") as full,
+        run_node(f"cd {folder}; {script}", full.fileno()) as supervisor,
+    ):
+        out, _ = supervisor.communicate(timeout=20)
+        assert (supervisor.returncode, out) == (1, b"over\n")
+
+
+def no_descriptor(_: int) -> int:
+    """Copy a descriptor on a host that has none left."""
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_process_that_cannot_be_handed_to_the_node_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a descriptor the start fails, the process ends, and the supervisor lives."""
+    ours, theirs = wire.pair()
+    supervisor = Supervisor(theirs)
+    supervisor.watch(theirs.fileno(), lambda: None)
+    monkeypatch.setattr(os, "dup", no_descriptor)
+    message = {"name": "d/x", "argv": [SLEEP, "100"], "fds": [], "env": {}, "cgroup": ""}
+    supervisor._spawn(1, {**message, "keep": []}, [])
+    (child,) = supervisor.children.values()
+    select.select([child.errors], [], [])
+    supervisor._started(child)
+    supervisor._flush()
+    answer, fds = wire.receive(ours)
+    assert (answer["op"], answer["errno"], fds) == ("failed", errno.EMFILE, [])
+    assert is_dead(child.pidfd)
+    supervisor._ended(child)
+    assert not supervisor.children
+    ours.close()
+    theirs.close()
+
+
+def test_a_hand_over_without_descriptors_loses_what_it_cannot_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says what it can, ends the process that nobody would hold, and goes on."""
+    ours, theirs = wire.pair()
+    supervisor = Supervisor(theirs, kept={"c/1.source": 0})
+    supervisor.watch(theirs.fileno(), lambda: None)
+    message = {"name": "d/x", "argv": [SLEEP, "100"], "fds": [], "env": {}, "cgroup": ""}
+    supervisor._spawn(1, {**message, "keep": []}, [])
+    (child,) = supervisor.children.values()
+    for copies in (True, False):
+        with monkeypatch.context() as patch:
+            if not copies:
+                patch.setattr(os, "dup", no_descriptor)
+            supervisor._obey({"op": "inherit", "id": 2}, [])
+            supervisor._flush()
+        answer, fds = wire.receive(ours)
+        wire.close_all(fds)
+        assert answer["last"]
+        assert answer["kept"] == ["c/1.source"] * copies
+        assert answer["processes"] == [["d/x", child.pid, None]] * copies
+        assert is_dead(child.pidfd, 5 * (not copies)) != copies
+    supervisor._started(child)
+    supervisor._ended(child)
+    supervisor._hang_up()
+    ours.close()
+    theirs.close()
+
+
+def test_a_node_that_dies_with_an_answer_unread_is_no_fault_of_the_protocol() -> None:
+    """What it said before it died is obeyed, then its end is seen; nothing is stopped for it."""
+    ours, theirs = wire.pair()
+    supervisor = Supervisor(theirs)
+    supervisor.watch(theirs.fileno(), lambda: None)
+    supervisor._say({"op": "done", "id": 1})
+    supervisor._flush()
+    r, w = os.pipe()
+    wire.send(ours, wire.encode({"op": "keep", "id": 2, "names": ["end"]}), [w])
+    ours.close()
+    for _ in range(2):
+        supervisor._from_node()
+    before, kept = supervisor.exit_code, list(supervisor.kept)
+    supervisor._from_node()
+    assert (before, kept) == (None, ["end"])
+    assert supervisor.exit_code == 0, "the end of a peer that it did not start"
+    supervisor._hang_up()
+    for descriptor in (r, w, *supervisor.kept.values()):
+        os.close(descriptor)
+    theirs.close()

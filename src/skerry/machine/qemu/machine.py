@@ -72,6 +72,7 @@ class QemuMachine:
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: Process | None = None
         self._qmp = Qmp(name, self._event)
+        self._readers: tuple[Tail | Agent, ...] = ()
         self._ports = Ports(name, self._qmp)
         self._running = self._killed = False
         self._shutdown_cause = ""
@@ -95,18 +96,23 @@ class QemuMachine:
     async def prepare(self) -> None:
         """Start QEMU in its jail with its processors stopped.
 
-        Raises `MachineError` with QEMU's own words if it did not start; then nothing is left.
+        Raises `MachineError` with QEMU's own words if it did not start, or the host's if it could
+        not be tried; then nothing is left.
         """
         start, self._start = self._start, None
         if start is None or self._killed:
             raise StateError(f"{self._name}: a machine is prepared once, before its end")
         with contextlib.ExitStack() as theirs:
-            pairs = {fd: socket.socketpair() for fd in SOCKETS.values()}
-            for _, far in pairs.values():
-                theirs.enter_context(far)
-            self._take({kept: pairs[fd][0] for kept, fd in SOCKETS.items()})
             try:
+                pairs = _pairs(theirs)
+                self._take({kept: pairs[fd][0] for kept, fd in SOCKETS.items()})
                 await self._launch(start, pairs)
+            except OSError as error:
+                await self._never_ran(str(error))
+                raise MachineError(
+                    f"{self._name}: QEMU was not started: {error}",
+                    fix="stop a domain, or raise the service's limit of open files",
+                ) from error
             except BaseException as error:
                 await self._never_ran(str(error))
                 raise
@@ -236,6 +242,7 @@ class QemuMachine:
         self.console = Console(ours["console"], note)
         self.agent = Agent(ours["agent"])
         self._stderr = Tail(ours["stderr"], STDERR_KEPT)
+        self._readers = self._stderr, self.console, self.agent
 
     async def _launch(
         self, start: _Start, pairs: Mapping[int, tuple[socket.socket, socket.socket]]
@@ -284,12 +291,23 @@ class QemuMachine:
 
     async def _let_go(self) -> None:
         await self._qmp.close()
-        self._stderr.close()
-        self.console.close()
-        self.agent.close()
+        for reader in self._readers:
+            reader.close()
 
     def _event(self, name: str, untrusted_data: Mapping[str, object]) -> None:
         if name == "SHUTDOWN":
             self._shutdown_cause = str(untrusted_data.get("reason"))[:64]
         elif name == "DEVICE_DELETED":
             self._ports.deleted(untrusted_data.get("device"))
+
+
+def _pairs(theirs: contextlib.ExitStack) -> dict[int, tuple[socket.socket, socket.socket]]:
+    """Make a pair for each of QEMU's ends, which `theirs` closes. If it raises, none is left."""
+    pairs = {}
+    with contextlib.ExitStack() as ours:
+        for fd in SOCKETS.values():
+            near, far = pairs[fd] = socket.socketpair()
+            ours.enter_context(near)
+            theirs.enter_context(far)
+        ours.pop_all()
+    return pairs

@@ -1,0 +1,321 @@
+"""Changes of a running system: the half of the node that lets them come into force.
+
+The rules this module keeps: no change is undone by one that did not know it; what comes into force
+is written down before; the node's setup and the policy in force change in one step, and open
+sessions with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, cast
+
+import msgspec
+
+from skerry.errors import Denied, NotFound, SkerryError, StaleGeneration, StateError
+from skerry.label import Label
+from skerry.monitor.domain import Domain
+from skerry.monitor.mediate import MAX_TRIES
+from skerry.monitor.monitor import Monitor
+from skerry.node.assertions import violations
+from skerry.node.kept import SetupKeeper
+from skerry.node.sessions import Sessions
+from skerry.node.setup import Setup, carried, carry
+from skerry.policy.fitness import check_fitness
+from skerry.policy.signature import require_signed
+from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
+from skerry.xsm.explain import explain_error
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Something of the system file that the policy or the host refused."""
+
+    what: str
+    text: str
+    error: SkerryError
+
+
+class Adoption(NamedTuple):
+    """A whole system's setup that comes into force with its policy.
+
+    `base` is the setup that it was compared with and checked against: under another one it does
+    not come into force. `merged` makes the node's next setup of it, under a policy; `taken` is told
+    the one before.
+    """
+
+    wanted: Setup
+    base: Setup
+    merged: Callable[[Policy], Setup]
+    taken: Callable[[Setup], None]
+
+
+class Changing:
+    """A running system's setup, and what changes it; `Node` adds the domains and channels."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        monitor: Monitor,
+        clock: Callable[[], float],
+        keeper: SetupKeeper | None = None,
+    ) -> None:
+        self.setup = setup
+        self.monitor = monitor
+        self.sessions = Sessions()
+        monitor.withdrawn = self.sessions.cut
+        self._keeper = keeper
+        self._changing = asyncio.Lock()  # held from what is proposed until it is in force
+        self._clock = clock
+
+    async def load(
+        self,
+        hook: str,
+        operator: Label,
+        change: Change,
+        *,
+        what: str,
+        evict: bool = False,
+        dry_run: bool = False,
+        adopting: Adoption | None = None,
+    ) -> dict[str, object]:
+        """Bring another policy into force, or say what that would do (see `Monitor.load`).
+
+        `change` is applied to the policy in force, in a thread, and again if another one came
+        into force meanwhile: no change is ever undone by one that did not know it. `what` names
+        it in the trail. With `adopting`, a whole system's setup comes into force in the same step,
+        and it is its assertions that must hold.
+        """
+        began = self._clock()
+        await self.require(hook, operator, what)
+        for _ in range(MAX_TRIES):
+            setup = self.setup
+            after = adopting.wanted if adopting else setup
+            policy = await asyncio.to_thread(_checked, setup, change, after)
+            if self.setup is not setup:
+                continue
+            try:
+                loading = self._load(setup, hook, operator, policy, what, evict, dry_run, adopting)
+                # What has come into force goes on to cut, whatever becomes of who asked for it.
+                done = await asyncio.shield(asyncio.ensure_future(loading))
+            except StaleGeneration:
+                if self.setup is setup:  # it was not another policy that came in between
+                    raise
+                continue
+            return {**done, "seconds": self._clock() - began}
+        raise StaleGeneration("other policies kept coming into force", fix="try again")
+
+    async def require(self, hook: str, operator: Label, what: str) -> None:
+        """Refuse whom the policy does not let, on record, before any work is done for him."""
+        parties = {"operator": operator, "security": self.security()}
+        mediator = self.monitor.mediator
+        try:
+            allowed = (await mediator.judge(hook, parties)).allowed
+        except Denied:
+            allowed = False
+        if not allowed:
+            await mediator.permit(hook, lambda: parties, {"change": what})
+
+    def security(self) -> Label:
+        """Return the label that stands for the policy itself."""
+        return Label(tuple((name, "security") for name in sorted(self.setup.stack.names)))
+
+    async def _load(
+        self,
+        checked: Setup,
+        hook: str,
+        operator: Label,
+        policy: Policy,
+        what: str,
+        evict: bool,
+        dry_run: bool,
+        adopting: Adoption | None,
+    ) -> dict[str, object]:
+        stack, decider = policy.stack, self.monitor.mediator.decider
+        cut = 0
+        new: Setup | None = None
+        changing = contextlib.AsyncExitStack()
+
+        async def durable(labels: Mapping[Domain, Label]) -> None:
+            nonlocal new
+            new = adopting.merged(policy) if adopting else carried(self.setup, policy)
+            # Before the setup, with which a restart goes on; and last, so that nothing that was
+            # exchanged meanwhile is left out.
+            await decider.remember(candidate)
+            if self._keeper is not None:
+                await self._keeper.keep(new, candidate.generation, labels)
+            await decider.remember(candidate)
+
+        async def installed() -> None:
+            nonlocal cut
+            # First of all: from here on this is what the next change is made of.
+            assert new is not None  # it was made durable
+            before, self.setup = self.setup, new
+            if adopting:
+                adopting.taken(before)
+            await changing.aclose()
+            cut = await self._judge_sessions()
+
+        about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
+        async with changing:  # the next change may go on, also where this can't be undone
+            if not dry_run:
+                await changing.enter_async_context(self._changing)
+                # Signature and assertions were checked for that setup and no other.
+                if self.setup is not checked:
+                    raise StaleGeneration("the system changed meanwhile", fix="try again")
+                self._require_base(adopting)
+            lost = {} if adopting else self._require_operators(operator, policy, evict or dry_run)
+            candidate = decider.candidate(stack, policy.sources, loading=not dry_run)
+            try:
+                done = await self.monitor.load(
+                    hook,
+                    operator,
+                    self.security(),
+                    candidate,
+                    about,
+                    evict=evict,
+                    dry_run=dry_run,
+                    durable=durable,
+                    installed=installed,
+                )
+            finally:
+                if new is not None:
+                    await self._settle(new)
+        return {
+            "dry_run": dry_run,
+            "generation": done.generation,
+            "record": done.record,
+            "policy": stack.digest,
+            "cut": [{"channel": fallen.what, "why": fallen.why} for fallen in done.cut],
+            "evicted": [{"domain": fallen.what, "why": fallen.why} for fallen in done.evicted],
+            "operators": {str(uid): str(label) for uid, label in lost.items()},
+            "kept": len(done.kept),
+            "sessions_cut": cut,
+            "warnings": [problem.message for problem in check_fitness(stack)],
+        }
+
+    async def adopt(self, adopting: Adoption) -> None:
+        """Let a setup come into force under the policy that is. Raises `Denied` if it can't."""
+        async with self._changing:
+            self._require_base(adopting)
+            new = adopting.merged(self.setup.policy)
+            if self._keeper is not None:
+                await self._keeper.keep(new, self.monitor.mediator.decider.generation)
+            before, self.setup = self.setup, new
+            adopting.taken(before)
+            await self._settle(new)
+
+    def _require_base(self, adopting: Adoption | None) -> None:
+        if adopting is not None and self.setup is not adopting.base:
+            raise StateError("another change came into force meanwhile", fix="try again")
+
+    async def _settle(self, new: Setup) -> None:
+        """Leave written down what is in force, whether or not the new setup came into it."""
+        if self._keeper is not None:
+            labels = {domain: domain.label for domain in self.monitor.domains.values()}
+            generation = self.monitor.mediator.decider.generation
+            await self._keeper.settle(new, self.setup, generation, labels)
+
+    async def alarm(self, operator: Label, name: str) -> dict[str, object]:
+        """Apply an emergency set of the file: its domains end, then its booleans are set.
+
+        The domains end first and whatever becomes of the booleans: taking away never asks, and
+        waits for nothing. What kept the booleans from being set is in the result as `failed`.
+        """
+        alarm = self.setup.system.alarms.get(name)
+        if alarm is None:
+            known = ", ".join(self.setup.system.alarms) or "none"
+            raise NotFound(f"there is no alarm {name}", fix=f"the system file has: {known}")
+        why = f"the alarm {name}"
+        ended = self._end(alarm.stop, why)
+        evicted: list[object] = [{"domain": domain.name, "why": why} for domain in ended]
+        result: dict[str, object] = {"alarm": why}
+        try:
+            if alarm.booleans:
+                result = await self.load(
+                    "policy_setbool",
+                    operator,
+                    NewBooleans(alarm.booleans),
+                    what=f"alarm {name}",
+                    evict=True,
+                )
+                fallen = cast(list[dict[str, object]], result["evicted"])
+                evicted += [row for row in fallen if row["domain"] not in alarm.stop]
+        except SkerryError as error:
+            refusal = refusal_of(f"alarm {name}", error)
+            result["failed"] = {"text": refusal.text, "exit_code": error.exit_code}
+        for domain in ended:  # not by name: the next one of that name may run on
+            await domain.gone.wait()
+        return {**result, "evicted": evicted}
+
+    def _end(self, names: Iterable[str], why: str) -> list[Domain]:
+        """End domains without asking and return them; those that don't run are passed over."""
+        ended = []
+        for name in names:
+            with contextlib.suppress(SkerryError):
+                self.monitor.kill(name)
+                ended.append(self.monitor.domain(name))
+                self.monitor.mediator.audit.note("evicted", {"domain": name, "why": why})
+        return ended
+
+    def _require_operators(
+        self, operator: Label, policy: Policy, may_lose: bool
+    ) -> dict[int, Label]:
+        """Return the operators whose label a policy lacks. Raises `StateError` if the caller is
+        one of them, or if there may be none."""
+        lost = {
+            uid: label
+            for uid, label in self.setup.operators.items()
+            if carry(policy.stack, label, self.setup.stack) is None
+        }
+        if operator in lost.values():
+            raise StateError(
+                f"your own label {operator} is none of this policy's, so you could not go back",
+                fix="give the policy that label, or let another operator load it",
+            )
+        if lost and not may_lose:
+            shown = ", ".join(f"uid {uid} ({label})" for uid, label in lost.items())
+            raise StateError(
+                f"under this policy operators have no label: {shown}",
+                fix="--evict shuts them out",
+            )
+        return lost
+
+    async def _judge_sessions(self) -> int:
+        """End the open sessions that the policy in force refuses; return how many."""
+        cut = 0
+        for session in self.sessions:
+            try:
+                domain = self.monitor.domain(session.domain)
+                parties = {"operator": session.operator, "domain": domain.label}
+                verdict = await self.monitor.mediator.judge(session.hook, parties)
+                allowed = verdict.allowed
+            except Exception:  # whatever fails in deciding is a refusal
+                allowed = False
+            if not allowed:
+                session.end("the policy changed")
+                cut += 1
+        return cut
+
+
+def _checked(setup: Setup, change: Change, after: Setup) -> Policy:
+    """Make another policy. Raises `StateError` if the assertions of `after` do not hold under it,
+    and `Unsigned` where it must be signed and is not."""
+    if setup.policy_key and isinstance(change, NewPolicy):
+        require_signed(setup.policy_key, change.content, change.signature, change.file)
+    policy = changed(setup.policy, change)
+    broken = violations(carried(after, policy))
+    if broken:
+        shown = "; ".join(violation.text for violation in broken)
+        raise StateError(
+            f"under this policy the system's assertions do not hold: {shown}",
+            fix="first give `skerry up` a file that asserts something else",
+        )
+    return policy
+
+
+def refusal_of(what: str, error: SkerryError) -> Refusal:
+    """Return an error as a refusal, with a denial's explanation in its text."""
+    text = explain_error(error).text() if isinstance(error, Denied) else f"error: {error}"
+    return Refusal(what, text, error)
