@@ -134,7 +134,8 @@ def test_the_unit_is_one_that_systemd_accepts(tmp_path: Path) -> None:
     assert "FileDescriptorStore" not in text
     unit = tmp_path / "skerryd.service"
     for old, new, complains in (("", "", False), ("KillMode=mixed", "KillMode=never", True)):
-        unit.write_text(text.replace("/usr/local/bin/skerry", str(SKERRY)).replace(old, new))
+        ours = text.replace("/usr/local/bin/skerry", f'"{SKERRY}"')  # its path may hold a space
+        unit.write_text(ours.replace(old, new))
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", str(unit)],
             env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -290,7 +291,7 @@ asyncio.run(main())
 def test_a_new_node_inherits_processes_statuses_and_descriptors() -> None:
     """More than fit into one message; what ended while there was no node has its status."""
     code = HEIR.format(source=SOURCE, many=600)
-    with run_node(f"exec {sys.executable} -I -c '{code}'") as supervisor:
+    with run_node(f"exec {shlex.quote(sys.executable)} -I -c '{code}'") as supervisor:
         out, err = supervisor.communicate(timeout=20)
         first, taken, killed, left = out.decode().splitlines()
         assert first == "604 7 8 False", err
