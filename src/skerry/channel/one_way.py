@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from skerry.monitor.protocols import Overflow, Side
 
-PIPE_BYTES = 256 << 10
+PIPE_BYTES = 1 << 20
 """What each of the two pipes may queue, as far as the host lets it (`fs.pipe-max-size`, and
 `fs.pipe-user-pages-soft` for an ordinary user). At the limit `overflow` says what happens."""
 
