@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from skerry.audit.chain import Link, is_hash
+from skerry.audit.disk import HostDisk
 from skerry.audit.record import MAX_NUMBER
 from skerry.errors import SkerryError
 
@@ -63,8 +64,4 @@ def write_head(path: Path, head: Link) -> None:
         with contextlib.suppress(OSError):
             new.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    HostDisk().sync_folder(path)

@@ -29,6 +29,7 @@ from skerry.monitor.domain import Domain, State
 from skerry.monitor.journal import Journal
 from skerry.monitor.protocols import Machine, Side
 from skerry.monitor.table import Channel, Phase
+from skerry.node import prefixes
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import SpawnFailed, SupervisorGone
 
@@ -46,7 +47,7 @@ SIDES: tuple[Side, Side] = ("source", "sink")
 
 def twin_name(number: int, side: Side) -> str:
     """Return the name under which the supervisor keeps a channel's twin."""
-    return f"c/{number}.{side}"
+    return f"{prefixes.TWIN}{number}.{side}"
 
 
 class Keeper(Protocol):

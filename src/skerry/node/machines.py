@@ -21,7 +21,7 @@ from skerry.machine.qemu.command import Accel, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
-from skerry.node import paths
+from skerry.node import paths, prefixes
 from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
@@ -184,7 +184,7 @@ class Machines:
             spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory, accel == "kvm"
         )
         jail = jails.make(inmate)
-        incarnation = f"d/{domain.name}/{secrets.token_hex(4)}"
+        incarnation = f"{prefixes.DOMAIN}{domain.name}/{secrets.token_hex(4)}"
         machine = QemuMachine(spec, jail.launcher, incarnation)
         made = Footprint(incarnation, machine.kind, jail.uid, jail.groups, jail.device)
         self._watch(machine, made)

@@ -27,7 +27,7 @@ from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
 from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog
-from skerry.node import paths
+from skerry.node import paths, prefixes
 from skerry.node.deciding import ClosedDecider, open_manager
 from skerry.node.descriptors import check_descriptors
 from skerry.node.digest import code_digest
@@ -40,7 +40,7 @@ from skerry.node.node import Node
 from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovery, end_unknown
-from skerry.node.relays import PREFIX, Relays
+from skerry.node.relays import Relays
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.policy.client import Notice
@@ -50,7 +50,7 @@ from skerry.system.model import System
 
 Report = Callable[[Mapping[str, object]], None]
 
-IDENTITIES = "n/identities"
+IDENTITIES = f"{prefixes.OWN}identities"
 """The name under which the supervisor keeps the lock of the node's uids."""
 
 HELPERS_S = 3.0
@@ -223,18 +223,19 @@ async def _close(journal: NodeJournal, state: Path) -> None:
 
 async def _wait_for_helpers(inherited: Inherited) -> None:
     """Let what served the dead node write out what it has; then its files are ours."""
-    helpers = [p for name, p in inherited.processes.items() if not name.startswith(("d/", PREFIX))]
+    lasting = prefixes.DOMAIN, prefixes.RELAY
+    helpers = [p for name, p in inherited.processes.items() if not name.startswith(lasting)]
     if helpers:
         await asyncio.wait({process.exited for process in helpers}, timeout=HELPERS_S)
 
 
 def _standing(inherited: Inherited, disk: Disk) -> Standing | None:
     """Return what the journal says, if it is about what this supervisor holds; else None."""
-    tokens = {name.removeprefix("n/") for name in inherited.kept if name.startswith("n/")}
-    if not tokens - {IDENTITIES.removeprefix("n/")}:
+    own = {name for name in inherited.kept if name.startswith(prefixes.OWN)} - {IDENTITIES}
+    if not own:
         return None
     standing = read_journal(paths.journal_file(), disk)
-    if standing is None or standing.token not in tokens:
+    if standing is None or f"{prefixes.OWN}{standing.token}" not in own:
         raise SkerryError(
             "the journal does not describe what runs here, so all of it is stopped",
             fix="start the system again",
@@ -256,7 +257,8 @@ async def _record(trail: AuditLog, fields: Mapping[str, object], fresh: bool) ->
 async def _keep_token(supervisor: SupervisorClient, token: str, lock: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     try:
-        await supervisor.keep({f"n/{token}": null, **({IDENTITIES: lock} if lock >= 0 else {})})
+        identities = {IDENTITIES: lock} if lock >= 0 else {}
+        await supervisor.keep({f"{prefixes.OWN}{token}": null, **identities})
     except (SpawnFailed, SupervisorGone) as error:
         raise SupervisorError(f"the supervisor keeps nothing: {error}") from None
     finally:

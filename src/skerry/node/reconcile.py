@@ -271,9 +271,9 @@ class _Run:
         for name in [name for name in monitor.domains if name not in now.system.domains]:
             del monitor.domains[name]
         uids = before.operators.keys() | now.operators.keys()
-        changed = {u for u in uids if before.operators.get(u) != now.operators.get(u)}
-        if changed:
-            self._owner.operators_changed(changed)
+        relabelled = {u for u in uids if before.operators.get(u) != now.operators.get(u)}
+        if relabelled:
+            self._owner.operators_changed(relabelled)
 
 
 def _bytes_differ(now: Setup, untrusted: SystemFiles) -> bool:

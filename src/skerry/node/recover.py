@@ -25,6 +25,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate, Machine, Side
 from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
+from skerry.node import prefixes
 from skerry.node.journal import SIDES, NodeJournal, twin_name
 from skerry.node.relays import relay_name
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
@@ -36,7 +37,6 @@ ADOPT_S = 15.0
 JUDGE_TRIES, JUDGE_PAUSE_S = 6, 0.5
 """How often, and how far apart, what was adopted is put to a policy manager that does not answer:
 long enough for another one to be started. After that the node ends, and everything with it."""
-
 
 END_S = 2.0
 """How long killed processes may take to end; then they are dying, and act no more."""
@@ -92,7 +92,7 @@ class Recovery:
         self._monitor = monitor
         self._journal = journal
         self._processes = dict(inherited.processes)
-        self._kept = {n: fd for n, fd in inherited.kept.items() if not n.startswith("n/")}
+        self._kept = {n: fd for n, fd in inherited.kept.items() if not n.startswith(prefixes.OWN)}
         self._heir = heir
         self._forget = forget
         self._watch = watch
@@ -249,7 +249,7 @@ class Recovery:
             os.close(descriptor)
         for name, process in self._processes.items():
             process.kill()
-            if name.startswith("d/"):
+            if name.startswith(prefixes.DOMAIN):
                 self.found.undone.append(f"domain {name.split('/')[1]}")
         self._journal.drop(*self._kept, *self._processes)
         self._kept, self._processes = {}, {}
@@ -309,6 +309,5 @@ async def end_unknown(inherited: Inherited, standing: Standing) -> None:
 
 def _twin_of(name: str) -> int:
     """Return the number of the channel whose twin has this name, 0 if it is no twin's."""
-    kind, _, rest = name.partition("/")
-    number = rest.partition(".")[0]
-    return int(number) if kind == "c" and number.isdecimal() else 0
+    number = name.removeprefix(prefixes.TWIN).partition(".")[0]
+    return int(number) if name.startswith(prefixes.TWIN) and number.isdecimal() else 0

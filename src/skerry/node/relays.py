@@ -14,18 +14,16 @@ from skerry.channel.one_way import Process, Relay
 from skerry.jail.confinement import Limits
 from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Overflow
+from skerry.node import prefixes
 from skerry.node.helpers import Helpers, Order, command
 
 LIMITS = Limits(memory=64 << 20, pids=4)
 """What one relay may use: bytes of memory, processes and threads."""
 
-PREFIX = "r/"
-"""What the name of a relay begins with at the supervisor; its channel's number follows."""
-
 
 def relay_name(channel: int) -> str:
     """Return the name of a channel's relay at the supervisor."""
-    return f"{PREFIX}{channel}"
+    return f"{prefixes.RELAY}{channel}"
 
 
 class Relays:
