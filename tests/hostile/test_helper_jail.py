@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skerry.errors import LayerMissing
-from skerry.jail import identity
+from skerry.jail import confinement, identity
 from skerry.jail.confinement import LAYERS, Confinement
 from skerry.jail.probe import attempts, probes
 from skerry.node import helpers
@@ -171,6 +171,32 @@ def test_a_missing_layer_is_a_denial_until_it_is_accepted(
                 "helper", "none", {}
             )
             assert await process.exited == 0
+
+    asyncio.run(run())
+
+
+def test_a_folder_that_a_jail_s_uid_cannot_enter_is_named(
+    directory: Path, pool: identity.IdentityPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to do is said; as a helper of that uid would fail there (the control) without a word."""
+    monkeypatch.setattr(helpers, "command", lambda module: [str(PYTHON), "-I", "-S", "-c", "1"])
+    private = directory / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setenv("SKERRY_SHARE", str(private / "share"))
+
+    async def run() -> None:
+        async with running_supervisor() as client:
+            maker = Helpers(client, pool.take, ACCEPTED)
+            with pytest.raises(LayerMissing, match=f"cannot enter {private}; .*chmod o"):
+                await maker.start("helper", "none", {})
+            with monkeypatch.context() as patch:
+                patch.setattr(confinement, "_require_reachable", lambda jail: None)
+                unchecked = await maker.start("helper", "none", {})
+                assert await unchecked.exited != 0
+            private.chmod(0o711)
+            process = await maker.start("helper", "none", {})
+            assert await process.exited == 0
+            await maker.close()
 
     asyncio.run(run())
 

@@ -6,6 +6,7 @@ The rule: every layer is on; one is left out only if it stands in `accepted` by 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def command(confinement: Confinement, argv: Sequence[str], filter_fd: int) -> li
 
     `filter_fd` is the child's number of a descriptor from `filter.open_filter`. Descriptors keep
     their numbers. Raises LayerOff when a layer is off that is not accepted, JailError when bwrap
-    is not installed.
+    is not installed or the jail's uid cannot reach what the jail shows.
     """
     off = set(confinement.without)
     if confinement.identity.uid == os.getuid():
@@ -89,9 +90,26 @@ def command(confinement: Confinement, argv: Sequence[str], filter_fd: int) -> li
         raise JailError(f"no filter profile {confinement.profile}")
     if not os.access(BWRAP, os.X_OK):
         raise JailError("bwrap is not installed", fix="install the package bubblewrap")
+    if "uid" not in off and "filesystem" not in off:
+        _require_reachable(confinement)
     enter = [os.path.realpath(sys.executable), "-I", "-S", ENTER, str(confinement.identity)]
     lists = [":".join(confinement.cgroups), ":".join(sorted(off))]
     return [*enter, *lists, "--", *_bwrap(confinement, off, filter_fd), "--", *argv]
+
+
+def _require_reachable(confinement: Confinement) -> None:
+    """Refuse what lies in a directory that the jail's uid cannot enter: bwrap runs as that uid."""
+    shown = [confinement.root, *(host for host, _ in confinement.binds + confinement.devices)]
+    for folder in sorted({parent for path in shown for parent in Path(path).resolve().parents}):
+        try:
+            found = folder.stat()
+        except OSError as error:
+            raise JailError(f"the jail needs {folder}: {error.strerror}") from error
+        if not found.st_mode & stat.S_IXOTH and found.st_uid != confinement.identity.uid:
+            raise JailError(
+                f"the jail's uid {confinement.identity.uid} cannot enter {folder}",
+                fix="let others enter it (chmod o+x), or set SKERRY_HOME to another directory",
+            )
 
 
 def _bwrap(confinement: Confinement, off: set[str], filter_fd: int) -> list[str]:
