@@ -137,9 +137,9 @@ class _Held:
             self.process.kill()
             self.exited.set_result(Exit(-9, "killed"))
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Hand the end to the process that holds them all."""
-        socket.send_fds(self._makers.holder, [b"e"], [end])
+        socket.send_fds(self._makers.holder, [b"e"], list(ends))
         self._makers.holder.recv(1)
 
     async def detach(self, channel: int) -> None:

@@ -68,9 +68,9 @@ class HeldMachine:
         if not self.exited.done():
             self.exited.set_result(Exit(0, "ended"))
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Hand the end to the process."""
-        socket.send_fds(self._holder, [channel.to_bytes(4, "big")], [end])
+        socket.send_fds(self._holder, [channel.to_bytes(4, "big")], list(ends))
 
     async def detach(self, channel: int) -> None:
         """Have the process close it."""

@@ -156,11 +156,11 @@ class KeptMachine(SimulatedMachine):
         await super().prepare()
         await asyncio.sleep(0)
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Take the end, sooner or later."""
         await asyncio.sleep(0)
-        await super().attach(channel, kind, port, end)
-        self._outside.gave(channel, self.incarnation, end)
+        await super().attach(channel, kind, port, *ends)
+        self._outside.gave(channel, self.incarnation, *ends)
         self._outside.happened()
         await asyncio.sleep(0)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from skerry.errors import LayerMissing
-from skerry.jail import confinement, identity
+from skerry.jail import identity
 from skerry.jail.confinement import LAYERS, Confinement
 from skerry.jail.probe import attempts, probes
+from skerry.machine import jailed
 from skerry.node import helpers
 from skerry.node.helper_root import PYTHON, helper_root
 from skerry.node.helpers import Helpers
@@ -190,7 +191,7 @@ def test_a_folder_that_a_jail_s_uid_cannot_enter_is_named(
             with pytest.raises(LayerMissing, match=f"cannot enter {private}; .*chmod o"):
                 await maker.start("helper", "none", {})
             with monkeypatch.context() as patch:
-                patch.setattr(confinement, "_require_reachable", lambda jail: None)
+                patch.setattr(jailed, "_require_reachable", lambda jail: None)
                 unchecked = await maker.start("helper", "none", {})
                 assert await unchecked.exited != 0
             private.chmod(0o711)

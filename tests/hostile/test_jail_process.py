@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from skerry.jail import cgroup, identity, root
+from skerry.jail import cgroup, identity
 from skerry.jail.confinement import Confinement, Limits, command
 from skerry.jail.errors import LayerOff
 from skerry.jail.filter import open_filter
+from skerry.machine.qemu.command import BINARY
+from skerry.machine.qemu.root import qemu_root
 from skerry.supervisor.client import Process, SupervisorClient
 from tests.support.supervisor import running_supervisor
 
@@ -57,11 +59,11 @@ async def jailed_qemu(directory: Path) -> AsyncIterator[tuple[SupervisorClient, 
         groups = cgroup.create("test", Limits(memory=1 << 30, pids=32, cpu=100))
     except LayerOff:
         groups = ()
-    place = root.qemu_root(directory, "microvm")
+    place = qemu_root(directory, "microvm")
     jail = Confinement(
         str(place), pool.take("qemu"), cgroups=groups, accepted=frozenset({"cgroup"})
     )
-    argv = [str(root.QEMU), *f"{ARGUMENTS} {SANDBOX} {QMP}".split()]
+    argv = [BINARY, *f"{ARGUMENTS} {SANDBOX} {QMP}".split()]
     ours, theirs = socket.socketpair()
     filter_fd = open_filter("qemu")
     try:

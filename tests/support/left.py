@@ -12,9 +12,11 @@ from skerry.channel.one_way import OneWayBridge
 from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.machine.qemu.launch import KEPT
 from skerry.monitor.domain import State
+from skerry.node.bridges import AllBridges
 from skerry.node.journal import SIDES, NodeJournal, twin_name
 from skerry.node.recover import Recovery
 from skerry.node.relays import relay_name
+from skerry.node.resources import Resources
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
 from tests.support.monitor import ToyMachine, World, label
@@ -115,7 +117,13 @@ class Scene:
         relays = {relay_name(n): cast(Held, r) for n, r in self.relays.started.items()}
         inherited = Inherited({**processes, **relays}, kept)
         self.recovery = Recovery(
-            self.world.monitor, self.journal, inherited, self._heir, lambda _: None, self._watch
+            self.world.monitor,
+            self.journal,
+            inherited,
+            self._heir,
+            lambda _: None,
+            self._watch,
+            AllBridges(self.bridges, Resources({})).adopt,
         )
         await self.recovery.run(lambda: self.world.decider)
 

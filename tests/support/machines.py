@@ -18,11 +18,11 @@ from skerry.image.minimal import CMDLINE, build_minimal
 from skerry.image.store import Image
 from skerry.jail.confinement import Confinement
 from skerry.jail.identity import open_pool, own
-from skerry.jail.root import INITRD, KERNEL, qemu_root
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.root import INITRD, KERNEL, qemu_root
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.supervisor.client import Inherited, Process, SupervisorClient
 from tests.support.supervisor import running_supervisor

@@ -174,12 +174,12 @@ class ToyMachine:
                 os.close(end)
             self.ends.clear()
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Keep a duplicate."""
         await self._step("attach")
         if self.exited.done():
             raise MachineError("it has ended")
-        self.ends[channel] = os.dup(end)
+        self.ends[channel] = os.dup(ends[0])
         self.ports[channel] = port
 
     async def detach(self, channel: int) -> None:

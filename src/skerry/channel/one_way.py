@@ -102,6 +102,11 @@ class OneWayBridge:
         return self._ends
 
     @property
+    def bells(self) -> Mapping[Side, int]:
+        """None."""
+        return {}
+
+    @property
     def twins(self) -> Mapping[Side, int]:
         """The descriptors that the cut works on; empty after it."""
         return self._twins

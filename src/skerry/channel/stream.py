@@ -56,6 +56,11 @@ class StreamBridge:
         return self._ends
 
     @property
+    def bells(self) -> Mapping[Side, int]:
+        """None."""
+        return {}
+
+    @property
     def twins(self) -> Mapping[Side, int]:
         """The descriptors that the cut works on; empty after it."""
         pair = self._twins
@@ -185,10 +190,12 @@ class StreamBridges:
     def mint(self, one_way: Literal[True], overflow: Overflow = "block") -> OneWayBridge: ...
 
     @overload
-    def mint(self, one_way: bool, overflow: Overflow = "block") -> StreamBridge | OneWayBridge: ...
+    def mint(
+        self, one_way: bool, overflow: Overflow = "block", **_: object
+    ) -> StreamBridge | OneWayBridge: ...
 
     def mint(
-        self, one_way: bool = False, overflow: Overflow = "block"
+        self, one_way: bool = False, overflow: Overflow = "block", **_: object
     ) -> StreamBridge | OneWayBridge:
         """Make a stream. Raises `TransportError` or `LimitReached`; then nothing was made."""
         try:

@@ -51,6 +51,19 @@ class Span(click.ParamType[float]):
         return float(seconds)
 
 
+class Size(click.ParamType[int]):
+    """A size with its unit; converts to bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes of `64K`, `1M` or `1G`; 0 for none."""
+        found = re.fullmatch(r"([0-9]{1,7})([KMG])", str(value))
+        if str(value) != "0" and not found:
+            self.fail(f"{value!r} is not a size such as 64K, 1M or 1G.", param, ctx)
+        return int(found[1]) << {"K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+
+
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 

@@ -8,7 +8,16 @@ from typing import Literal, cast
 
 import click
 
-from skerry.cli.common import Seconds, Span, ask, channel_line, domain_argument, emit, json_option
+from skerry.cli.common import (
+    Seconds,
+    Size,
+    Span,
+    ask,
+    channel_line,
+    domain_argument,
+    emit,
+    json_option,
+)
 from skerry.errors import InputError, Problem
 from skerry.wire.control import PORT, Connect, Cut, Kill, Pause, Relabel, Resume, Start, Stop
 
@@ -119,9 +128,12 @@ def _port(ctx: click.Context, param: click.Parameter, value: str) -> str:
     type=click.Choice(["stream", "link", "memory"]),
     default="stream",
     show_default=True,
-    help="In this release: stream.",
+    help="Between domains: bytes, an Ethernet cable, or shared memory.",
 )
-@click.option("--one-way", is_flag=True, help="From SOURCE to SINK only.")
+@click.option(
+    "--one-way", "--read-only", is_flag=True, help="From SOURCE to SINK only; SINK is only read."
+)
+@click.option("--size", type=Size(), default="0", metavar="SIZE", help="Of a memory: 1M.")
 @click.option(
     "--overflow",
     type=click.Choice(["block", "drop"]),
@@ -141,17 +153,21 @@ def connect(
     sink: str,
     kind: str,
     one_way: bool,
+    size: int,
     overflow: str,
     name: str,
     for_s: float | None,
     as_json: bool,
 ) -> None:
-    """Bind a channel between SOURCE and SINK; prints its id."""
+    """Bind a channel between SOURCE and SINK; prints its id.
+
+    SINK may be a resource of the system file: then SOURCE uses it.
+    """
     if overflow == "drop" and not one_way:
         raise click.UsageError("--overflow drop goes with --one-way")
     chosen = cast(Literal["stream", "link", "memory"], kind)
     full = cast(Literal["block", "drop"], overflow)
-    result = ask(Connect(source, sink, chosen, name, one_way, for_s, full))
+    result = ask(Connect(source, sink, chosen, name, one_way, for_s, full, size))
     if as_json:
         emit([result])
     else:

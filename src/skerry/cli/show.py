@@ -58,7 +58,7 @@ def channels(verbose: bool, as_json: bool) -> None:
             (
                 row["id"],
                 row["kind"],
-                f"{row['source']} {'→' if row['one_way'] else '↔'} {row['sink']}",
+                f"{row['source']} {_arrow(row)} {row['sink']}",
                 row["port"],
                 row["generation"],
                 ago(row["seconds"]),
@@ -74,6 +74,13 @@ def channels(verbose: bool, as_json: bool) -> None:
             "BACK is what a sink can tell the source by letting it wait, if both QEMUs are in an "
             "attacker's hands: as measured, not a bound. overflow = drop leaves none."
         )
+
+
+def _arrow(row: Mapping[str, Any]) -> str:
+    """Say which way bytes go; what only reads a resource gets them from it."""
+    if not row["one_way"]:
+        return "↔"
+    return "→" if row["kind"] in ("stream", "memory") else "←"
 
 
 def _backwards(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class Calls:
         """Do what the call says and return its result. Raises `SkerryError`."""
         node, monitor, operator = self._node, self._node.monitor, session.operator
         for role in ("domain", "source", "sink"):
-            if hasattr(call, role):
+            if hasattr(call, role) and getattr(call, role) not in monitor.resources:
                 node.known(getattr(call, role))
         match call:
             case wire.Ps():
@@ -180,6 +180,11 @@ class Calls:
     async def _connect(self, operator: Label, call: wire.Connect) -> Channel:
         if call.overflow == "drop" and not call.one_way:
             raise StateError("a two-way channel drops nothing", fix="give one-way as well")
+        if call.sink not in self._node.monitor.resources:
+            if (call.kind == "memory") is not bool(call.size):
+                raise StateError("a memory has a size, and nothing else does", fix="give --size")
+            if call.kind == "link" and call.one_way:
+                raise StateError("a link goes both ways", fix="a stream can be one-way")
         return await self._node.monitor.connect(
             operator,
             call.source,
@@ -189,6 +194,7 @@ class Calls:
             call.one_way,
             call.for_s,
             call.overflow,
+            call.size,
         )
 
     async def _upload(self, session: Session, what: str, most: int) -> bytes:

@@ -6,33 +6,21 @@ The rule: every layer is on; one is left out only if it stands in `accepted` by 
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from skerry.jail.errors import JailError, LayerOff
-from skerry.jail.filter import PROFILES
+from skerry.jail.filter import Profile
 from skerry.jail.identity import Identity
 
 BWRAP = "/usr/bin/bwrap"
 ENTER = str(Path(__file__).with_name("enter.py"))
 
 LAYERS = (
-    "uid",
-    "user-namespace",
-    "filesystem",
-    "network",
-    "pid",
-    "ipc",
-    "seccomp",
-    "keyring",
-    "landlock",
-    "cgroup",
-    "core-dumps",
-    "no-new-privs",
-    "descriptors",
+    *("uid", "user-namespace", "filesystem", "network", "pid", "ipc", "seccomp", "keyring"),
+    *("landlock", "cgroup", "core-dumps", "no-new-privs", "descriptors"),
 )
 """The names by which a system file may accept that a layer is missing."""
 
@@ -53,15 +41,17 @@ class Limits:
 class Confinement:
     """One jail: `binds` are (host path, path inside), read-only, over mount points in `root`.
 
-    `devices` are the same for device nodes, which the program may use (`device.open_to`).
+    `writable` are the same for files that it may write, `devices` for device nodes, which it may
+    use (`device.open_to`). `profile`: a name in `filter.PROFILES`, or what is allowed itself.
     `cgroups` are the directories to join (`cgroup.create`), `accepted` the layers that may be
     missing, `without` those left out: for the probes and tests, which show what each layer does.
     """
 
     root: str
     identity: Identity
-    profile: str = "qemu"
+    profile: str | Profile = "qemu"
     binds: tuple[tuple[str, str], ...] = ()
+    writable: tuple[tuple[str, str], ...] = ()
     devices: tuple[tuple[str, str], ...] = ()
     cgroups: tuple[str, ...] = ()
     accepted: frozenset[str] = frozenset()
@@ -73,7 +63,7 @@ def command(confinement: Confinement, argv: Sequence[str], filter_fd: int) -> li
 
     `filter_fd` is the child's number of a descriptor from `filter.open_filter`. Descriptors keep
     their numbers. Raises LayerOff when a layer is off that is not accepted, JailError when bwrap
-    is not installed or the jail's uid cannot reach what the jail shows.
+    is not installed.
     """
     off = set(confinement.without)
     if confinement.identity.uid == os.getuid():
@@ -86,30 +76,11 @@ def command(confinement: Confinement, argv: Sequence[str], filter_fd: int) -> li
             f"the jail lacks {', '.join(refused)}",
             fix="accept a missing layer by name in the system file, or provide it",
         )
-    if confinement.profile not in PROFILES:
-        raise JailError(f"no filter profile {confinement.profile}")
     if not os.access(BWRAP, os.X_OK):
         raise JailError("bwrap is not installed", fix="install the package bubblewrap")
-    if "uid" not in off and "filesystem" not in off:
-        _require_reachable(confinement)
     enter = [os.path.realpath(sys.executable), "-I", "-S", ENTER, str(confinement.identity)]
     lists = [":".join(confinement.cgroups), ":".join(sorted(off))]
     return [*enter, *lists, "--", *_bwrap(confinement, off, filter_fd), "--", *argv]
-
-
-def _require_reachable(confinement: Confinement) -> None:
-    """Refuse what lies in a directory that the jail's uid cannot enter: bwrap runs as that uid."""
-    shown = [confinement.root, *(host for host, _ in confinement.binds + confinement.devices)]
-    for folder in sorted({parent for path in shown for parent in Path(path).resolve().parents}):
-        try:
-            found = folder.stat()
-        except OSError as error:
-            raise JailError(f"the jail needs {folder}: {error.strerror}") from error
-        if not found.st_mode & stat.S_IXOTH and found.st_uid != confinement.identity.uid:
-            raise JailError(
-                f"the jail's uid {confinement.identity.uid} cannot enter {folder}",
-                fix="let others enter it (chmod o+x), or set SKERRY_HOME to another directory",
-            )
 
 
 def _bwrap(confinement: Confinement, off: set[str], filter_fd: int) -> list[str]:
@@ -132,6 +103,8 @@ def _bwrap(confinement: Confinement, off: set[str], filter_fd: int) -> list[str]
         words += ["--ro-bind", confinement.root, "/"]
         for host, inside in confinement.binds:
             words += ["--ro-bind", host, inside]
+        for host, inside in confinement.writable:
+            words += ["--bind", host, inside]
         for host, inside in confinement.devices:
             words += ["--dev-bind", host, inside]
     return [*words, "--chdir", "/"]

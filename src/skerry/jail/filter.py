@@ -118,7 +118,10 @@ def _helper_calls(names: tuple[str, ...], checked: set[int]) -> tuple[Call, ...]
     )
 
 
-PROFILES = {
+Profile = tuple[Call, ...]
+"""What a jailed program may call; all else it may not."""
+
+PROFILES: dict[str, Profile] = {
     "qemu": _calls(kvm=False),
     "qemu-kvm": _calls(kvm=True),
     "helper": _helper_calls(_HELPER, {FCNTL, MMAP, PRLIMIT, SENDTO, GETSOCKOPT}),
@@ -127,18 +130,19 @@ PROFILES = {
 """Profile name to what it allows."""
 
 
-def program(profile: str) -> bytes:
+def program(profile: str | Profile) -> bytes:
     """Return the BPF program of a profile. Raises KeyError for an unknown one, and
     NotImplementedError on a processor that is not x86-64."""
+    calls = PROFILES[profile] if isinstance(profile, str) else profile
     if platform.machine() != "x86_64":
         raise NotImplementedError("the system call filter is written for x86_64 only")
     # ENOSYS makes the C library fall back to clone, whose flags can be checked.
-    return assemble(PROFILES[profile], {CLONE3: errno.ENOSYS}, errno.EPERM)
+    return assemble(calls, {CLONE3: errno.ENOSYS}, errno.EPERM)
 
 
-def open_filter(profile: str) -> int:
+def open_filter(profile: str | Profile) -> int:
     """Return a new descriptor that bwrap reads the filter from: one for each start."""
-    fd = os.memfd_create(f"filter-{profile}")
+    fd = os.memfd_create("filter")
     os.write(fd, program(profile))
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

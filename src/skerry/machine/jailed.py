@@ -9,6 +9,7 @@ error; in both cases nothing was started.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,27 @@ from skerry.jail.confinement import Confinement, command
 from skerry.jail.errors import JailError
 from skerry.jail.filter import open_filter
 from skerry.supervisor.client import Process, SpawnFailed, SupervisorClient, SupervisorGone
+
+
+def _require_reachable(jail: Confinement) -> None:
+    """Refuse what lies in a directory that the jail's uid can't enter: bwrap runs as that uid.
+
+    Raises `JailError`.
+    """
+    if "filesystem" in jail.without or jail.identity.uid == os.getuid():
+        return
+    binds = jail.binds + jail.writable + jail.devices
+    shown = [jail.root, *(host for host, _ in binds)]
+    for folder in sorted({parent for path in shown for parent in Path(path).resolve().parents}):
+        try:
+            found = folder.stat()
+        except OSError as error:
+            raise JailError(f"the jail needs {folder}: {error.strerror}") from error
+        if not found.st_mode & stat.S_IXOTH and found.st_uid != jail.identity.uid:
+            raise JailError(
+                f"the jail's uid {jail.identity.uid} cannot enter {folder}",
+                fix="let others enter it (chmod o+x), or set SKERRY_HOME to another directory",
+            )
 
 
 class JailedLauncher:
@@ -52,6 +74,7 @@ class JailedLauncher:
             raise LayerMissing(str(error)) from None
         number = max(fds, default=2) + 1
         try:
+            _require_reachable(self._confinement)
             words = command(self._confinement, argv, number)
             return await self._supervisor.spawn(name, words, {**fds, number: program}, keep=keep)
         except JailError as error:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from skerry.errors import Denied, NotFound, StaleGeneration, StateError
 from skerry.label import Label
-from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.domain import ALIVE, Domain, Resource
 from skerry.monitor.ends import Detaching, lent
 from skerry.monitor.journal import Journal
 from skerry.monitor.mediate import Grant, Mediator
@@ -40,6 +40,7 @@ class Binder:
     ) -> None:
         self.mediator = Mediator(decider, audit)
         self.domains: dict[str, Domain] = {}
+        self.resources: dict[str, Resource] = {}
         self.channels = ChannelTable(max_channels)
         self.withdrawn: Callable[[str, str], object] = lambda name, why: None
         self._audit = audit
@@ -78,11 +79,16 @@ class Binder:
         one_way: bool = False,
         for_s: float | None = None,
         overflow: Overflow = "block",
+        size: int = 0,
     ) -> Channel:
-        """Bind a channel at an operator's wish, who must be allowed to see both domains."""
+        """Bind a channel at an operator's wish, who must be allowed to see both domains, or to
+        give the resource."""
         await self.use("domain_getdomaininfo", operator, source, channel_to=sink)
-        await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
-        return await self.bind(source, sink, kind, port, one_way, for_s, overflow)
+        if sink in self.resources:
+            await self.use("resource_attach", operator, source, resource=sink)
+        else:
+            await self.use("domain_getdomaininfo", operator, sink, channel_from=source)
+        return await self.bind(source, sink, kind, port, one_way, for_s, overflow, size)
 
     async def bind(
         self,
@@ -93,29 +99,34 @@ class Binder:
         one_way: bool = False,
         for_s: float | None = None,
         overflow: Overflow = "block",
+        size: int = 0,
     ) -> Channel:
         """Bind a channel between two domains that run or are paused, and return it live.
 
-        `port` is its name in both guests, `ch<number>` if empty; `for_s` bounds its life. Raises
-        `Refused` and other `Denied`s, `StateError`, `MachineError`; then neither machine holds
-        anything of it.
+        The sink may be a resource: then the channel is the source's use of it, `one_way` a use
+        that only reads, and its kind the resource's. `port` is its name in the guests,
+        `ch<number>` if empty; `for_s` bounds its life; `size`: see `Bridges.mint`. Raises `Refused`
+        and other `Denied`s, `StateError`, `MachineError`; then no machine holds anything of it.
         """
-        first, second = self.domain(source), self.domain(sink)
+        first, second = self.domain(source), self.resources.get(sink) or self.domain(sink)
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
-        if kind not in self._bridges:
+        if isinstance(second, Resource):
+            kind = second.kind
+        elif kind not in self._bridges:
             raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
         port = port or self.channels.next_port()
         for old in self.channels.of(first):
             if old.stranded and old.port == port:
                 self._cut(old, "its port is bound anew")
                 await self.settle()
-        for domain in (first, second):
-            domain.require(ALIVE, "bind a channel to it")
+        channel = self.channels.made(kind, first, second, port, one_way)
+        channel.for_s, channel.overflow, channel.size = for_s, overflow, size
+        for domain in channel.machines:
+            domain.require(channel.states, "bind a channel to it")
             if self.channels.port_taken(domain, port):
                 raise StateError(f"domain {domain.name} already has a port {port}")
-        channel = self.channels.add(kind, first, second, port, one_way)
-        channel.for_s, channel.overflow = for_s, overflow
+        self.channels.enter(channel)
         try:
             await self._journal.numbered(channel)
             await self._mint(channel)
@@ -141,14 +152,13 @@ class Binder:
             **({} if channel.for_s is None else {"for_s": channel.for_s}),
         }
         await self._calm.wait()
-        grant = await self.mediator.permit(
-            channel.hook,
-            lambda: {"source": channel.source.label, "sink": channel.sink.label},
-            about,
-        )
+        grant = await self.mediator.permit(channel.hook, channel.parties, about)
+        sink = channel.sink
+        makers = sink.bridges if isinstance(sink, Resource) else self._bridges[channel.kind]
         try:
             self._still_wanted(channel)
-            channel.bridge = self._bridges[channel.kind].mint(channel.one_way, channel.overflow)
+            how = channel.one_way, channel.overflow
+            channel.bridge = makers.mint(*how, size=channel.size, source=channel.source.name)
         except Denied as error:
             self.mediator.failed(channel.hook, error, **about)
             raise
@@ -189,23 +199,22 @@ class Binder:
             raise StaleGeneration(
                 f"channel {channel.number} was cut while it was being bound", fix="try again"
             )
-        for domain in channel.ends:
-            domain.require(ALIVE, "bind a channel to it")
+        for domain in channel.machines:
+            domain.require(channel.states, "bind a channel to it")
 
     async def _attach(self, channel: Channel) -> None:
         self._still_wanted(channel)
         bridge = channel.bridge
         assert bridge is not None  # it was minted, and not cut
-        source, sink = (domain.require(ALIVE, "attach a channel") for domain in channel.ends)
+        machines = [d.require(channel.states, "attach a channel") for d in channel.machines]
         what = channel.number, channel.kind, channel.port
         await bridge.open(channel.number)
         self._still_wanted(channel)
         channel.attaching = True
         try:
-            with lent(bridge) as (at_source, at_sink):
+            with lent(bridge) as ends:
                 results = await asyncio.gather(
-                    source.attach(*what, at_source),
-                    sink.attach(*what, at_sink),
+                    *(m.attach(*what, *end) for m, end in zip(machines, ends, strict=False)),
                     return_exceptions=True,
                 )
         finally:
@@ -235,9 +244,14 @@ class Binder:
         )
         return drained
 
-    def _cut_all(self, domain: Domain, why: str) -> list[int]:
+    def _cut_all(self, domain: Domain, why: str, *, uses: bool = True) -> list[int]:
+        """Cut a domain's channels; its `uses` of resources too, without which it can't end well."""
         self.withdrawn(domain.name, why)
-        channels = [channel for channel in self.channels.of(domain) if channel.ends_with(domain)]
+        channels = [
+            channel
+            for channel in self.channels.of(domain)
+            if channel.ends_with(domain) and (uses or not isinstance(channel.sink, Resource))
+        ]
         for channel in channels:
             self._cut(channel, why)
         return [channel.number for channel in channels]
@@ -258,7 +272,7 @@ class Binder:
         return drained
 
     def _detach(self, channel: Channel) -> None:
-        for domain in channel.ends:
+        for domain in channel.machines:
             if domain.machine is not None and domain.state in ALIVE:
                 self._detaching.later(domain.machine, channel.number)
 

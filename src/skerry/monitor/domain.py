@@ -7,12 +7,13 @@ may die at any moment. A call in the wrong state is a `StateError` that names bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from skerry.errors import StateError
+from skerry.errors import Denied, StateError
 from skerry.label import Label
-from skerry.monitor.protocols import Exit, Machine
+from skerry.monitor.protocols import Bridges, Exit, Kind, Machine
 
 
 class State(enum.Enum):
@@ -79,6 +80,28 @@ class Domain:
                 fix=f"that works while it is {wanted}",
             )
         return self.machine
+
+
+class Resource(Domain):
+    """What the host gives to domains: the sink of a channel that has no machine and never ends.
+
+    `kind` is that of every use of it, which `bridges` mint. `written` are the labels that have
+    written it: who uses it exchanges with each of them.
+    """
+
+    def __init__(
+        self, name: str, label: Label, kind: Kind, bridges: Bridges, written: tuple[Label, ...] = ()
+    ) -> None:
+        super().__init__(name, label, 0.0)
+        self.kind: Kind = kind
+        self.bridges = bridges
+        self.written = written
+
+    def carry(self, new: Callable[[Label], Label]) -> None:
+        """Take the labels that another policy has for these; one that it lacks is refused then."""
+        with contextlib.suppress(Denied):
+            self.label = new(self.label)
+            self.written = tuple(map(new, self.written))
 
 
 def end_of(exited: asyncio.Future[Exit]) -> Exit:

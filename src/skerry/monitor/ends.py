@@ -13,27 +13,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from skerry.errors import TransportError
-from skerry.monitor.protocols import AuditLog, Bridge, Machine
+from skerry.monitor.protocols import AuditLog, Bridge, Machine, Side
 
 ENDING_S = 1.0
 """How long a machine that did not drop an end may take to turn out to be ending, in seconds."""
 
 
 @contextmanager
-def lent(bridge: Bridge) -> Iterator[tuple[int, int]]:
-    """Duplicate both ends, source first, for as long as the machines need to take them.
+def lent(bridge: Bridge) -> Iterator[list[list[int]]]:
+    """Duplicate the ends, the source's first, for as long as the machines need to take them.
 
     A cut closes the bridge's own; their numbers may then be those of another channel.
     """
     with ExitStack() as stack:
-        ends = []
-        for side in ("source", "sink"):
+
+        def copy(descriptor: int) -> int:
             try:
-                ends.append(os.dup(bridge.ends[side]))
+                copied = os.dup(descriptor)
             except OSError as error:
                 raise TransportError(f"no descriptor for an end: {error.strerror}") from error
-            stack.callback(os.close, ends[-1])
-        yield ends[0], ends[1]
+            stack.callback(os.close, copied)
+            return copied
+
+        given = bridge.ends, bridge.bells
+        sides: tuple[Side, Side] = "source", "sink"
+        yield [[copy(part[side]) for part in given if side in part] for side in sides]
 
 
 class Detaching:

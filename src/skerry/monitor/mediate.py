@@ -14,6 +14,7 @@ import msgspec
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.protocols import AuditLog, Decider, Judge
+from skerry.monitor.table import WRITER
 from skerry.xsm.explain import Explanation, Refused, explain
 from skerry.xsm.flask.avc import AvcMessages
 from skerry.xsm.hooks import HOOKS
@@ -63,7 +64,7 @@ class Mediator:
                 verdict = await self.judge(hook, asked, beside)
                 if verdict.allowed:
                     record = await self.audit.append("allow", self._fields(verdict, asked, about))
-                    await self._touch(hook, asked)
+                    await self.touch(hook, asked)
             except Exception as error:
                 undone = {"allow": record} if record else {}
                 raise self._failure(hook, error, {**about, **undone}) from error
@@ -95,13 +96,14 @@ class Mediator:
         """Return the verdict of the policy in force; nothing is recorded."""
         return await judge(self.decider, hook, parties, running)
 
-    async def _touch(self, hook: str, parties: Parties) -> None:
+    async def touch(self, hook: str, parties: Parties) -> None:
+        """Remember in the walls what an allowed operation exchanges. Raises a `Denied`."""
         admission = HOOKS[hook].admission
         if admission == "start":
             old = parties["domain"]
             await self.decider.touch(old, parties.get("new", old))
-        elif admission == "bind":
-            await self.decider.touch(parties["source"], parties["sink"])
+        for other in exchanged(hook, parties):
+            await self.decider.touch(parties["source"], other)
 
     async def _refusal(
         self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
@@ -141,9 +143,11 @@ async def judge(
     policy: Judge, hook: str, parties: Parties, running: tuple[Label, ...] = ()
 ) -> Verdict:
     """Return a policy's verdict of a hook with its Chinese Wall question; nothing is recorded."""
-    verdict = await policy.decide(hook, parties)
     admission = HOOKS[hook].admission
-    if not verdict.allowed or not admission:
+    others = exchanged(hook, parties)
+    asked = {role: label for role, label in parties.items() if not role.startswith(WRITER)}
+    verdict = await policy.decide(hook, asked)
+    if not verdict.allowed or not (others or admission == "start"):
         return verdict
     if admission == "start":
         label = parties.get("new", parties["domain"])
@@ -151,7 +155,10 @@ async def judge(
         if wall.allowed and "new" in parties:  # the domain's memory crosses with it
             wall = await policy.admit_bind(parties["domain"], label)
     else:
-        wall = await policy.admit_bind(parties["source"], parties["sink"])
+        for other in others:
+            wall = await policy.admit_bind(parties["source"], other)
+            if not wall.allowed:
+                break
     return Verdict(
         hook,
         wall.allowed,
@@ -159,6 +166,15 @@ async def judge(
         wall.admission,
         min(verdict.generation, wall.generation),
     )
+
+
+def exchanged(hook: str, parties: Parties) -> list[Label]:
+    """Return the labels with which the source exchanges information."""
+    admission = HOOKS[hook].admission
+    if admission == "bind":
+        return [parties["sink"]]
+    written = admission == "written"
+    return [label for role, label in parties.items() if written and role.startswith(WRITER)]
 
 
 def explain_for(verdict: Verdict, parties: Parties) -> Explanation:

@@ -18,7 +18,7 @@ from skerry.label import Label
 from skerry.monitor.bind import Binder
 from skerry.monitor.domain import ALIVE, Domain, State, end_of
 from skerry.monitor.journal import Journal
-from skerry.monitor.mediate import MAX_TRIES
+from skerry.monitor.mediate import MAX_TRIES, exchanged
 from skerry.monitor.protocols import (
     AuditLog,
     Bridges,
@@ -72,11 +72,17 @@ class Monitor(Binder):
         )
 
     async def start(
-        self, operator: Label, name: str, label: Label, make: Callable[[], Machine]
+        self,
+        operator: Label,
+        name: str,
+        label: Label,
+        make: Callable[[], Machine],
+        cold: Callable[[], Awaitable[object]] | None = None,
     ) -> Domain:
         """Start a domain as far as *paused*: admitted, jailed, its processors not yet running.
 
-        `make` is called only after the allow is on disk. Raises `StateError` if it runs already,
+        `make` is called only after the allow is on disk, and `cold` then, to bind what a machine
+        takes before it is prepared. Raises `StateError` if it runs already,
         `Refused` or another `Denied`, `MachineError`; then no trace of it counts as running.
         """
         old = self.domains.get(name)
@@ -86,7 +92,10 @@ class Monitor(Binder):
         self.domains[name] = domain
         try:
             await self._admit(operator, domain)
-            await self._prepare(domain, make())
+            self._watch(domain, make())
+            if cold is not None:
+                await cold()
+            await self._prepare(domain)
         except BaseException as error:
             self._never_ran(domain, old, error)
             raise
@@ -108,8 +117,8 @@ class Monitor(Binder):
                 raise StateError(f"domain {domain.name} was ended while it was being started")
             domain.admitted = True
 
-    async def _prepare(self, domain: Domain, machine: Machine) -> None:
-        self._watch(domain, machine)
+    async def _prepare(self, domain: Domain) -> None:
+        machine = domain.require({State.STARTING}, "prepare it")
         await machine.prepare()
         await self._journal.ready(domain)
         if domain.state is not State.STARTING:
@@ -204,7 +213,7 @@ class Monitor(Binder):
             return
         machine = domain.require({State.STARTING, *ALIVE}, "stop it")
         domain.move(State.STOPPING, self._clock())
-        self._cut_all(domain, "its domain is being stopped")
+        self._cut_all(domain, "its domain is being stopped", uses=False)
         try:
             await machine.shutdown(deadline_s)
         except Exception as error:  # it is ended all the same, below
@@ -340,6 +349,8 @@ class Monitor(Binder):
         self._end(fall, f"the policy of generation {generation} refuses it")
         for domain, label in fall.labels.items():
             domain.label = label
+        for resource in self.resources.values():
+            resource.carry(candidate.carry)
         self._audit.note(
             "loaded",
             {
@@ -375,7 +386,9 @@ class Monitor(Binder):
         """
         cut: dict[Channel, str] = {}
         found = {(label, label) for label in fall.labels.values()}
-        found |= {(c.source.label, c.sink.label) for c in fall.kept}
+        for channel in fall.kept:
+            parties = channel.parties()
+            found |= {(parties["source"], other) for other in exchanged(channel.hook, parties)}
         pairs = sorted(found)
         # All at once: what waits for the disk must not keep the rest from counting.
         touches = (self.mediator.decider.touch(*pair) for pair in pairs)
@@ -384,10 +397,7 @@ class Monitor(Binder):
             if error is not None:
                 why = f"what it exchanged can't be remembered: {error}"
                 for channel in self.channels:
-                    if channel.phase is Phase.LIVE and {
-                        channel.source.label,
-                        channel.sink.label,
-                    } & set(pair):
+                    if channel.phase is Phase.LIVE and {*channel.parties().values()} & set(pair):
                         self._cut(channel, why)
                         cut[channel] = why
         kept = tuple(channel for channel in fall.kept if channel not in cut)
@@ -402,12 +412,11 @@ class Monitor(Binder):
         """
         refused = []
         for channel in channels:
-            source, sink = (new if end is domain else end.label for end in channel.ends)
+            parties = channel.parties(lambda end: new if end is domain else end.label)
             try:
-                verdict = await self.mediator.judge(channel.hook, {"source": source, "sink": sink})
-                allowed = verdict.allowed
+                allowed = (await self.mediator.judge(channel.hook, parties)).allowed
                 if allowed:
-                    await self.mediator.decider.touch(source, sink)
+                    await self.mediator.touch(channel.hook, parties)
             except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if not allowed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -17,7 +17,10 @@ from skerry.label import Label
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import Stack
 
-Kind = Literal["stream", "link", "memory"]
+Kind = Literal["stream", "link", "memory", "disk", "uplink", "switch", "tpm"]
+COLD: Final = frozenset({"tpm"})
+"""Kinds that a machine takes before it is prepared, and never later."""
+
 Side = Literal["source", "sink"]
 Overflow = Literal["block", "drop"]
 
@@ -55,10 +58,11 @@ class Machine(Protocol):
     def kill(self) -> None:
         """End the process at once. Never blocks, never asks, may be called in any state."""
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
-        """Give the machine its end of a channel: descriptor `end`, shown to the guest as `port`.
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
+        """Give the machine its end of a channel: its descriptors, shown to the guest as `port`.
 
-        The descriptor is duplicated into the machine; the caller keeps and closes its own.
+        The descriptors are duplicated into the machine; the caller keeps and closes its own.
+        A machine that is not prepared yet takes what it can have only from then on (`COLD`).
         Raises `MachineError`; then the machine holds nothing of it.
         """
 
@@ -71,7 +75,11 @@ class Bridge(Protocol):
 
     @property
     def ends(self) -> Mapping[Side, int]:
-        """Descriptors to hand to the two machines."""
+        """Descriptors to hand to the machines; what is used of a resource has no sink's."""
+
+    @property
+    def bells(self) -> Mapping[Side, int]:
+        """Descriptors of a memory's doorbell, to hand over beside `ends`."""
 
     async def open(self, channel: int) -> None:
         """Start what stands between the ends, if anything does, before a machine has one.
@@ -93,10 +101,13 @@ class Bridge(Protocol):
 class Bridges(Protocol):
     """Makes bridges of one kind."""
 
-    def mint(self, one_way: bool, overflow: Overflow = "block") -> Bridge:
+    def mint(
+        self, one_way: bool, overflow: Overflow = "block", *, size: int = 0, source: str = ""
+    ) -> Bridge:
         """Make a bridge. Raises `TransportError` or `LimitReached`; then nothing was made.
 
-        `overflow`: what a one-way bridge does while its sink does not read.
+        `overflow`: what a one-way stream does while its sink does not read; `size`: bytes of a
+        memory; `source`: the name of the domain that uses a resource.
         """
 
 

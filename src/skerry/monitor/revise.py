@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import msgspec
 from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.domain import Domain
-from skerry.monitor.mediate import explain_for, judge
+from skerry.monitor.mediate import Parties, explain_for, judge
 from skerry.monitor.protocols import Candidate
 from skerry.monitor.table import Channel
 
@@ -107,16 +108,25 @@ async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
             raise
         except Exception as error:  # whatever else fails in deciding is a refusal
             evicted[domain] = _why(error)
-    answers: dict[tuple[str, Label, Label], str] = {}
+    answers: dict[tuple[object, ...], str] = {}
     refused: dict[Channel, str] = {}
     for channel in standing.channels:
-        if not labels.keys() >= set(channel.ends):
+        if not labels.keys() >= set(channel.machines):
             refused[channel] = "one of its domains can't stay"
             continue
-        key = channel.hook, labels[channel.source], labels[channel.sink]
+
+        def under(end: Domain) -> Label:
+            return labels.get(end) or candidate.carry(end.label)
+
+        try:
+            parties = channel.parties(under, candidate.carry)
+        except Denied as error:
+            refused[channel] = _why(error)
+            continue
+        key = channel.hook, *parties.items()
         if key not in answers:
             await asyncio.sleep(0)
-            answers[key] = await _refusal(candidate, *key)
+            answers[key] = await _refusal(candidate, channel.hook, parties)
         if answers[key]:
             refused[channel] = answers[key]
     kept = tuple(channel for channel in standing.channels if channel not in refused)
@@ -125,20 +135,16 @@ async def find_fall(candidate: Candidate, standing: Standing) -> Fall:
 
 def _questions(candidate: Candidate, standing: Standing) -> set[tuple[str, Label, Label]]:
     """Return what will be asked about channels, each question once."""
-    carried: dict[Domain, Label] = {}
-    for domain, label in standing.domains:
+    found, carry = set(), functools.cache(candidate.carry)
+    for channel in standing.channels:
         with contextlib.suppress(Exception):  # said where it is judged
-            carried[domain] = candidate.carry(label)
-    return {
-        (channel.hook, carried[channel.source], carried[channel.sink])
-        for channel in standing.channels
-        if carried.keys() >= set(channel.ends)
-    }
+            source, sink = (carry(end.label) for end in channel.ends)
+            found.add((channel.hook, source, sink))
+    return found
 
 
-async def _refusal(candidate: Candidate, hook: str, source: Label, sink: Label) -> str:
+async def _refusal(candidate: Candidate, hook: str, parties: Parties) -> str:
     """Return why a policy refuses a channel, nothing if it allows it."""
-    parties = {"source": source, "sink": sink}
     try:
         verdict = await judge(candidate, hook, parties)
     except UNDECIDED:

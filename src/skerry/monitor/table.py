@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from skerry.errors import LimitReached, NotFound
-from skerry.monitor.domain import Domain, State
-from skerry.monitor.protocols import Bridge, Kind, Overflow
+from skerry.label import Label
+from skerry.monitor.domain import ALIVE, Domain, Resource, State
+from skerry.monitor.protocols import COLD, Bridge, Kind, Overflow
 
 MAX_CHANNELS = 10_000
 """Most channels of one node, binding ones included. At the limit a bind is refused."""
 
 
+WRITER = "writer"
+"""Before a number: the party that is a label which has written the resource."""
+
+
 def hook_of(kind: Kind, one_way: bool) -> str:
     """Return the hook that decides a channel of this kind and direction."""
+    if kind not in ("stream", "link", "memory"):
+        return "resource_read" if one_way else "resource_both"
     if kind == "memory":
         return "memory_read" if one_way else "memory_both"
     return "channel_one_way" if one_way else "channel_two_way"
@@ -39,7 +46,7 @@ class Channel:
 
     `attaching` is true while its machines are taking their ends. `for_s` bounds a grant: so many
     seconds after it went live it is cut; None is no bound. `overflow` is what a one-way stream
-    does while its sink does not read.
+    does while its sink does not read, `size` the bytes of a memory.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Channel:
         self.attaching = False
         self.for_s: float | None = None
         self.overflow: Overflow = "block"
+        self.size = 0
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -67,9 +75,31 @@ class Channel:
         return self.source, self.sink
 
     @property
+    def machines(self) -> tuple[Domain, ...]:
+        """The ends that have a machine: all but a resource."""
+        return tuple(end for end in self.ends if not isinstance(end, Resource))
+
+    @property
+    def states(self) -> frozenset[State]:
+        """The states in which a domain can get an end of it."""
+        return ALIVE | ({State.STARTING} if self.kind in COLD else frozenset())
+
+    @property
     def hook(self) -> str:
         """The hook that decides this channel."""
         return hook_of(self.kind, self.one_way)
+
+    def parties(
+        self,
+        label: Callable[[Domain], Label] = lambda end: end.label,
+        carry: Callable[[Label], Label] = lambda writer: writer,
+    ) -> dict[str, Label]:
+        """Return whom its hook is asked about, by the labels of its ends and of its writers."""
+        parties = {"source": label(self.source), "sink": label(self.sink)}
+        if isinstance(self.sink, Resource):
+            writers = enumerate(sorted(map(carry, self.sink.written)))
+            parties |= {f"{WRITER}{number}": writer for number, writer in writers}
+        return parties
 
     @property
     def outlives_sink(self) -> bool:
@@ -101,15 +131,13 @@ class ChannelTable:
     def __len__(self) -> int:
         return len(self._channels)
 
-    def add(self, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool) -> Channel:
-        """Enter a channel as *binding*. Raises `LimitReached` at the limit."""
+    def made(self, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool) -> Channel:
+        """Return a channel with the next number, to be entered. Raises `LimitReached`."""
         if len(self._channels) >= self.limit:
             raise LimitReached(
                 f"the node has its {self.limit} channels", fix="cut one, or raise limits.channels"
             )
-        channel = Channel(self._next, kind, source, sink, port, one_way)
-        self.enter(channel)
-        return channel
+        return Channel(self._next, kind, source, sink, port, one_way)
 
     def enter(self, channel: Channel) -> None:
         """Enter a channel that has its number; later ones get higher numbers."""

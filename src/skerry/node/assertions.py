@@ -28,18 +28,31 @@ class Violation(msgspec.Struct, frozen=True):
 
 
 def permitted_flows(setup: Setup) -> dict[str, set[str]]:
-    """Return, for each domain, the domains that the policy would let it send to."""
-    names = list(setup.system.domains)
-    answers: dict[tuple[Label, Label], bool] = {}
+    """Return, for each domain and resource, to which of them the policy would let it send.
+
+    What a domain may write flows into the resource, and out of it into each that may read it.
+    """
+    resources = setup.system.resources
+    names = [*setup.system.domains, *resources]
+    answers: dict[tuple[Label, Label, tuple[str, ...]], bool] = {}
 
     def flows(source: str, sink: str) -> bool:
-        pair = setup.labels[source], setup.labels[sink]
-        if pair not in answers:
-            answers[pair] = any(_allowed(setup, hook, *pair) for hook in _DIRECTED)
-        return answers[pair]
+        hooks: tuple[str, ...] = _DIRECTED
+        if sink in resources:
+            hooks = ("resource_both",)
+        elif source in resources:
+            source, sink, hooks = sink, source, ("resource_read", "resource_both")
+        key = setup.labels[source], setup.labels[sink], hooks
+        if key not in answers:
+            answers[key] = any(_allowed(setup, hook, *key[:2]) for hook in hooks)
+        return answers[key]
 
     return {
-        source: {sink for sink in names if sink != source and flows(source, sink)}
+        source: {
+            sink
+            for sink in names
+            if sink != source and not {source, sink} <= resources.keys() and flows(source, sink)
+        }
         for source in names
     }
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 import msgspec
 
 from skerry.label import Label
+from skerry.monitor.protocols import COLD
 from skerry.node.plan import words
 from skerry.node.setup import Setup, carried, carry
 from skerry.system.model import ChannelSpec, DomainSpec
 
-RESTART_KEYS = ("image", "memory", "cpus", "board", "accel", "machine")
+RESTART_KEYS = ("image", "memory", "cpus", "board", "accel", "machine", "slots")
 """What a running machine can't change: a domain with another value is stopped and started."""
 
 
@@ -102,13 +103,19 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
         and carry(wanted.stack, label, now.stack) != wanted.labels[name]
     }
     redefined = tuple(name for name in new.domains if _defined_otherwise(name, now, wanted))
-    runs = {*(name for name in live.labels if name in new.domains), *start}
+    same = {name for name, spec in new.resources.items() if old.resources.get(name) == spec}
+    runs = {*(name for name in live.labels if name in new.domains), *start, *new.resources}
     had, has = set(old.channels), set(new.channels)
     bound = set(live.channels.values())
     # A channel whose domain is started anew falls with it, or has outlived it, and is bound again.
-    stays = {spec for spec in bound if not {spec.source, spec.sink} & set(start)}
+    other = {*start, *(old.resources.keys() - same)}
+    stays = {spec for spec in bound if not {spec.source, spec.sink} & other}
     return Difference(
-        cut={number: spec for number, spec in live.channels.items() if spec in had - has},
+        cut={
+            number: spec
+            for number, spec in live.channels.items()
+            if spec in had - has or spec.sink in old.resources.keys() - same
+        },
         forget=tuple(s for s in old.channels if s not in has and s not in bound),
         remove=tuple(name for name in old.domains if name not in new.domains),
         restart=restart,
@@ -152,9 +159,15 @@ def _restarts(name: str, label: Label, now: Setup, wanted: Setup) -> str:
         keys = needs_restart(now.system.domains[name], wanted.system.domains[name])
         if keys:
             return f"its {', '.join(keys)} changes"
+        if _cold(name, now) != _cold(name, wanted):
+            return "what it must have from its start on changes"
     if carry(wanted.stack, label, now.stack) is None:
         return f"the new policy has no label {label}"
     return ""
+
+
+def _cold(name: str, setup: Setup) -> set[str]:
+    return {c.sink for c in setup.system.channels if c.source == name and c.kind in COLD}
 
 
 def _settings(now: Setup, wanted: Setup) -> tuple[str, ...]:
@@ -167,10 +180,22 @@ def _settings(now: Setup, wanted: Setup) -> tuple[str, ...]:
         "the policy key": (now.policy_key, wanted.policy_key),
         "limits": (old.limits, new.limits),
         "alarms": (old.alarms, new.alarms),
+        "resources": (_resources(now, wanted), _resources(wanted, wanted)),
         "assertions": (set(old.asserts), set(new.asserts)),
         "accept-missing": (set(old.accept_missing), set(new.accept_missing)),
     }
     return tuple(name for name, (one, other) in pairs.items() if one != other)
+
+
+def _resources(setup: Setup, wanted: Setup) -> dict[str, object]:
+    """Return each resource as it is defined, with its label under the wanted policy."""
+    return {
+        name: (
+            msgspec.structs.replace(spec, label=""),
+            carry(wanted.stack, setup.labels[name], setup.stack),
+        )
+        for name, spec in setup.system.resources.items()
+    }
 
 
 def _defined_otherwise(name: str, now: Setup, wanted: Setup) -> bool:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from skerry.errors import LayerMissing
 from skerry.jail import cgroup
 from skerry.jail.confinement import LAYERS, Confinement, Limits
 from skerry.jail.errors import JailError
+from skerry.jail.filter import Profile
 from skerry.jail.identity import Identity
 from skerry.machine.jailed import JailedLauncher
 from skerry.node import paths
@@ -32,14 +34,20 @@ LIMITS = Limits(memory=512 << 20, pids=16)
 
 
 class Order(NamedTuple):
-    """A helper to start: its name at the supervisor, what it runs and with what."""
+    """A helper to start: its name at the supervisor, what it runs and with what.
+
+    `root` is another one than the Python helpers'; `binds` and `writable`: see `Confinement`.
+    """
 
     name: str
     argv: Sequence[str]
     fds: Mapping[int, int]
     identity: Identity
-    profile: str = "helper"
+    profile: str | Profile = "helper"
     limits: Limits = LIMITS
+    root: Path | None = None
+    binds: tuple[tuple[str, str], ...] = ()
+    writable: tuple[tuple[str, str], ...] = ()
 
 
 class Helpers:
@@ -83,14 +91,18 @@ class Helpers:
 
     async def launch(self, order: Order) -> Process:
         """Run what is ordered, as `start` does; it is the caller's to end."""
-        place = await self._place()
+        root, binds = order.root, order.binds
+        if root is None:
+            place = await self._place()
+            root, binds = place.root, ((str(place.packages), PACKAGES), *binds)
         short = order.name.replace("/", "-")
         groups = make_groups(f"{short}.{next(self._starts)}", order.limits, self._accepted)
         jail = Confinement(
-            str(place.root),
+            str(root),
             order.identity,
             profile=order.profile,
-            binds=((str(place.packages), PACKAGES),),
+            binds=binds,
+            writable=order.writable,
             cgroups=groups,
             accepted=self._accepted,
         )

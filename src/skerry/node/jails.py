@@ -18,9 +18,9 @@ from skerry.jail import cgroup, device
 from skerry.jail.confinement import Confinement, Limits
 from skerry.jail.errors import IdentitiesUsed, JailError, LayerOff
 from skerry.jail.identity import Identity, IdentityPool, open_pool, own
-from skerry.jail.root import INITRD, KERNEL, qemu_root
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
+from skerry.machine.qemu.root import INITRD, KERNEL, qemu_root
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
 

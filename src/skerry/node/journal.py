@@ -25,12 +25,12 @@ from skerry.audit.writer import AuditTrail
 from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
 from skerry.machine.qemu.launch import kept_names
-from skerry.monitor.domain import Domain, State
+from skerry.monitor.domain import Domain, Resource, State
 from skerry.monitor.journal import Journal
 from skerry.monitor.protocols import Machine, Side
 from skerry.monitor.table import Channel, Phase
 from skerry.node import prefixes
-from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
+from skerry.node.standing import RESOURCE, ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import SpawnFailed, SupervisorGone
 
 GROWN = 50_000
@@ -182,7 +182,7 @@ class NodeJournal(Journal):
 
     async def live(self, channel: Channel) -> None:
         """Write down that a channel is live."""
-        source, sink = (self._footprint(domain).incarnation for domain in channel.ends)
+        source, sink = map(self._end, channel.ends)
         if not (source and sink):
             return
         is_live = False
@@ -220,6 +220,11 @@ class NodeJournal(Journal):
             while self._leaving:
                 names, self._leaving = self._leaving, []
                 await self._supervisor.drop(*names)
+
+    def _end(self, domain: Domain) -> str:
+        if isinstance(domain, Resource):
+            return f"{RESOURCE}{domain.name}"
+        return self._footprint(domain).incarnation
 
     def _footprint(self, domain: Domain) -> Footprint:
         if domain.machine is None:
@@ -274,6 +279,7 @@ def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:
         channel.for_s,
         channel.overflow,
         getattr(channel.bridge, "uid", 0),
+        channel.size,
     )
 
 

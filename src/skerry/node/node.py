@@ -24,11 +24,12 @@ from skerry.errors import (
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE, State
 from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import Machine
+from skerry.monitor.protocols import COLD, Machine
 from skerry.monitor.table import Channel
 from skerry.node.changing import Changing, Refusal, refusal_of
 from skerry.node.guest import Guest, guest_of
 from skerry.node.kept import SetupKeeper
+from skerry.node.resources import Resources
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec, DomainSpec
 
@@ -76,8 +77,10 @@ class Node(Changing):
         make: MachineMaker,
         clock: Callable[[], float],
         keeper: SetupKeeper | None = None,
+        resources: Resources | None = None,
     ) -> None:
         super().__init__(setup, monitor, clock, keeper)
+        self.resources = resources or Resources({})
         self.helpers: dict[str, Helper] = {}
         self._make = make
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
@@ -106,16 +109,14 @@ class Node(Changing):
             report({"event": "starting", "domain": name})
             try:
                 if not self._is_paused(name):
-                    await self._start_paused(operator, name)
+                    started = await self._start_paused(operator, name)
+                    refused += self._tell(started, report)
                 ready.append(name)
             except SkerryError as error:
                 refused.append(refusal_of(f"domain {name}", error))
                 report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
-        started = await self._bind_declared(operator, self.setup.system.domains)
-        for channel in started.bound:
-            report({"event": "bound", **self._channel_row(channel)})
-        for refusal in started.refused:
-            report({"event": "refused", "what": refusal.what, "text": refusal.text})
+        declared = await self._bind_declared(operator, self.setup.system.domains)
+        refused += self._tell(declared, report)
         for name in ready:
             try:
                 await self.monitor.resume(operator, name)
@@ -125,28 +126,48 @@ class Node(Changing):
             except SkerryError as error:
                 refused.append(refusal_of(f"domain {name}", error))
                 report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
-        return refused + list(started.refused)
+        return refused
+
+    def _tell(self, started: Started, report: Report) -> tuple[Refusal, ...]:
+        """Report what was bound and refused, and return the latter."""
+        for channel in started.bound:
+            report({"event": "bound", **self._channel_row(channel)})
+        for refusal in started.refused:
+            report({"event": "refused", "what": refusal.what, "text": refusal.text})
+        return started.refused
 
     async def start(self, operator: Label, name: str) -> Started:
         """Start one domain of the file and bind the channels declared for it."""
         self.known(name)
-        await self._start_paused(operator, name)
+        cold = await self._start_paused(operator, name)
         started = await self._bind_declared(operator, {name})
         await self.monitor.resume(operator, name)
-        return started
+        return Started(cold.bound + started.bound, cold.refused + started.refused)
 
     def _is_paused(self, name: str) -> bool:
         domain = self.monitor.domains.get(name)
         return domain is not None and domain.state is State.PAUSED
 
-    async def _start_paused(self, operator: Label, name: str) -> None:
+    async def _start_paused(self, operator: Label, name: str) -> Started:
+        """Start a domain, with what its machine takes only before it is made."""
         spec, label = self.known(name), self.setup.labels[name]
-        await self.monitor.start(operator, name, label, lambda: self._make(spec, label))
+        started = Started((), ())
 
-    async def _bind_declared(self, operator: Label, names: Collection[str]) -> Started:
+        async def bind_cold() -> None:
+            nonlocal started
+            started = await self._bind_declared(operator, {name}, cold=True)
+
+        make = partial(self._make, spec, label)
+        await self.monitor.start(operator, name, label, make, bind_cold)
+        return started
+
+    async def _bind_declared(
+        self, operator: Label, names: Collection[str], *, cold: bool = False
+    ) -> Started:
         """Bind the file's channels with an end in `names`, where both are alive and it is not.
 
-        Who is not the owner must be allowed to see both ends, as for `connect`.
+        `cold`: those, and only those, that a machine takes before it is made. Who is not the owner
+        must be allowed to see both ends, as for `connect`.
         """
         bind = self.monitor.bind
         if operator != self.setup.owner:
@@ -157,6 +178,7 @@ class Node(Changing):
         live = {spec for number, spec in self.bound().items() if number not in stranded}
         for spec in self.setup.system.channels:
             wanted = spec not in live and (spec.source in names or spec.sink in names)
+            wanted = wanted and (spec.kind in COLD) is cold
             if wanted and self._can_bind(spec):
                 try:
                     bound.append(
@@ -167,16 +189,21 @@ class Node(Changing):
                             spec.name,
                             spec.one_way,
                             overflow=spec.overflow,
+                            size=spec.size,
                         )
                     )
                 except SkerryError as error:
                     what = f"channel {spec.name} between {spec.source} and {spec.sink}"
+                    if spec.sink in self.setup.system.resources:
+                        what = f"{spec.kind} {spec.sink} for {spec.source}"
                     refused.append(refusal_of(what, error))
         return Started(tuple(bound), tuple(refused))
 
     def _can_bind(self, spec: ChannelSpec) -> bool:
-        domains = [self.monitor.domains.get(name) for name in (spec.source, spec.sink)]
-        return all(domain is not None and domain.state in ALIVE for domain in domains)
+        states = {State.STARTING} if spec.kind in COLD else ALIVE
+        names = [name for name in (spec.source, spec.sink) if name not in self.monitor.resources]
+        domains = [self.monitor.domains.get(name) for name in names]
+        return all(domain is not None and domain.state in states for domain in domains)
 
     def bound(self) -> dict[int, ChannelSpec]:
         """Return every channel by number, in the words of a system file."""
@@ -188,6 +215,7 @@ class Node(Changing):
                 channel.port,
                 channel.one_way,
                 channel.overflow,
+                channel.size,
             )
             for channel in self.monitor.channels
         }
@@ -310,8 +338,7 @@ class Node(Changing):
         return [
             self._channel_row(channel)
             for channel in self.monitor.channels
-            if await self.may_see(operator, channel.source.label)
-            and await self.may_see(operator, channel.sink.label)
+            if all([await self.may_see(operator, end.label) for end in channel.machines])
         ]
 
     def _channel_row(self, channel: Channel) -> dict[str, object]:
@@ -326,6 +353,7 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "source": channel.source.name,
         "sink": channel.sink.name,
         "one_way": channel.one_way,
+        "size": channel.size or None,
         "port": channel.port,
         "state": "stranded" if channel.stranded else channel.phase.value,
         "overflow": channel.overflow if channel.one_way else None,

@@ -23,11 +23,13 @@ from skerry.audit.client import AuditClient
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
+from skerry.device.helper import Start
 from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
 from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import AuditLog
+from skerry.monitor.protocols import AuditLog, Decider
 from skerry.node import paths, prefixes
+from skerry.node.bridges import AllBridges
 from skerry.node.deciding import ClosedDecider, open_manager
 from skerry.node.descriptors import check_descriptors
 from skerry.node.digest import code_digest
@@ -36,17 +38,19 @@ from skerry.node.jails import Identities
 from skerry.node.journal import NodeJournal, read_journal, remove_journal
 from skerry.node.kept import SetupKeeper, forget_setups, read_setup
 from skerry.node.machines import Machines
+from skerry.node.makers import all_makers
 from skerry.node.node import Node
 from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovery, end_unknown
 from skerry.node.relays import Relays
+from skerry.node.resources import MakeUses, Resources
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.policy.client import Notice
 from skerry.policy.source import Policy
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
-from skerry.system.model import System
+from skerry.system.model import ResourceKind, System
 
 Report = Callable[[Mapping[str, object]], None]
 
@@ -66,6 +70,7 @@ class World(NamedTuple):
     machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
     trail: Callable[[Path, Disk], AuditTrail] | None = None  # None: a process writes it
     manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
+    makers: Callable[[Start, Decider], Mapping[ResourceKind, MakeUses]] = all_makers
 
 
 HOST = World()
@@ -131,24 +136,34 @@ async def open_node(
     await keeper.settle(setup, setup, standing.generation, {})
     manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
     exits.push_async_callback(manager.close)
+    resources = Resources(world.makers(relays.serve, manager))
+    exits.callback(resources.close)
+    bridges = AllBridges(streams, resources)
     monitor = Monitor(
         manager,
         trail,
-        {"stream": streams},
+        bridges.between,
         world.clock,
         journal=journal,
         max_domains=setup.system.limits.domains,
         max_channels=setup.system.limits.channels,
     )
     monitor.channels.skip(standing.channel)
+    resources.follow(monitor, setup)
     relays.lost = partial(_cut_if_there, monitor)
-    node = Node(setup, monitor, machines.make, world.clock, keeper)
+    node = Node(setup, monitor, machines.make, world.clock, keeper, resources)
     prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
     if isinstance(trail, AuditClient):
         node.helpers["audit writer"] = trail
     recovery = Recovery(
-        monitor, journal, life.inherited, machines.heir, machines.forget, relays.watch
+        monitor,
+        journal,
+        life.inherited,
+        machines.heir,
+        machines.forget,
+        relays.watch,
+        bridges.adopt,
     )
     await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
     return Opened(node, prepare, trail, journal, None if life.fresh else recovery)

@@ -91,6 +91,12 @@ class Planner:
         asked = await judge(self._policy, "domain_getdomaininfo", parties)
         return _step("bind", words(channel), (asked,), parties, later=False)
 
+    async def give(self, channel: ChannelSpec, domain: Label) -> Step:
+        """Judge whether the operator may give a domain a resource."""
+        parties: Parties = {"operator": self._operator, "domain": domain}
+        asked = await judge(self._policy, "resource_attach", parties)
+        return _step("bind", words(channel), (asked,), parties, later=False)
+
     async def _touched(self, one: Label, other: Label) -> None:
         if self._touch is not None:
             await self._touch(one, other)
@@ -103,7 +109,7 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
     """
     planner = Planner(manager, setup.owner, touch=manager.touch)
     steps: list[Step] = []
-    started: set[str] = set()
+    started: set[str] = set(setup.system.resources)
     for name, domain in setup.system.domains.items():
         later = not domain.autostart
         steps.append(await planner.start(name, setup.labels[name], later=later))
@@ -117,7 +123,10 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
 
 
 def words(channel: ChannelSpec) -> str:
-    """Write a channel of the file: `a ↔ b (orders)`."""
+    """Write a channel of the file: `a ↔ b (orders)`, `a uses disk (disk)`."""
+    if channel.kind not in ("stream", "link", "memory"):
+        verb = "reads" if channel.one_way else "uses"
+        return f"{channel.source} {verb} {channel.sink} ({channel.kind})"
     arrow = "→" if channel.one_way else "↔"
     return f"{channel.source} {arrow} {channel.sink} ({channel.name})"
 

@@ -267,6 +267,7 @@ class _Run:
         if (again.system, again.labels) != (self._node.setup.system, self._node.setup.labels):
             self._node.setup = again
         now = self._node.setup
+        self._node.resources.follow(monitor, now)
         monitor.limit(now.system.limits.domains, now.system.limits.channels)
         for name in [name for name in monitor.domains if name not in now.system.domains]:
             del monitor.domains[name]

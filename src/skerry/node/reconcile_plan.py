@@ -78,8 +78,11 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
         ends = wanted.labels[spec.source], wanted.labels[spec.sink]
         step = await planner.bind(spec, *ends, later=spec not in bound)
         if spec in difference.add:
-            for end in ends:
-                seen = await planner.see(spec, end)
+            for role, end in zip((spec.source, spec.sink), ends, strict=True):
+                if role in wanted.system.resources:
+                    seen = await planner.give(spec, ends[0])
+                else:
+                    seen = await planner.see(spec, end)
                 if not seen.allowed:
                     step = hidden[spec] = seen
         steps.append(step)
@@ -98,7 +101,8 @@ async def _cut_by(
         ends = channel.source.name, channel.sink.name
         if name in ends:
             spec = ChannelSpec(channel.kind, *ends, channel.port, channel.one_way, channel.overflow)
-            asked = await planner.bind(spec, *(labels[end] for end in ends), later=True)
+            source, sink = (labels.get(end.name, end.label) for end in channel.ends)
+            asked = await planner.bind(spec, source, sink, later=True)
             if not asked.allowed:
                 what = f"channel {channel.number}: {words(spec)}"
                 steps.append(Step("cut", what, code=asked.code, why=asked.why))

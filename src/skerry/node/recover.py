@@ -16,19 +16,17 @@ from typing import Protocol
 
 import msgspec
 
-from skerry.channel.one_way import OneWayBridge, Relay
-from skerry.channel.stream import StreamBridge, adopt
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import Candidate, Machine, Side
+from skerry.monitor.protocols import Bridge, Candidate, Machine, Side
 from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
 from skerry.node import prefixes
 from skerry.node.journal import SIDES, NodeJournal, twin_name
 from skerry.node.relays import relay_name
-from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
+from skerry.node.standing import RESOURCE, ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
 
 ADOPT_S = 15.0
@@ -62,6 +60,20 @@ class Heir(Machine, Protocol):
         """Take up its control."""
 
 
+class Adopted(Bridge, Protocol):
+    """A bridge that was made anew from what the supervisor kept."""
+
+    def is_whole(self) -> bool:
+        """Say whether the machines may still use it."""
+
+
+Adopt = Callable[[Mapping[Side, int], Process | None, ChannelEntry | None], Adopted | None]
+"""Makes a channel's bridge of its twins, which it takes over, and of its relay or helper.
+
+The entry is None for one that was being bound. None: the twins are not all there, and still the
+caller's.
+"""
+
 MakeHeir = Callable[[DomainEntry, Process, Mapping[str, int]], Heir]
 
 
@@ -86,8 +98,10 @@ class Recovery:
         heir: MakeHeir,
         forget: Callable[[Footprint], None],
         watch: Callable[[int, Process], object],
+        adopt: Adopt,
     ) -> None:
-        """`watch` has the end of a relay cut the channel of this number."""
+        """`watch` has the end of a relay or helper cut the channel of this number; `adopt` makes
+        its bridge anew."""
         self.found = Recovered()
         self._monitor = monitor
         self._journal = journal
@@ -96,6 +110,7 @@ class Recovery:
         self._heir = heir
         self._forget = forget
         self._watch = watch
+        self._bridge_of = adopt
         self._machines: dict[str, tuple[Domain, Heir]] = {}
 
     async def run(self, in_force: Callable[[], Candidate]) -> Recovered:
@@ -209,23 +224,23 @@ class Recovery:
 
     def _readmit_channel(self, entry: ChannelEntry) -> None:
         twins = self._twins(entry.number)
-        if len(twins) < len(SIDES):
+        bridge = self._bridge(entry.number, twins, entry)
+        if bridge is None:
             for descriptor in twins.values():
                 os.close(descriptor)
             self._doubtful(entry, CUTTING)
             return
-        bridge = self._bridge(entry.number, twins, entry.uid)
-        ends = [self._machines.get(end) for end in (entry.source, entry.sink)]
-        source, sink = (end and end[0] for end in ends)
+        source, sink = map(self._end, (entry.source, entry.sink))
         if source is None or sink is None or not bridge.is_whole():
             gone = source is None or sink is None
             bridge.cut()
-            self._doubtful(entry, GONE if gone else UNBRIDGED if entry.one_way else CUTTING)
+            served = entry.one_way or entry.sink.startswith(RESOURCE)
+            self._doubtful(entry, GONE if gone else UNBRIDGED if served else CUTTING)
             return
         channel = Channel(entry.number, entry.kind, source, sink, entry.port, entry.one_way)
         channel.generation, channel.record = entry.generation, entry.record
         channel.since, channel.for_s, channel.bridge = entry.since, entry.for_s, bridge
-        channel.overflow = entry.overflow
+        channel.overflow, channel.size = entry.overflow, entry.size
         self._monitor.readmit_channel(channel)
         self.found.channels.append(entry.number)
 
@@ -257,8 +272,9 @@ class Recovery:
     def _sever(self, number: int) -> None:
         """Cut a channel that was being bound."""
         twins = self._twins(number)
-        if len(twins) == len(SIDES):
-            self._bridge(number, twins).cut()
+        bridge = self._bridge(number, twins, None)
+        if bridge is not None:
+            bridge.cut()
         else:
             for descriptor in twins.values():
                 os.close(descriptor)
@@ -266,14 +282,20 @@ class Recovery:
         self._monitor.channels.skip(number)
 
     def _bridge(
-        self, number: int, twins: Mapping[Side, int], uid: int = 0
-    ) -> StreamBridge | OneWayBridge:
-        """Take over a channel, with the relay that it has if it goes one way."""
+        self, number: int, twins: Mapping[Side, int], entry: ChannelEntry | None
+    ) -> Adopted | None:
+        """Take over a channel, with the relay or helper that it has."""
         process = self._processes.pop(relay_name(number), None)
-        if process is None:
-            return adopt(twins, None)
-        self._watch(number, process)
-        return adopt(twins, Relay(process, uid))
+        if process is not None:
+            self._watch(number, process)
+        return self._bridge_of(twins, process, entry)
+
+    def _end(self, incarnation: str) -> Domain | None:
+        """Return what goes on of an end."""
+        if incarnation.startswith(RESOURCE):
+            return self._monitor.resources.get(incarnation.removeprefix(RESOURCE))
+        found = self._machines.get(incarnation)
+        return found[0] if found else None
 
     def _twins(self, number: int) -> dict[Side, int]:
         """Take the twins that the supervisor had of a channel."""
@@ -298,7 +320,11 @@ class Recovery:
 
 async def end_unknown(inherited: Inherited, standing: Standing) -> None:
     """End every process that is not adopted, all at once, before its identity can be another's."""
-    relays = {relay_name(entry.number) for entry in standing.channels.values() if entry.one_way}
+    relays = {
+        relay_name(entry.number)
+        for entry in standing.channels.values()
+        if entry.one_way or entry.sink.startswith(RESOURCE)
+    }
     known = standing.domains.keys() | relays
     unknown = [p for name, p in inherited.processes.items() if name not in known]
     for process in unknown:

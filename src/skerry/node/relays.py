@@ -7,10 +7,11 @@ whose next one takes it over with its channel, under a name that says which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from skerry.channel import relay
 from skerry.channel.one_way import Process, Relay
+from skerry.device.helper import Helper, Program
 from skerry.jail.confinement import Limits
 from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Overflow
@@ -41,19 +42,37 @@ class Relays:
 
     async def start(self, channel: int, source: int, sink: int, overflow: Overflow) -> Relay:
         """Start the relay of a channel: `channel.one_way.StartRelay`."""
-        identity = self._free.pop() if self._free else self._take("relay")
         argv = [*command(relay.__name__), overflow]
         fds = {relay.READ: source, relay.WRITE: sink}
+        return Relay(*await self.serve(channel, Program(argv, fds, "relay", LIMITS)))
+
+    async def serve(
+        self,
+        channel: int,
+        program: Program,
+        prepared: Callable[[Identity], Awaitable[None]] | None = None,
+    ) -> Helper:
+        """Start what serves the use of a resource: `device.helper.Start`."""
+        identity = self._free.pop() if self._free else self._take("relay")
         try:
+            if prepared is not None:
+                await prepared(identity)
+            order = Order(relay_name(channel), program.argv, program.fds, identity)
             process = await self._helpers.launch(
-                Order(relay_name(channel), argv, fds, identity, "relay", LIMITS)
+                order._replace(
+                    profile=program.profile,
+                    limits=program.limits,
+                    root=program.root,
+                    binds=program.binds,
+                    writable=program.writable,
+                )
             )
         except BaseException:
             self._free.append(identity)
             raise
         process.exited.add_done_callback(lambda _: self._free.append(identity))
         self.watch(channel, process)
-        return Relay(process, identity.uid)
+        return Helper(process, identity.uid)
 
     def watch(self, channel: int, process: Process) -> None:
         """Have the loss of a channel's relay told."""

@@ -28,9 +28,9 @@ from skerry.xsm.stack import Stack
 class Setup(msgspec.Struct, frozen=True):
     """A system whose policy is loaded and whose labels the policy defines.
 
-    `labels` maps each domain to its label, `operators` each uid to its label; `owner` is the
-    label of the user who runs this; `warnings` say what the policy lacks for domains. Where there
-    is a `policy_key` (32 bytes, Ed25519), it has signed every policy.
+    `labels` maps each domain and resource to its label, `operators` each uid to its label; `owner`
+    is the label of the user who runs this; `warnings` say what the policy lacks for domains. Where
+    there is a `policy_key` (32 bytes, Ed25519), it has signed every policy.
     """
 
     system: System
@@ -122,6 +122,10 @@ def _setup(
         name: reader.read(domain.label, system.line(("domains", name, "label")))
         for name, domain in system.domains.items()
     }
+    labels |= {
+        name: reader.read(resource.label, system.line(("resources", name, "label")), "resource")
+        for name, resource in system.resources.items()
+    }
     operators = {
         uid: reader.read(label, system.operator_line(uid))
         for uid, label in system.operators.items()
@@ -211,9 +215,9 @@ class _Labels:
         self._file = str(system.path)
         self._stack = stack
 
-    def read(self, value: RawLabel, line: int) -> Label:
+    def read(self, value: RawLabel, line: int, tclass: str = "domain") -> Label:
         try:
-            return self._stack.label(value, "domain")
+            return self._stack.label(value, tclass)
         except UnknownLabel as error:
             message = str(error)
             if isinstance(value, str) and len(self._stack.names) > 1 and "=" not in value:

@@ -18,6 +18,10 @@ MAX_MAKERS = 64
 """Nodes of one life whose leavings are swept at its end; those of earlier ones go later, by age."""
 
 
+RESOURCE = "resource:"
+"""Before a name, in the place of an incarnation: a resource, which has none."""
+
+
 class Footprint(msgspec.Struct, frozen=True):
     """What belongs to one start of a domain outside of the node.
 
@@ -44,7 +48,8 @@ class DomainEntry(msgspec.Struct, frozen=True):
 class ChannelEntry(msgspec.Struct, frozen=True):
     """A live channel; `source` and `sink` are incarnations, since a name can be started again.
 
-    `uid` is the host uid of its relay, 0 where it has none.
+    The sink of a use is a resource's, `RESOURCE` before its name. `uid` is the host uid of its
+    relay or helper, 0 where it has none.
     """
 
     number: int
@@ -59,6 +64,7 @@ class ChannelEntry(msgspec.Struct, frozen=True):
     for_s: float | None = None
     overflow: Overflow = "block"
     uid: int = 0
+    size: int = 0
 
 
 class Standing(msgspec.Struct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pwd
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from skerry.errors import InputError
@@ -20,16 +21,21 @@ from skerry.system.model import (
     Assertion,
     Audit,
     Board,
+    ChannelKind,
     ChannelSpec,
     DomainSpec,
-    Kind,
     Limits,
     MachineKind,
     Overflow,
     RawLabel,
     System,
 )
-from skerry.system.section import Report, Section, echo, meant
+from skerry.system.resources import (
+    read_resources,
+    read_uses,
+    with_slots,
+)
+from skerry.system.section import NAME, NAME_WORDS, Report, Section, echo, meant
 from skerry.system.toml_lines import parse_toml
 
 MAX_FILE = 1 << 20
@@ -41,8 +47,6 @@ MAX_POLICIES = 8
 MAX_UID = (1 << 32) - 2
 """Highest uid that `[operators]` may name (the next one means none); a higher one is an error."""
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-_NAME_WORDS = "1 to 31 of a-z, 0-9 and -, beginning with a letter"
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PORT = re.compile(r"(?!skerry\.)[a-z0-9][a-z0-9.-]{0,30}")
 _PORT_WORDS = "1 to 31 of a-z, 0-9, . and -, and not begin with 'skerry.'"
@@ -71,15 +75,19 @@ def parse_system(untrusted_text: str, path: Path) -> System:
     domains = _domains(top.section("domains"))
     uids, operators = _operators(top.section("operators"))
     limits = _limits(top.section("limits"))
-    channels = _channels(top.sections("channels"), domains)
+    resources = read_resources(top.section("resources"), domains, path.parent)
+    between = _channels(top.sections("channels"), domains)
+    channels = (*between, *read_uses(top, domains, resources, between))
+    domains = with_slots(domains, channels)
     alarms = _alarms(top.section("alarm"), domains)
     system = System(
         path=path,
-        name=top.text("name", "", _NAME, _NAME_WORDS),
+        name=top.text("name", "", NAME, NAME_WORDS),
         policy=_policy(top, path.parent),
         domains=domains,
         channels=channels,
-        asserts=tuple(_assertion(s, domains) for s in top.sections("assert")),
+        resources=resources,
+        asserts=tuple(_assertion(s, {**domains, **resources}) for s in top.sections("assert")),
         accept_missing=_jail(top.section("jail")),
         operators=operators,
         operator_keys=uids,
@@ -95,7 +103,8 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         top.problem("channels", f"{len(channels)} channels, limits.channels is {limits.channels}")
     top.end()
     if report.problems:
-        raise InputError(sorted(report.problems, key=lambda problem: problem.line))
+        found = dict.fromkeys(report.problems)
+        raise InputError(sorted(found, key=lambda problem: problem.line))
     return system
 
 
@@ -122,8 +131,8 @@ def _policy_key(top: Section, folder: Path) -> str:
 def _domains(section: Section) -> dict[str, DomainSpec]:
     domains: dict[str, DomainSpec] = {}
     for name in section.names():
-        if not _NAME.fullmatch(name):
-            section.problem(name, f"a domain's name must be {_NAME_WORDS}, not {echo(name)}")
+        if not NAME.fullmatch(name):
+            section.problem(name, f"a domain's name must be {NAME_WORDS}, not {echo(name)}")
         domains[name] = _domain(section.section(name), name)
     return domains
 
@@ -141,6 +150,7 @@ def _domain(table: Section, name: str) -> DomainSpec:
         machine=table.choice("machine", "qemu", MachineKind),
         autostart=table.flag("autostart", True),
     )
+    table.texts("uses")  # read with the resources
     table.end()
     return domain
 
@@ -165,15 +175,18 @@ def _channel(
             table.problem("name", f"domain {domain!r} has two ports named {name!r}")
         used.add((domain, name))
     channel = ChannelSpec(
-        kind=table.choice("kind", "stream", Kind),
+        kind=table.choice("kind", "stream", ChannelKind),
         source=source,
         sink=sink,
         name=name,
         one_way=table.flag("one-way", False),
         overflow=table.choice("overflow", "block", Overflow),
+        size=table.size("size", 0, "4K", "1G"),
     )
-    if channel.kind != "stream":
-        table.problem("kind", f'kind = "{channel.kind}" is not in this release; use "stream"')
+    if (channel.kind == "memory") is not bool(channel.size):
+        table.problem("size", 'a memory has a size, like size = "1M", and nothing else does')
+    if channel.kind == "link" and channel.one_way:
+        table.problem("one-way", "a link goes both ways; a stream can be one-way")
     if channel.overflow == "drop" and not channel.one_way:
         table.problem("overflow", 'overflow = "drop" goes with one-way = true')
     table.end()
@@ -188,7 +201,8 @@ def _domain_name(table: Section, key: str, domains: dict[str, DomainSpec]) -> st
     return ""
 
 
-def _assertion(table: Section, domains: dict[str, DomainSpec]) -> Assertion:
+def _assertion(table: Section, domains: Collection[str]) -> Assertion:
+    """Read one assertion; `domains` are the names that it may use, those of resources too."""
     table.require("never", 'never = "A -> B"')
     value = table.value("never")
     found = _NEVER.fullmatch(value) if isinstance(value, str) else None
@@ -197,7 +211,7 @@ def _assertion(table: Section, domains: dict[str, DomainSpec]) -> Assertion:
         table.problem("never", f'never must be "A -> B", not {echo(value)}')
     for name in dict.fromkeys((source, sink) if found else ()):
         if name not in domains:
-            table.problem("never", f"no domain {echo(name)}{meant(name, domains)}")
+            table.problem("never", f"no domain or resource {echo(name)}{meant(name, domains)}")
     if found and source == sink:
         table.problem("never", f"never needs two domains, this one has {echo(sink)} twice")
     except_ = table.texts("except")
@@ -213,8 +227,8 @@ def _assertion(table: Section, domains: dict[str, DomainSpec]) -> Assertion:
 def _alarms(section: Section, domains: dict[str, DomainSpec]) -> dict[str, Alarm]:
     alarms: dict[str, Alarm] = {}
     for name in section.names():
-        if not _NAME.fullmatch(name):
-            section.problem(name, f"an alarm's name must be {_NAME_WORDS}, not {echo(name)}")
+        if not NAME.fullmatch(name):
+            section.problem(name, f"an alarm's name must be {NAME_WORDS}, not {echo(name)}")
         table = section.section(name)
         stop = table.texts("stop")
         for domain in stop:

@@ -19,7 +19,10 @@ from skerry.system.toml_lines import Path, nearest_line
 RawLabel = str | Mapping[str, str]
 """A label as written: one text for every module, or a text for each; `make_label` reads it."""
 
-Kind = Literal["stream", "link", "memory"]
+ChannelKind = Literal["stream", "link", "memory"]
+ResourceKind = Literal["disk", "uplink", "switch", "tpm"]
+Kind = Literal["stream", "link", "memory", "disk", "uplink", "switch", "tpm"]
+Format = Literal["raw", "qcow2"]
 Overflow = Literal["block", "drop"]
 Board = Literal["auto", "microvm", "q35", "pc"]
 Accel = Literal["auto", "tcg", "kvm"]
@@ -70,10 +73,16 @@ class DomainSpec(msgspec.Struct, frozen=True):
     accel: Accel = "auto"
     machine: MachineKind = "qemu"
     autostart: bool = True
+    slots: bool = False
+    """Whether something of the file needs a board with slots: a disk, a network, a memory."""
 
 
 class ChannelSpec(msgspec.Struct, frozen=True):
-    """One `[[channels]]`: `source` and `sink` are domains, `name` the port in both guests."""
+    """One `[[channels]]`: `source` and `sink` are domains, `name` the port in both guests.
+
+    Or one of a domain's `uses`: then the sink is a resource, the kind and name are its, and
+    `one_way` says that it is only read. `size` in bytes, for a memory.
+    """
 
     kind: Kind
     source: str
@@ -81,6 +90,29 @@ class ChannelSpec(msgspec.Struct, frozen=True):
     name: str
     one_way: bool = False
     overflow: Overflow = "block"
+    size: int = 0
+
+
+class ResourceSpec(msgspec.Struct, frozen=True):
+    """One `[resources.NAME]`: what domains get from their host, under a label of its own.
+
+    A disk: `file` (absolute), `format`, `size` in bytes for one that is made (0: it must be
+    there), `encrypted`, `discard`: what is written is thrown away with the use. An uplink: `allow`,
+    destinations as `NAME-OR-ADDRESS:PORT`, or `served_by`, a domain. `rate`: bytes a second of a
+    disk or an uplink, 0 for no limit.
+    """
+
+    name: str
+    kind: ResourceKind
+    label: RawLabel
+    file: str = ""
+    format: Format = "raw"
+    size: int = 0
+    encrypted: bool = False
+    discard: bool = False
+    allow: tuple[str, ...] = ()
+    served_by: str = ""
+    rate: int = 0
 
 
 class Assertion(msgspec.Struct, frozen=True):
@@ -125,6 +157,7 @@ class System(msgspec.Struct, frozen=True):
     policy: tuple[str, ...]
     domains: Mapping[str, DomainSpec]
     channels: tuple[ChannelSpec, ...] = ()
+    resources: Mapping[str, ResourceSpec] = {}
     asserts: tuple[Assertion, ...] = ()
     accept_missing: tuple[str, ...] = ()
     operators: Mapping[int, RawLabel] = {}

@@ -16,6 +16,10 @@ from skerry.label import MAX_LABEL
 from skerry.system.model import RawLabel
 from skerry.system.toml_lines import Path, TomlDocument
 
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+NAME_WORDS = "1 to 31 of a-z, 0-9 and -, beginning with a letter"
+"""What a domain, a resource, an alarm or a system may be called."""
+
 _SIZE = re.compile(r"([1-9][0-9]{0,8})([KMGT])")
 _SHIFT = {"K": 10, "M": 20, "G": 30, "T": 40}
 _MAX_ECHO = 60

@@ -28,6 +28,9 @@ MAX_SECONDS = 86_400
 MAX_GRANT_SECONDS = 365 * 86_400
 """Longest bounded grant (`connect --for`), in seconds; a longer one is refused."""
 
+MAX_MEMORY = 1 << 30
+"""Largest memory that domains share, in bytes; a larger one is refused."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
@@ -123,7 +126,10 @@ class Relabel(_Message, frozen=True, tag="relabel"):
 
 
 class Connect(_Message, frozen=True, tag="connect"):
-    """Bind a channel between two domains."""
+    """Bind a channel between two domains, or a domain's use of a resource, which has its kind.
+
+    `one_way`: from source to sink only, or only to be read; `size` in bytes, of a memory.
+    """
 
     source: Name
     sink: Name
@@ -132,6 +138,7 @@ class Connect(_Message, frozen=True, tag="connect"):
     one_way: bool = False
     for_s: Annotated[float, Meta(gt=0, le=MAX_GRANT_SECONDS)] | None = None
     overflow: Literal["block", "drop"] = "block"
+    size: Annotated[int, Meta(ge=0, le=MAX_MEMORY)] = 0
 
 
 class Cut(_Message, frozen=True, tag="cut"):

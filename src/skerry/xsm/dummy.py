@@ -40,10 +40,11 @@ class DummyModule:
         """Hex SHA-256 of this module's one fixed meaning."""
         return hashlib.sha256(b"dummy-1").hexdigest()
 
-    def check_label(self, text: str, tclass: str) -> None:
-        """Raise `UnknownLabel` unless the text is printable and of a bearable length."""
+    def check_label(self, text: str, tclass: str) -> str:
+        """Return the text. Raises `UnknownLabel` unless it is printable and not too long."""
         if not 0 < len(text) <= MAX_LABEL or not text.isprintable():
             raise UnknownLabel(f"a label is a printable text of 1 to {MAX_LABEL} characters")
+        return text
 
     def labels(self) -> tuple[str, ...]:
         """Return the only label that means anything."""

@@ -29,14 +29,15 @@ class Hook(msgspec.Struct, frozen=True):
     """One operation that the monitor mediates.
 
     `when` is `bind` if the question is asked when authority is made, `use` if it is asked each
-    time; `admission` says which Chinese Wall question goes with it; `cached` whether the answers
-    may come from the access vector cache.
+    time; `admission` says which Chinese Wall question goes with it (`written`: that of a bind, with
+    each label that has written the resource); `cached` whether the answers may come from the access
+    vector cache.
     """
 
     name: str
     asks: tuple[Question, ...]
     when: Literal["bind", "use"]
-    admission: Literal["", "start", "bind"] = ""
+    admission: Literal["", "start", "bind", "written"] = ""
     cached: bool = True
     what: str = ""
 
@@ -70,6 +71,10 @@ def _one_way(source: str, sink: str) -> tuple[Question, ...]:
         _q(source, f"{source}->{sink}", "event", "send"),
         _q(sink, source, "grant", "map_read"),
     )
+
+
+def _used(domain: str, resource: str, *access: str) -> tuple[Question, ...]:
+    return _q(domain, resource, "resource", "use"), _q(domain, resource, "grant", *access)
 
 
 def _operator(permission: str, what: str, tclass: str = "domain") -> Hook:
@@ -148,12 +153,23 @@ _TABLE = (
     ),
     Hook(
         "resource_attach",
-        (
-            _q("operator", "domain", "resource", "add"),
-            _q("domain", "resource", "resource", "use"),
-        ),
+        (_q("operator", "domain", "resource", "add"),),
+        "use",
+        what="give a domain a resource, at an operator's wish",
+    ),
+    Hook(
+        "resource_read",
+        _used("source", "sink", "map_read"),
         "bind",
-        what="give a domain a disk, an uplink, a TPM or a console",
+        admission="written",
+        what="a domain's use of a resource (sink) that it can only read",
+    ),
+    Hook(
+        "resource_both",
+        _used("source", "sink", "map_read", "map_write"),
+        "bind",
+        admission="written",
+        what="a domain's use of a resource (sink) that it reads and writes",
     ),
     Hook(
         "policy_load",

@@ -36,8 +36,8 @@ class SecurityModule(Protocol):
     def digest(self) -> str:
         """Hex SHA-256 of the policy's meaning as loaded."""
 
-    def check_label(self, text: str, tclass: str) -> None:
-        """Raise `UnknownLabel` unless the policy defines this label.
+    def check_label(self, text: str, tclass: str) -> str:
+        """Return a label as it is asked about. Raises `UnknownLabel` unless the policy has it.
 
         `tclass` is `domain` for a subject label or `resource` for a resource label.
         """

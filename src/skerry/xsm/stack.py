@@ -42,9 +42,9 @@ class Stack:
     def label(self, untrusted_value: str | Mapping[str, str], tclass: str) -> Label:
         """Make a label that every module defines for `tclass`. Raises `UnknownLabel`."""
         label = make_label(untrusted_value, self.names)
-        for module in self.modules:
-            module.check_label(label.of(module.name), tclass)
-        return label
+        return Label(
+            tuple((m.name, m.check_label(label.of(m.name), tclass)) for m in self._sorted())
+        )
 
     def carry(self, label: Label, before: Stack) -> Label:
         """Return what a label of the stack before is called under this one.

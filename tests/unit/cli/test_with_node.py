@@ -157,9 +157,9 @@ def test_other_wrong_names_are_one_clear_line(node: Cli) -> None:
     assert "red cannot have a channel to itself" in failed(node, "connect", "red", "red")
     taken = failed(node, "connect", "red", "broker", "--name", "orders")
     assert "red already has a port orders" in taken
-    assert "no channels of the kind link" in failed(
-        node, "connect", "red", "broker", "--kind", "link"
-    )
+    memory = ("connect", "red", "broker", "--kind", "memory")
+    assert "a memory has a size" in failed(node, *memory)
+    assert "a link goes both ways" in failed(node, *memory[:-1], "link", "--one-way")
     dropping = ("connect", "red", "broker", "--overflow", "drop")
     assert "--overflow drop goes with --one-way" in node.run(*dropping).stderr
     assert len(node.rows("channels")) == 1

@@ -46,10 +46,10 @@ class SlowMachine(ToyMachine):
         super().__init__()
         self.gate = gate
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Wait, then keep a duplicate."""
         await self.gate.wait()
-        await super().attach(channel, kind, port, end)
+        await super().attach(channel, kind, port, *ends)
 
 
 async def _slow(world: World, name: str) -> SlowMachine:
@@ -163,7 +163,7 @@ def test_a_denial_that_no_module_worded_is_recorded_too() -> None:
             raise LayerMissing("no uid")
 
         class Broken:
-            def mint(self, one_way: bool, overflow: Overflow = "block") -> Bridge:
+            def mint(self, one_way: bool, overflow: Overflow = "block", **_: object) -> Bridge:
                 raise TransportError("no pair")
 
         touch = world.decider.touch

@@ -18,8 +18,10 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel
 from skerry.node import recover
+from skerry.node.bridges import AllBridges
 from skerry.node.journal import NUMBERS, NodeJournal, read_journal
 from skerry.node.recover import Recovery
+from skerry.node.resources import Resources
 from skerry.node.standing import DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, SupervisorGone
 from skerry.xsm.explain import Refused
@@ -186,6 +188,7 @@ def test_the_supervisor_forgets_a_domain_that_ended_while_there_was_no_node(
             heir,  # type: ignore[arg-type]
             lambda _: None,
             lambda number, process: None,
+            AllBridges(StreamBridges(), Resources({})).adopt,
         )
         found = await recovery.run(lambda: world.decider)
         assert list(found.ended) == ["a"]
@@ -224,6 +227,7 @@ def test_what_was_adopted_waits_for_a_judge_and_does_not_go_on_without(
             world.monitor,
             journal,
             Inherited({}, {}),
+            NotImplemented,
             NotImplemented,
             NotImplemented,
             NotImplemented,

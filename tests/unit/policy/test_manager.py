@@ -34,7 +34,6 @@ PARTIES = {
     "new": _label("bank-a"),
     "source": _label("bank-a"),
     "sink": _label("broker"),
-    "resource": _label("ledger-a"),
     "security": SECURITY,
 }
 
@@ -62,8 +61,10 @@ def test_every_hook_is_decided_by_the_policy_in_force() -> None:
 
     async def run() -> None:
         manager = PolicyManager(BANKS, MemoryHistory())
+        ledger = {**PARTIES, "sink": _label("resource:ledger-a")}
         for hook in HOOKS:
-            assert (await manager.decide(hook, PARTIES)).allowed, hook
+            parties = ledger if hook in ("resource_read", "resource_both") else PARTIES
+            assert (await manager.decide(hook, parties)).allowed, hook
         rivals = {**PARTIES, "sink": _label("bank-b")}
         for hook in ("channel_two_way", "channel_one_way", "memory_read", "memory_both"):
             assert not (await manager.decide(hook, rivals)).allowed, hook

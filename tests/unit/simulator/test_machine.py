@@ -134,7 +134,7 @@ def test_an_attach_that_fails_holds_nothing() -> None:
         with one, other:
             await a.attach(1, "stream", "p", one.fileno())
             with pytest.raises(MachineError):
-                await a.attach(2, "link", "q", one.fileno())
+                await a.attach(2, "memory", "q", one.fileno())
             with pytest.raises(MachineError):
                 await a.attach(2, "stream", "q", 1 << 20)
             with pytest.raises(StateError):

@@ -92,7 +92,7 @@ def test_a_stack_makes_only_labels_that_its_modules_define() -> None:
     assert str(ONE.label("broker", "domain")) == "broker"
     with pytest.raises(UnknownLabel):
         ONE.label("ledger-a", "domain")
-    assert ONE.label("ledger-a", "resource") == Label((("acm", "ledger-a"),))
+    assert ONE.label("ledger-a", "resource") == Label((("acm", "resource:ledger-a"),))
     assert str(TWO.operator_label()) == "dom0"
 
 

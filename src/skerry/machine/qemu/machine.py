@@ -25,6 +25,7 @@ from skerry.machine.qemu.command import (
     QemuSpec,
     command,
 )
+from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.launch import KEPT, Launcher, Process
 from skerry.machine.qemu.ports import Ports
@@ -73,7 +74,7 @@ class QemuMachine:
         self._process: Process | None = None
         self._qmp = Qmp(name, self._event)
         self._readers: tuple[Tail | Agent, ...] = ()
-        self._ports = Ports(name, self._qmp)
+        self._devices: dict[Kind, Devices] = {"stream": Ports(name, self._qmp)}
         self._running = self._killed = False
         self._shutdown_cause = ""
         self._watcher: asyncio.Task[None] | None = None
@@ -174,7 +175,8 @@ class QemuMachine:
             raise MachineError(f"{self._name}: QEMU does not say what it does")
         self._accel = "kvm" if untrusted_kvm.get("enabled") is True else "tcg"
         self._running = untrusted_status.get("running") is True
-        await self._ports.find()
+        for devices in self._each():
+            await devices.find()
 
     @property
     def running(self) -> bool:
@@ -184,7 +186,10 @@ class QemuMachine:
     @property
     def attached(self) -> frozenset[int]:
         """The channels of which QEMU may hold a descriptor; `detach` works for each of them."""
-        return self._ports.channels
+        return frozenset().union(*(devices.channels for devices in self._each()))
+
+    def _each(self) -> set[Devices]:
+        return set(self._devices.values())
 
     async def resume(self) -> None:
         """Let the processors run."""
@@ -216,25 +221,27 @@ class QemuMachine:
         elif self._start is not None:
             self._exited.set_result(Exit(0, "ended before it was started"))
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
-        """Give QEMU a descriptor of a stream, and the guest a port of that name.
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
+        """Give QEMU the descriptors of a channel, and the guest what it is to it, of that name.
 
-        Works before `resume` (the port is there at boot) and after it. Raises `MachineError`,
-        `LimitReached`; then the guest has no such port.
+        Works before `resume` (it is there at boot) and after it. Raises `MachineError`,
+        `LimitReached`; then the guest has nothing of it.
         """
-        if kind != "stream":
+        if kind not in self._devices:
             raise MachineError(f"this machine has no channels of the kind {kind}")
-        await self._ports.add(channel, port, end)
+        await self._devices[kind].add(channel, port, *ends)
 
     async def detach(self, channel: int) -> None:
         """Take the port away and have QEMU close its descriptor. Idempotent.
 
         Raises `MachineError` if QEMU did not do so in `ports.DETACH_S`; may then be called again.
         """
-        if self._exited.done():
-            self._ports.forget(channel)
-        else:
-            await self._ports.remove(channel)
+        for devices in self._each():
+            if channel in devices.channels:
+                if self._exited.done():
+                    devices.forget(channel)
+                else:
+                    await devices.remove(channel)
 
     def _take(self, ours: Mapping[str, socket.socket], note: bytes = b"") -> None:
         """Take over our ends of the machine's sockets."""
@@ -298,7 +305,8 @@ class QemuMachine:
         if name == "SHUTDOWN":
             self._shutdown_cause = str(untrusted_data.get("reason"))[:64]
         elif name == "DEVICE_DELETED":
-            self._ports.deleted(untrusted_data.get("device"))
+            for devices in self._each():
+                devices.deleted(untrusted_data.get("device"))
 
 
 def _pairs(theirs: contextlib.ExitStack) -> dict[int, tuple[socket.socket, socket.socket]]:

@@ -76,8 +76,8 @@ class Ports:
         numbers = [item.get("fdset-id") for item in sets if isinstance(item, dict)]
         return [n for n in numbers if isinstance(n, int) and n >= 0][: 2 * MAX_PORTS]
 
-    async def add(self, channel: int, port: str, end: int) -> None:
-        """Give QEMU a descriptor of a stream, and the guest a port of that name.
+    async def add(self, channel: int, port: str, *ends: int) -> None:
+        """Give QEMU the one descriptor of a stream, and the guest a port of that name.
 
         Raises `MachineError`, `StateError`, `LimitReached`; then the guest has no such port.
         """
@@ -87,6 +87,7 @@ class Ports:
             raise StateError(f"{self._name}: channel {channel} is attached already")
         if len(self._ports) >= MAX_PORTS:
             raise LimitReached(f"{self._name} has its {MAX_PORTS} channels (MAX_PORTS)")
+        (end,) = ends
         made = self._ports[channel] = _Port(channel)
         try:
             await self._make(made, port, end)

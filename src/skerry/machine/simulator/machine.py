@@ -138,18 +138,18 @@ class SimulatedMachine:
         """End by itself, as a machine that crashes does; for tests."""
         self.process.end(status, reason)
 
-    async def attach(self, channel: int, kind: Kind, port: str, end: int) -> None:
-        """Take a duplicate of a channel's end, and show it to the guest as `port`.
+    async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
+        """Take a duplicate of a channel's first end, and show it to the guest as `port`.
 
         Raises `MachineError`; then the machine holds nothing of it.
         """
         self._step("attach")
-        if kind != "stream":
-            raise MachineError(f"this machine has no channels of the kind {kind}")
+        if kind == "memory":
+            raise MachineError("a simulated machine has no shared memory")
         if channel in self.process.ports or port in self.guest.ports():
             raise StateError(f"{self.name}: channel {channel} or port {port} is attached already")
         try:
-            descriptor = os.dup(end)
+            descriptor = os.dup(ends[0])
         except OSError as error:
             raise MachineError(f"{self.name}: cannot take the channel: {error.strerror}") from None
         self.guest.plug(port, descriptor)

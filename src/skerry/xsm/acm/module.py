@@ -74,20 +74,28 @@ class AcmModule:
         """The model this module decides with."""
         return self._policy
 
-    def check_label(self, text: str, tclass: str) -> None:
-        """Raise `UnknownLabel` unless the policy defines this label for that class."""
+    def check_label(self, text: str, tclass: str) -> str:
+        """Return the label, a resource's with its prefix.
+
+        Raises `UnknownLabel` unless the policy defines it for that class.
+        """
         if tclass == "resource":
-            known = text.removeprefix(RESOURCE_PREFIX) in self._resources
+            name = text.removeprefix(RESOURCE_PREFIX)
+            known, text = name in self._resources, RESOURCE_PREFIX + name
         else:
             known = text in self._domains
         if not known:
             kind = "resources" if tclass == "resource" else "domains"
             raise UnknownLabel(
-                self._unknown(text, kind), fix="see `skerry policy show` for the labels"
+                self._unknown(text.removeprefix(RESOURCE_PREFIX), kind),
+                fix="see `skerry policy show` for the labels",
             )
+        return text
 
     def carry(self, text: str) -> str:
         """Return the label, or the one that was renamed from it (`from`, as in sHype)."""
+        if text.startswith(RESOURCE_PREFIX):
+            return self.check_label(text, "resource")
         labels = self._policy.labels
         renamed = [label.name for label in labels if label.from_ == text != label.name]
         # In an update, a name may have gone to another label: then it is not this one's any more.

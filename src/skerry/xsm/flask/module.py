@@ -111,11 +111,12 @@ class FlaskModule:
         """Return this policy with some booleans set. Raises `InputError` for an unknown one."""
         return FlaskModule(self._policy, {**self.booleans(), **booleans})
 
-    def check_label(self, text: str, tclass: str) -> None:
-        """Raise `UnknownLabel` unless the policy allows this context."""
+    def check_label(self, text: str, tclass: str) -> str:
+        """Return the context. Raises `UnknownLabel` unless the policy allows it."""
         if text == SECURITY:
             raise UnknownLabel(f"{SECURITY!r} stands for the policy, not for a domain")
         self._context(text)
+        return text
 
     def carry(self, text: str) -> str:
         """Return the context if this policy allows it; a policy renames nothing."""

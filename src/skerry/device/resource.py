@@ -1,0 +1,47 @@
+"""What the maker of a resource's uses is, stated as protocols: one maker for each resource.
+
+The rules: a use is minted after the policy's yes and cut without asking; a maker knows the one
+resource that it serves and no other; what a use needs after a restart of the node is in its twins
+and its helper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from skerry.device.helper import Helper
+from skerry.monitor.protocols import Bridge, Bridges, Side
+
+
+class Use(Bridge, Protocol):
+    """One use of a resource by one domain."""
+
+    @property
+    def twins(self) -> Mapping[Side, int]:
+        """The descriptors that the cut works on; empty after it."""
+
+    @property
+    def uid(self) -> int:
+        """The host uid of its helper, 0 where there is none of its own."""
+
+    def is_whole(self) -> bool:
+        """Say whether its helper runs and the machine may still use it."""
+
+
+class Uses(Bridges, Protocol):
+    """The maker of the uses of one resource."""
+
+    def mint(
+        self, one_way: bool, overflow: str = "block", *, size: int = 0, source: str = ""
+    ) -> Use:
+        """Make a use by the domain `source`; see `Bridges.mint`."""
+
+    def adopt(self, twins: Mapping[Side, int], helper: Helper | None, source: str) -> Use:
+        """Take over a use that was handed over, from its twins, which become its own.
+
+        Without its helper it can only be cut. Raises nothing.
+        """
+
+    def close(self) -> None:
+        """Let go of what the maker itself holds. Uses that were minted live on."""

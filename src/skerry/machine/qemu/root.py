@@ -1,0 +1,45 @@
+"""The root of a QEMU's jail: the program, its accelerator, the firmware of one board.
+
+The rule: nothing is there that this board does not need; what is missing names its package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skerry.jail.device import KVM
+from skerry.jail.errors import JailError
+from skerry.jail.root import build
+from skerry.machine.qemu.command import BINARY
+
+_MODULES = Path("/usr/lib/x86_64-linux-gnu/qemu")
+_FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
+_BLOBS = {
+    "microvm": ("bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin"),
+    "pc": ("bios-256k.bin", "kvmvapic.bin", "pvh.bin", "linuxboot_dma.bin"),
+}
+_BLOBS["q35"] = _BLOBS["pc"]
+KERNEL, INITRD = "/k/kernel", "/k/initrd"
+"""Mount points in QEMU's root."""
+
+
+def qemu_root(directory: Path, machine: str, kvm: bool = False) -> Path:
+    """Return the root for QEMU with one machine type: `microvm`, `q35` or `pc`.
+
+    With `kvm` it has a mount point for the device.
+
+    Raises JailError, naming the file, where the package qemu-system-x86 is not installed.
+    """
+    accelerator = _MODULES / "accel-tcg-x86_64.so"
+    programs = [Path(BINARY), *([accelerator] if accelerator.exists() else [])]
+    blobs = [_firmware(name) for name in _BLOBS[machine]]
+    points = (KERNEL, INITRD, *([str(KVM)] if kvm else []))
+    return build(directory, f"qemu-{machine}", programs, blobs, points)
+
+
+def _firmware(name: str) -> Path:
+    """Find a firmware file; QEMU looks in its own folder first, whatever the link there says."""
+    for folder in _FIRMWARE:
+        if (folder / name).exists():
+            return folder / name
+    raise JailError(f"firmware {name} is not installed", fix="install qemu-system-x86 and seabios")

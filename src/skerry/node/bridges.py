@@ -1,0 +1,77 @@
+"""Who mints each kind of channel, and who makes its bridge anew after a restart: one table.
+
+The rule this module keeps: a bridge is adopted by the maker of its kind, whole; what is left of one
+that was being bound, and whose kind is not known, is taken apart as far as it got.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+from skerry.channel import stream
+from skerry.channel.one_way import Relay
+from skerry.channel.stream import StreamBridges
+from skerry.device.helper import Helper
+from skerry.monitor.protocols import Bridges, Kind, Side
+from skerry.node.recover import Adopted
+from skerry.node.resources import Resources
+from skerry.node.standing import RESOURCE, ChannelEntry
+from skerry.supervisor.client import Process
+
+
+class AllBridges:
+    """The makers of a node's channels, by kind."""
+
+    def __init__(self, streams: StreamBridges, resources: Resources) -> None:
+        self.between: dict[Kind, Bridges] = {"stream": streams, "link": streams}
+        self._resources = resources
+
+    def adopt(
+        self, twins: Mapping[Side, int], process: Process | None, entry: ChannelEntry | None
+    ) -> Adopted | None:
+        """Make a bridge anew: `recover.Adopt`."""
+        uid = entry.uid if entry is not None else 0
+        if entry is not None and entry.sink.startswith(RESOURCE):
+            uses = self._resources.uses_of(entry.sink.removeprefix(RESOURCE))
+            helper = Helper(process, uid) if process is not None else None
+            if uses is None or "source" not in twins:
+                return _Remains(twins, process)
+            return uses.adopt(twins, helper, entry.source)
+        if twins.keys() >= {"source", "sink"}:
+            return stream.adopt(twins, Relay(process, uid) if process is not None else None)
+        return _Remains(twins, process) if entry is None else None
+
+
+class _Remains:
+    """What is left of a channel that nobody can take up: it can only be cut."""
+
+    def __init__(self, twins: Mapping[Side, int], process: Process | None) -> None:
+        self._twins = dict(twins)
+        self._process = process
+
+    ends: Mapping[Side, int] = {}
+    bells: Mapping[Side, int] = {}
+
+    def is_whole(self) -> bool:
+        """It is not."""
+        return False
+
+    async def open(self, channel: int) -> None:
+        """Never called."""
+
+    def handed_over(self) -> None:
+        """Do nothing."""
+
+    def cut(self) -> int:
+        """End the helper, shut down what is a socket, close everything."""
+        if self._process is not None:
+            self._process.kill()
+        while self._twins:
+            twin = self._twins.popitem()[1]
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twin)) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+            os.close(twin)
+        return 0

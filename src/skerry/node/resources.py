@@ -1,0 +1,69 @@
+"""The resources of a node: made from what the system file says, each with the maker of its uses.
+
+The rule this module keeps: a resource whose definition is the same is the same object, so that its
+uses go on; one that is defined otherwise is another, and the uses of the old one are cut first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from skerry.device.resource import Uses
+from skerry.errors import StateError
+from skerry.monitor.domain import Resource
+from skerry.monitor.monitor import Monitor
+from skerry.node.setup import Setup
+from skerry.system.model import ResourceKind, ResourceSpec
+
+MakeUses = Callable[[ResourceSpec, Callable[[], Resource]], Uses]
+"""Returns the maker of a resource's uses; the resource itself can be had once it is called for."""
+
+
+class Resources:
+    """Keeps `Monitor.resources` as a setup says."""
+
+    def __init__(self, makers: Mapping[ResourceKind, MakeUses]) -> None:
+        self._makers = makers
+        self._made: dict[str, tuple[ResourceSpec, Resource, Uses]] = {}
+
+    def follow(self, monitor: Monitor, setup: Setup) -> None:
+        """Make what is new, drop what is gone or another one; the labels are the setup's.
+
+        Raises `StateError` for a kind that nothing here serves.
+        """
+        wanted = setup.system.resources
+        for name, (spec, _, uses) in list(self._made.items()):
+            if wanted.get(name) != spec:
+                uses.close()
+                del self._made[name]
+        for name, spec in wanted.items():
+            if name not in self._made and not spec.served_by:
+                self._made[name] = spec, *self._make(spec, setup)
+            if name in self._made:
+                self._made[name][1].label = setup.labels[name]
+        monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
+        for channel in monitor.channels:
+            if isinstance(channel.sink, Resource) and channel.sink not in self._in_force:
+                monitor.cut(channel.number, "the resource is another one now")
+
+    @property
+    def _in_force(self) -> set[Resource]:
+        return {resource for _, resource, _ in self._made.values()}
+
+    def _make(self, spec: ResourceSpec, setup: Setup) -> tuple[Resource, Uses]:
+        if spec.kind not in self._makers:
+            raise StateError(f"this node serves no {spec.kind}, which {spec.name} is")
+        made: list[Resource] = []
+        uses = self._makers[spec.kind](spec, lambda: made[0])
+        made.append(Resource(spec.name, setup.labels[spec.name], spec.kind, uses))
+        return made[0], uses
+
+    def uses_of(self, name: str) -> Uses | None:
+        """Return the maker of a resource's uses, None if there is no such resource."""
+        return self._made[name][2] if name in self._made else None
+
+    def close(self) -> None:
+        """Let go of what the makers hold."""
+        for _, _, uses in self._made.values():
+            uses.close()
+        self._made.clear()

@@ -1,0 +1,164 @@
+"""What a system file says of resources, and of which domain uses which.
+
+The rule: a domain gets what it `uses` and nothing else; a resource has a label of its own, and its
+name is no domain's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from skerry.system.model import (
+    ChannelSpec,
+    DomainSpec,
+    Format,
+    ResourceKind,
+    ResourceSpec,
+)
+from skerry.system.section import NAME, NAME_WORDS, Section, echo, meant
+
+MAX_RESOURCES = 256
+"""Most resources of a system; one more is an error."""
+
+MAX_ALLOWED = 256
+"""Most destinations of an uplink; one more is an error."""
+
+_DESTINATION = re.compile(
+    r"((?=.{1,253}:)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)"
+    r"(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*|\[[0-9a-f:.]{2,45}\]):([1-9][0-9]{0,4})"
+)
+_READ_ONLY = ":ro"
+_SLOTS = frozenset({"link", "memory", "disk", "uplink", "switch"})
+
+_KEYS: Mapping[str, frozenset[str]] = {
+    "disk": frozenset({"file", "format", "size", "encrypted", "discard", "rate"}),
+    "uplink": frozenset({"allow", "served-by", "rate"}),
+    "switch": frozenset(),
+    "tpm": frozenset(),
+}
+"""The keys of each kind, beside `kind` and `label`."""
+
+
+def read_resources(
+    section: Section, domains: Mapping[str, DomainSpec], folder: Path
+) -> dict[str, ResourceSpec]:
+    """Read every `[resources.NAME]`."""
+    resources: dict[str, ResourceSpec] = {}
+    for name in section.names():
+        if not NAME.fullmatch(name):
+            section.problem(name, f"a resource's name must be {NAME_WORDS}, not {echo(name)}")
+        if name in domains:
+            section.problem(name, f"{name} is a domain already; give the resource another name")
+        resources[name] = _resource(section.section(name), name, domains, folder)
+    if len(resources) > MAX_RESOURCES:
+        section.problem(name, f"{len(resources)} resources; there can be {MAX_RESOURCES}")
+    return resources
+
+
+def _resource(
+    table: Section, name: str, domains: Mapping[str, DomainSpec], folder: Path
+) -> ResourceSpec:
+    table.require("kind", 'kind = "disk"')
+    table.require("label", 'label = "a label of the policy for a resource"')
+    kind: ResourceKind = table.choice("kind", "disk", ResourceKind)
+    for key in sorted(frozenset().union(*_KEYS.values()) - _KEYS[kind]):
+        if key in table:
+            table.value(key)
+            table.problem(key, f"{key} is no key of a resource of the kind {kind}")
+    if kind == "disk":
+        table.require("file", 'file = "its image"')
+    served = table.value("served-by")
+    if served is not None and not (isinstance(served, str) and served in domains):
+        table.problem("served-by", f"no domain {echo(served)}{meant(served, domains)}")
+        served = None
+    resource = ResourceSpec(
+        name=name,
+        kind=kind,
+        label=table.label("label") if "label" in table else "",
+        file=_file(table, folder),
+        format=table.choice("format", "raw", Format),
+        size=table.size("size", 0, "1M", "64T"),
+        encrypted=table.flag("encrypted", False),
+        discard=table.flag("discard", False),
+        allow=_allowed(table),
+        served_by=str(served or ""),
+        rate=table.size("rate", 0, "4K", "1T"),
+    )
+    if kind == "uplink" and bool(resource.allow) is bool(resource.served_by):
+        table.problem("kind", "an uplink has allow (destinations) or served-by (a domain)")
+    table.end()
+    return resource
+
+
+def _file(table: Section, folder: Path) -> str:
+    value = table.value("file")
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        table.problem("file", f"file must name a file, not {echo(value)}")
+        return ""
+    return str((folder / value).absolute())
+
+
+def _allowed(table: Section) -> tuple[str, ...]:
+    allowed = table.texts("allow")
+    for text in allowed:
+        found = _DESTINATION.fullmatch(text)
+        if found is None or int(found[found.re.groups]) > 65535:
+            table.problem("allow", f'allow holds "NAME-OR-ADDRESS:PORT", not {echo(text)}')
+    if len(allowed) > MAX_ALLOWED:
+        table.problem("allow", f"{len(allowed)} destinations; there can be {MAX_ALLOWED}")
+    return allowed
+
+
+def read_uses(
+    top: Section,
+    domains: Mapping[str, DomainSpec],
+    resources: Mapping[str, ResourceSpec],
+    between: Iterable[ChannelSpec],
+) -> Iterable[ChannelSpec]:
+    """Read what each domain uses, `NAME` or `NAME:ro`, as channels to resources.
+
+    An uplink that a domain serves is a link to that domain. `between` are the other channels, whose
+    ports have names that nothing else may have.
+    """
+    ports = {(end, channel.name) for channel in between for end in (channel.source, channel.sink)}
+    for name in domains:
+        table = top.section("domains").section(name)
+        used: set[str] = set()
+        for text in table.texts("uses"):
+            called, read_only = text.removesuffix(_READ_ONLY), text.endswith(_READ_ONLY)
+            resource = resources.get(called)
+            if resource is None:
+                table.problem("uses", f"no resource {echo(called)}{meant(called, resources)}")
+                continue
+            if called in used:
+                table.problem("uses", f"uses names {echo(called)} twice")
+            if read_only and resource.kind != "disk":
+                table.problem("uses", f"only a disk can be read-only, not {echo(called)}")
+            if resource.served_by == name:
+                table.problem("uses", f"{name} serves {echo(called)}, and can't use it")
+            for end in (name, resource.served_by):
+                if (end, called) in ports:
+                    table.problem("uses", f"domain {end!r} has two ports named {called!r}")
+                ports.add((end, called))
+            used.add(called)
+            if resource.served_by:
+                yield ChannelSpec("link", name, resource.served_by, called)
+            else:
+                yield ChannelSpec(resource.kind, name, called, called, read_only)
+
+
+def with_slots(
+    domains: Mapping[str, DomainSpec], channels: Iterable[ChannelSpec]
+) -> dict[str, DomainSpec]:
+    """Return the domains, each told whether something of it needs a board with slots."""
+    need = {end for c in channels if c.kind in _SLOTS for end in (c.source, c.sink)}
+    return {
+        name: msgspec.structs.replace(domain, slots=True) if name in need else domain
+        for name, domain in domains.items()
+    }
