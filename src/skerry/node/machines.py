@@ -17,7 +17,7 @@ from skerry.image.minimal import CMDLINE
 from skerry.image.store import Image
 from skerry.label import Label
 from skerry.machine.qemu.accel import PROBE_MEMORY, PROBE_S, guest_runs, kvm_runs
-from skerry.machine.qemu.command import Accel, QemuSpec
+from skerry.machine.qemu.command import Accel, Board, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
@@ -30,6 +30,11 @@ from skerry.system.model import DomainSpec, System
 
 Report = Callable[[Mapping[str, object]], None]
 """Takes one event of a start (an object with `event`) and shows or drops it."""
+
+
+def _board(domain: DomainSpec) -> Board:
+    """Return the board: the quickest to start that has slots where something needs one."""
+    return "pc" if domain.slots and domain.board == "auto" else domain.board
 
 
 class Machines:
@@ -176,7 +181,7 @@ class Machines:
             cmdline=CMDLINE,
             memory=domain.memory,
             cpus=domain.cpus,
-            board=domain.board,
+            board=_board(domain),
             accel=accel,
             tsc_khz=tsc_khz() if accel == "tcg" else 0,  # under KVM the guest can ask for it
         )

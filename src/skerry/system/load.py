@@ -78,7 +78,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
     resources = read_resources(top.section("resources"), domains, path.parent)
     between = _channels(top.sections("channels"), domains)
     channels = (*between, *read_uses(top, domains, resources, between))
-    domains = with_slots(domains, channels)
+    domains = with_slots(top, domains, channels)
     alarms = _alarms(top.section("alarm"), domains)
     system = System(
         path=path,

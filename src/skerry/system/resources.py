@@ -154,10 +154,15 @@ def read_uses(
 
 
 def with_slots(
-    domains: Mapping[str, DomainSpec], channels: Iterable[ChannelSpec]
+    top: Section, domains: Mapping[str, DomainSpec], channels: Iterable[ChannelSpec]
 ) -> dict[str, DomainSpec]:
     """Return the domains, each told whether something of it needs a board with slots."""
     need = {end for c in channels if c.kind in _SLOTS for end in (c.source, c.sink)}
+    for name in need & domains.keys():
+        if domains[name].board in ("microvm", "q35"):
+            table = top.section("domains").section(name)
+            what = "a disk, a link, a memory or an uplink needs slots"
+            table.problem("board", f'{what}: board = "pc", or leave it out')
     return {
         name: msgspec.structs.replace(domain, slots=True) if name in need else domain
         for name, domain in domains.items()
