@@ -125,7 +125,7 @@ def a_bind_that_was_under_way_is_only_closed() -> None:
     def sever(self: Recovery, number: int) -> None:
         for descriptor in self._twins(number).values():
             os.close(descriptor)
-        self._journal.drop(*(journal.twin_name(number, side) for side in journal.SIDES))
+        self._journal.drop(*(journal.twin_name(number, side) for side in journal.PARTS))
 
     _put(Recovery, "_sever", sever)
 

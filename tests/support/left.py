@@ -13,12 +13,13 @@ from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.machine.qemu.launch import KEPT
 from skerry.monitor.domain import State
 from skerry.node.bridges import AllBridges
-from skerry.node.journal import SIDES, NodeJournal, twin_name
+from skerry.node.journal import NodeJournal, twin_name
 from skerry.node.recover import Recovery
 from skerry.node.relays import relay_name
 from skerry.node.resources import Resources
 from skerry.node.standing import ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
+from skerry.wire.memory import Identity
 from tests.support.monitor import ToyMachine, World, label
 from tests.support.relays import BareRelays
 
@@ -63,6 +64,9 @@ class Left(ToyMachine):
     async def adopt(self) -> None:
         """Wait."""
         await self.thawed.wait()
+
+    def expect(self, channel: int, memory: Identity) -> None:
+        """It has no memory."""
 
 
 def incarnation(name: str) -> str:
@@ -130,7 +134,7 @@ class Scene:
     async def _mint(self, number: int) -> dict[str, int]:
         bridge = self.minted[number] = self.bridges.mint(self.one_way)
         await bridge.open(number)
-        return {twin_name(number, side): os.dup(bridge.twins[side]) for side in SIDES}
+        return {twin_name(number, side): os.dup(twin) for side, twin in bridge.twins.items()}
 
     def _heir(self, entry: DomainEntry, _: Process, kept: Mapping[str, int]) -> Left:
         for descriptor in kept.values():

@@ -22,7 +22,7 @@ from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.machine import QemuMachine
-from skerry.machine.qemu.root import INITRD, KERNEL, qemu_root
+from skerry.machine.qemu.root import INITRD, KERNEL, own_descriptors, qemu_root
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.supervisor.client import Inherited, Process, SupervisorClient
 from tests.support.supervisor import running_supervisor
@@ -108,7 +108,10 @@ class Host:
         return Confinement(
             root=str(qemu_root(cache() / "roots", spec.machine)),
             identity=self._identities.take(spec.name) if self._identities else own(),
-            binds=((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
+            binds=(
+                *((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
+                *own_descriptors(spec.machine),
+            ),
             accepted=frozenset({"cgroup"} if self._identities else {"cgroup", "uid"}),
         )
 

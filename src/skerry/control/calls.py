@@ -94,7 +94,11 @@ class Calls:
                 channel = await self._connect(operator, call)
                 return channel_row(channel, channel.since)
             case wire.Cut(number):
-                return {"channel": number, "drained": monitor.cut(number)}
+                is_memory = monitor.channels.get(number).kind == "memory"
+                drained = monitor.cut(number)
+                if is_memory:  # which only the machines can give up
+                    await monitor.settle()
+                return {"channel": number, "drained": drained}
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():

@@ -38,6 +38,7 @@ _FILES = {
     "profile": ("etc/profile", cpio.PLAIN),
     "mdev.conf": ("etc/mdev.conf", cpio.PLAIN),
     "port": ("lib/skerry/port", cpio.EXECUTABLE),
+    "memory": ("lib/skerry/memory", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }

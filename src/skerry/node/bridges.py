@@ -10,8 +10,10 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from skerry.channel import stream
+from skerry.channel.memory import MemoryBridge, MemoryBridges, Twin
 from skerry.channel.one_way import Relay
 from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Helper
@@ -26,14 +28,24 @@ class AllBridges:
     """The makers of a node's channels, by kind."""
 
     def __init__(self, streams: StreamBridges, resources: Resources) -> None:
-        self.between: dict[Kind, Bridges] = {"stream": streams, "link": streams}
+        self.between: dict[Kind, Bridges] = {
+            "stream": streams,
+            "link": streams,
+            "memory": MemoryBridges(streams),
+        }
         self._resources = resources
 
     def adopt(
-        self, twins: Mapping[Side, int], process: Process | None, entry: ChannelEntry | None
+        self, kept: Mapping[Twin, int], process: Process | None, entry: ChannelEntry | None
     ) -> Adopted | None:
         """Make a bridge anew: `recover.Adopt`."""
         uid = entry.uid if entry is not None else 0
+        relay = Relay(process, uid) if process is not None else None
+        if kept.keys() == {"source", "sink", "memory"}:
+            return MemoryBridge.adopt(kept, relay)
+        twins: dict[Side, int] = {s: kept[s] for s in ("source", "sink") if s in kept}
+        if len(twins) < len(kept) or (entry is not None and entry.kind == "memory"):
+            return _Remains(kept, process)
         if entry is not None and entry.sink.startswith(RESOURCE):
             uses = self._resources.uses_of(entry.sink.removeprefix(RESOURCE))
             helper = Helper(process, uid) if process is not None else None
@@ -41,14 +53,14 @@ class AllBridges:
                 return _Remains(twins, process)
             return uses.adopt(twins, helper, entry.source)
         if twins.keys() >= {"source", "sink"}:
-            return stream.adopt(twins, Relay(process, uid) if process is not None else None)
+            return stream.adopt(twins, relay)
         return _Remains(twins, process) if entry is None else None
 
 
 class _Remains:
     """What is left of a channel that nobody can take up: it can only be cut."""
 
-    def __init__(self, twins: Mapping[Side, int], process: Process | None) -> None:
+    def __init__(self, twins: Mapping[Any, int], process: Process | None) -> None:
         self._twins = dict(twins)
         self._process = process
 

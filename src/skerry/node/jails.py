@@ -20,7 +20,7 @@ from skerry.jail.errors import IdentitiesUsed, JailError, LayerOff
 from skerry.jail.identity import Identity, IdentityPool, open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
-from skerry.machine.qemu.root import INITRD, KERNEL, qemu_root
+from skerry.machine.qemu.root import INITRD, KERNEL, own_descriptors, qemu_root
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
 
@@ -158,7 +158,10 @@ class MachineJails:
             str(self._root(inmate)),
             identity,
             profile="qemu-kvm" if kvm else "qemu",
-            binds=((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
+            binds=(
+                *((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
+                *own_descriptors(inmate.board),
+            ),
             devices=((str(kvm), str(device.KVM)),) if kvm else (),
             cgroups=groups,
             accepted=self._accepted,

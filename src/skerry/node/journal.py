@@ -22,12 +22,13 @@ from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.ending import is_torn
 from skerry.audit.record import RecordError, parse_record
 from skerry.audit.writer import AuditTrail
+from skerry.channel.memory import Twin
 from skerry.errors import AuditUnavailable, SkerryError, TransportError
 from skerry.label import Label
 from skerry.machine.qemu.launch import kept_names
 from skerry.monitor.domain import Domain, Resource, State
 from skerry.monitor.journal import Journal
-from skerry.monitor.protocols import Machine, Side
+from skerry.monitor.protocols import Machine
 from skerry.monitor.table import Channel, Phase
 from skerry.node import prefixes
 from skerry.node.standing import RESOURCE, ChannelEntry, DomainEntry, Footprint, Standing
@@ -42,10 +43,11 @@ MAX_JOURNAL = 256 << 20
 NUMBERS = 64
 """Numbers of channels that one record takes at once; a restart leaves out those not yet given."""
 
-SIDES: tuple[Side, Side] = ("source", "sink")
+PARTS: tuple[Twin, ...] = ("source", "sink", "memory")
+"""What is kept of a channel: a twin of each end, and of a memory also that."""
 
 
-def twin_name(number: int, side: Side) -> str:
+def twin_name(number: int, side: Twin) -> str:
     """Return the name under which the supervisor keeps a channel's twin."""
     return f"{prefixes.TWIN}{number}.{side}"
 
@@ -197,7 +199,7 @@ class NodeJournal(Journal):
         """Note that a channel is cut, and let the supervisor close its twins."""
         if channel.number in self.standing.channels:
             self.note("gone", {"channels": [channel.number]})
-        self.drop(*(twin_name(channel.number, side) for side in SIDES))
+        self.drop(*(twin_name(channel.number, side) for side in PARTS))
 
     async def changed(self, setup: str, generation: int, labels: Mapping[Domain, Label]) -> None:
         """Write down the system and policy that come into force, in the file `setup`."""

@@ -16,18 +16,20 @@ from typing import Protocol
 
 import msgspec
 
+from skerry.channel.memory import MemoryBridge, Twin
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import Bridge, Candidate, Machine, Side
+from skerry.monitor.protocols import Bridge, Candidate, Machine
 from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
 from skerry.node import prefixes
-from skerry.node.journal import SIDES, NodeJournal, twin_name
+from skerry.node.journal import PARTS, NodeJournal, twin_name
 from skerry.node.relays import relay_name
 from skerry.node.standing import RESOURCE, ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
+from skerry.wire.memory import Identity
 
 ADOPT_S = 15.0
 """How long a machine may take to answer its new node; one that does not is ended."""
@@ -59,6 +61,9 @@ class Heir(Machine, Protocol):
     async def adopt(self) -> None:
         """Take up its control."""
 
+    def expect(self, channel: int, memory: Identity) -> None:
+        """Learn which file the memory of a channel is that goes on."""
+
 
 class Adopted(Bridge, Protocol):
     """A bridge that was made anew from what the supervisor kept."""
@@ -67,7 +72,7 @@ class Adopted(Bridge, Protocol):
         """Say whether the machines may still use it."""
 
 
-Adopt = Callable[[Mapping[Side, int], Process | None, ChannelEntry | None], Adopted | None]
+Adopt = Callable[[Mapping[Twin, int], Process | None, ChannelEntry | None], Adopted | None]
 """Makes a channel's bridge of its twins, which it takes over, and of its relay or helper.
 
 The entry is None for one that was being bound. None: the twins are not all there, and still the
@@ -183,6 +188,8 @@ class Recovery:
             self._give_up(domain, f"it does not answer: {error}")
             return
         for channel in self._monitor.channels.of(domain):
+            if isinstance(channel.bridge, MemoryBridge):
+                machine.expect(channel.number, channel.bridge.identity)
             if doubt := self._doubt(channel, machine):
                 self._cut(channel, doubt)
         await self._detach_the_rest(domain, machine)
@@ -251,7 +258,7 @@ class Recovery:
 
     def _doubtful(self, entry: ChannelEntry, why: str) -> None:
         self._journal.note("gone", {"channels": [entry.number]})
-        self._journal.drop(*(twin_name(entry.number, side) for side in SIDES))
+        self._journal.drop(*(twin_name(entry.number, side) for side in PARTS))
         self._monitor.mediator.audit.note("cut", {"channel": entry.number, "why": why})
         self.found.cut[entry.number] = why
 
@@ -278,11 +285,11 @@ class Recovery:
         else:
             for descriptor in twins.values():
                 os.close(descriptor)
-        self._journal.drop(*(twin_name(number, side) for side in SIDES))
+        self._journal.drop(*(twin_name(number, side) for side in PARTS))
         self._monitor.channels.skip(number)
 
     def _bridge(
-        self, number: int, twins: Mapping[Side, int], entry: ChannelEntry | None
+        self, number: int, twins: Mapping[Twin, int], entry: ChannelEntry | None
     ) -> Adopted | None:
         """Take over a channel, with the relay or helper that it has."""
         process = self._processes.pop(relay_name(number), None)
@@ -297,9 +304,9 @@ class Recovery:
         found = self._machines.get(incarnation)
         return found[0] if found else None
 
-    def _twins(self, number: int) -> dict[Side, int]:
+    def _twins(self, number: int) -> dict[Twin, int]:
         """Take the twins that the supervisor had of a channel."""
-        names = {side: twin_name(number, side) for side in SIDES}
+        names = {side: twin_name(number, side) for side in PARTS}
         return {side: self._kept.pop(name) for side, name in names.items() if name in self._kept}
 
     async def _detach_the_rest(self, domain: Domain, machine: Heir) -> None:

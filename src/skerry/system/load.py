@@ -185,6 +185,8 @@ def _channel(
     )
     if (channel.kind == "memory") is not bool(channel.size):
         table.problem("size", 'a memory has a size, like size = "1M", and nothing else does')
+    if channel.size & (channel.size - 1):
+        table.problem("size", 'the size of a memory is a power of two, like "1M" or "4M"')
     if channel.kind == "link" and channel.one_way:
         table.problem("one-way", "a link goes both ways; a stream can be one-way")
     if channel.overflow == "drop" and not channel.one_way:

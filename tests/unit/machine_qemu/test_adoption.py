@@ -344,7 +344,7 @@ def test_what_an_adopted_qemu_claims_to_hold_is_checked(untrusted: object) -> No
 class Ended:
     """A process that had ended."""
 
-    pid = 1
+    pid, pidfd = 1, -1
 
     def __init__(self) -> None:
         self.exited = asyncio.get_running_loop().create_future()

@@ -31,6 +31,10 @@ class Process(Protocol):
         """Its number, for people; signals go through `kill`."""
 
     @property
+    def pidfd(self) -> int:
+        """A descriptor of it, which is its own; negative once it has ended."""
+
+    @property
     def exited(self) -> asyncio.Future[int]:
         """Done when it has ended: its exit status, negative for a signal, 256 for unknown."""
 

@@ -30,7 +30,9 @@ from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.launch import KEPT, Launcher, Process
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import Qmp
+from skerry.machine.qemu.shared import SharedMemories
 from skerry.monitor.protocols import Exit, Kind
+from skerry.wire.memory import Identity
 
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
@@ -74,9 +76,13 @@ class QemuMachine:
         self._process: Process | None = None
         self._qmp = Qmp(name, self._event)
         self._readers: tuple[Tail | Agent, ...] = ()
-        self._devices: dict[Kind, Devices] = {"stream": Ports(name, self._qmp)}
+        ports = Ports(name, self._qmp)
+        self._memories = SharedMemories(
+            name, self._qmp, ports, lambda: self._process, self._condemn
+        )
+        self._devices: dict[Kind, Devices] = {"stream": ports, "memory": self._memories}
         self._running = self._killed = False
-        self._shutdown_cause = ""
+        self._shutdown_cause = self._condemned = ""
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -206,6 +212,9 @@ class QemuMachine:
         if self._process is not None:
             with contextlib.suppress(SkerryError, TimeoutError):
                 async with asyncio.timeout(deadline_s):
+                    # Its channels are cut; what it shares it gives up before it has its time.
+                    for channel in self._memories.channels:
+                        await self.detach(channel)
                     await self.agent.poweroff()
                     await asyncio.shield(self._exited)
         self.kill()
@@ -221,6 +230,12 @@ class QemuMachine:
         elif self._start is not None:
             self._exited.set_result(Exit(0, "ended before it was started"))
 
+    def _condemn(self, why: str) -> None:
+        """End the process at once, for a reason that its end shall have."""
+        if self._process is not None and self._process.pidfd >= 0 and not self._killed:
+            self._condemned = why
+        self.kill()
+
     async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Give QEMU the descriptors of a channel, and the guest what it is to it, of that name.
 
@@ -235,13 +250,21 @@ class QemuMachine:
         """Take the port away and have QEMU close its descriptor. Idempotent.
 
         Raises `MachineError` if QEMU did not do so in `ports.DETACH_S`; may then be called again.
+        A memory QEMU does not hold on return, or has been ended.
         """
-        for devices in self._each():
-            if channel in devices.channels:
-                if self._exited.done():
-                    devices.forget(channel)
-                else:
-                    await devices.remove(channel)
+        holding = [devices for devices in self._each() if channel in devices.channels]
+        if self._exited.done():
+            for devices in holding:
+                devices.forget(channel)
+            return
+        removing = (devices.remove(channel) for devices in holding)
+        for result in await asyncio.gather(*removing, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def expect(self, channel: int, memory: Identity) -> None:
+        """Learn, after `adopt`, which file the memory of a channel is that goes on."""
+        self._memories.expect(channel, memory)
 
     def _take(self, ours: Mapping[str, socket.socket], note: bytes = b"") -> None:
         """Take over our ends of the machine's sockets."""
@@ -288,7 +311,7 @@ class QemuMachine:
             untrusted_stderr=self._stderr.untrusted_text,
             untrusted_console=self.console.untrusted_text,
         )
-        self._exited.set_result(Exit(status, words))
+        self._exited.set_result(Exit(status, self._condemned or words))
 
     async def _never_ran(self, why: str) -> None:
         """Settle a machine whose process was not started."""

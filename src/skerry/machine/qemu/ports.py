@@ -76,10 +76,10 @@ class Ports:
         numbers = [item.get("fdset-id") for item in sets if isinstance(item, dict)]
         return [n for n in numbers if isinstance(n, int) and n >= 0][: 2 * MAX_PORTS]
 
-    async def add(self, channel: int, port: str, *ends: int) -> None:
+    async def add(self, channel: int, port: str, *ends: int, number: int = 0) -> None:
         """Give QEMU the one descriptor of a stream, and the guest a port of that name.
 
-        Raises `MachineError`, `StateError`, `LimitReached`; then the guest has no such port.
+        The port gets the next `number` that is free, or this one. Raises `MachineError`, `StateError`, `LimitReached`; then the guest has no such port.
         """
         if port == AGENT_PORT:
             raise MachineError(f"the port {AGENT_PORT} is the agent's", fix="choose another name")
@@ -90,13 +90,13 @@ class Ports:
         (end,) = ends
         made = self._ports[channel] = _Port(channel)
         try:
-            await self._make(made, port, end)
+            await self._make(made, port, end, number)
         except BaseException:
             with contextlib.suppress(MachineError):
                 await self.remove(channel)
             raise
 
-    async def _make(self, made: _Port, port: str, end: int) -> None:
+    async def _make(self, made: _Port, port: str, end: int, number: int) -> None:
         if direction(end) != "both":
             await self._open_pipe(made, end)
         else:
@@ -104,7 +104,8 @@ class Ports:
             backend = {"type": "socket", "data": {"addr": address, "server": False}}
             await self._qmp.give(end, "chardev-add", {"id": made.chardev, "backend": backend})
         made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
-        device = {"driver": "virtserialport", "bus": "ports.0", "name": port}
+        device: dict[str, object] = {"driver": "virtserialport", "bus": "ports.0", "name": port}
+        device |= {"nr": number} if number else {}
         try:
             await self._qmp.execute(
                 "device_add", device | {"id": made.device, "chardev": made.chardev}

@@ -123,10 +123,18 @@ class Qmp:
 
         It stays until `take_back_set`; what has opened it by then keeps it. Raises `MachineError`.
         """
+        await self.give_number(descriptor, number)
+        return f"/dev/fdset/{number}"
+
+    async def give_number(self, descriptor: int, number: int) -> int:
+        """Do the same, and return the number of the descriptor in QEMU."""
         async with self._deadline("add-fd", 0.0), self._lock:
             await self._send(descriptor)
-            await self._execute("add-fd", {"fdset-id": number})
-        return f"/dev/fdset/{number}"
+            untrusted = await self._execute("add-fd", {"fdset-id": number})
+        given = untrusted.get("fd") if isinstance(untrusted, dict) else None
+        if not isinstance(given, int):
+            raise MachineError(f"{self._name}: QEMU does not say what it was given")
+        return given
 
     async def take_back_set(self, number: int) -> None:
         """Have QEMU close what was given as a file and is not open, if there is such a one."""

@@ -22,6 +22,15 @@ _BLOBS["q35"] = _BLOBS["pc"]
 KERNEL, INITRD = "/k/kernel", "/k/initrd"
 """Mount points in QEMU's root."""
 
+DESCRIPTORS = "/proc/self/fd"
+"""Where a QEMU with slots finds its own descriptors by name, to map a memory; nothing else of
+/proc is there. Bound from the jail's own process, so it needs no /proc of its own."""
+
+
+def own_descriptors(machine: str) -> tuple[tuple[str, str], ...]:
+    """Return what a jail with this root binds so that `DESCRIPTORS` is there, if it is to be."""
+    return ((DESCRIPTORS, DESCRIPTORS),) if machine == "pc" else ()
+
 
 def qemu_root(directory: Path, machine: str, kvm: bool = False) -> Path:
     """Return the root for QEMU with one machine type: `microvm`, `q35` or `pc`.
@@ -34,6 +43,7 @@ def qemu_root(directory: Path, machine: str, kvm: bool = False) -> Path:
     programs = [Path(BINARY), *([accelerator] if accelerator.exists() else [])]
     blobs = [_firmware(name) for name in _BLOBS[machine]]
     points = (KERNEL, INITRD, *([str(KVM)] if kvm else []))
+    points += tuple(f"{inside}/" for _, inside in own_descriptors(machine))
     return build(directory, f"qemu-{machine}", programs, blobs, points)
 
 

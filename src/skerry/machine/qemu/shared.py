@@ -1,0 +1,273 @@
+"""The memories that a QEMU shares with another: a PCI device for each, and a doorbell beside it.
+
+The rules it keeps (laws 3 and 5): the reader of a one-way memory gets it only once it is closed to
+everything but what its writer has mapped; taking a memory away ends, by a deadline and whatever
+QEMU says, with a look from outside, and a QEMU that still holds it is ended. A guest knows which
+memory is which by its slot, which has the number of its doorbell's port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Collection
+
+from skerry.errors import LimitReached, MachineError, StateError
+from skerry.machine.qemu.launch import Process
+from skerry.machine.qemu.ports import BUSY_S, Ports
+from skerry.machine.qemu.qmp import QemuRefused, Qmp
+from skerry.machine.suspect import Suspect, UnseenError
+from skerry.wire import memory
+from skerry.wire.memory import Identity
+
+MAX_MEMORIES = 8
+"""Memories of one domain; one more is refused."""
+
+SLOTS = range(30, 30 - MAX_MEMORIES, -1)
+"""Where a guest finds them on its PCI bus; other devices take the lowest slots that are free."""
+
+UNPLUG_S = 10.0
+"""How long a guest and its QEMU may take to give a memory up; then the domain is ended."""
+
+CLOSED_S = 30.0
+"""How long a reader waits for the writer's machine to have mapped a memory."""
+
+LOOK_S = 0.02
+"""The pause between two looks at what a QEMU still holds: it gives memory back in a thread."""
+
+BELL = ".bell"
+"""Behind a memory's name: the name of its doorbell's port."""
+
+_BOARD = "/machine/i440fx/pci.0"
+_BACKEND = re.compile(r"channel([0-9]{1,18})-memory")
+_DEVICE = re.compile(r"channel([0-9]{1,18})-ivshmem")
+
+
+class _Memory:
+    """What of a memory is, or may be, in QEMU. `identity` is None where nobody could tell it."""
+
+    def __init__(self, channel: int, slot: int, identity: Identity | None) -> None:
+        self.channel = channel
+        self.backend = f"channel{channel}-memory"
+        self.device = f"channel{channel}-ivshmem"
+        self.set = 2 * channel
+        self.slot = slot
+        self.identity = identity
+        self.plugged = False
+        self.deleted = asyncio.Event()
+
+
+class SharedMemories:
+    """The memories of one machine.
+
+    `process` returns that of its jail, `condemn` ends the machine at once and for this reason.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        qmp: Qmp,
+        ports: Ports,
+        process: Callable[[], Process | None],
+        condemn: Callable[[str], object],
+    ) -> None:
+        self._name = name
+        self._qmp = qmp
+        self._ports = ports
+        self._process = process
+        self._condemn = condemn
+        self._memories: dict[int, _Memory] = {}
+        self._taking = asyncio.Lock()
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """The channels of which QEMU may hold a memory."""
+        return frozenset(self._memories)
+
+    async def find(self) -> None:
+        """Ask a QEMU that an earlier process drove what it holds. Raises `MachineError`.
+
+        What it says is believed only as far as it goes against it: `expect` must follow.
+        """
+        backends = await self._names("/objects", _BACKEND)
+        devices = await self._names("/machine/peripheral", _DEVICE)
+        found = {channel: _Memory(channel, 0, None) for channel in backends | devices}
+        if len(found) > MAX_MEMORIES:
+            raise MachineError(f"{self._name}: QEMU holds {len(found)} memories, over the limit")
+        for channel in devices:
+            found[channel].plugged = True
+            where = {"path": f"/machine/peripheral/{found[channel].device}", "property": "addr"}
+            untrusted_slot = await self._qmp.execute("qom-get", where)
+            found[channel].slot = untrusted_slot >> 3 if isinstance(untrusted_slot, int) else 0
+        self._memories = found
+
+    async def _names(self, path: str, shape: re.Pattern[str]) -> set[int]:
+        untrusted = await self._qmp.execute("qom-list", {"path": path})
+        if not isinstance(untrusted, list):
+            raise MachineError(f"{self._name}: QEMU gave no list of what it holds")
+        names = [str(item.get("name")) for item in untrusted if isinstance(item, dict)]
+        return {int(match[1]) for name in names if (match := shape.fullmatch(name))}
+
+    def expect(self, channel: int, identity: Identity) -> None:
+        """Learn which file the memory of a channel is that goes on after `find`."""
+        if channel in self._memories:
+            self._memories[channel].identity = identity
+
+    async def add(self, channel: int, port: str, *ends: int) -> None:
+        """Give QEMU a memory and its doorbell: the guest has a device and a port of that name.
+
+        The end of a reader is given once the memory is closed to it, the writer's is mapped first.
+        Raises `MachineError`, `StateError`, `LimitReached`; then the guest has neither.
+        """
+        end, bell = ends
+        if channel in self._memories:
+            raise StateError(f"{self._name}: channel {channel} is attached already")
+        reads = memory.is_reader(end)
+        try:
+            await self._need_slots()
+            if reads and not await memory.closed(end, CLOSED_S):
+                raise MachineError(f"{self._name}: the memory's writer has not mapped it")
+            made = _Memory(channel, self._free_slot(), memory.identity(end))
+            self._memories[channel] = made
+            await self._make(made, end, reads)
+            if not reads and memory.is_one_way(end):
+                memory.close_to_reader(end)
+            await self._ports.add(channel, f"{port}{BELL}", bell, number=made.slot)
+        except BaseException as error:
+            if not reads:
+                memory.give_up(end)
+            with contextlib.suppress(MachineError):
+                await self.remove(channel)
+            if isinstance(error, OSError):
+                raise MachineError(f"{self._name}: the memory can't be sealed: {error}") from error
+            raise
+
+    async def _need_slots(self) -> None:
+        try:
+            await self._qmp.execute("qom-list", {"path": _BOARD})
+        except QemuRefused:
+            raise MachineError(
+                f"{self._name} has no slots for a memory",
+                fix='give the domain board = "pc", and start it anew',
+            ) from None
+
+    def _free_slot(self) -> int:
+        used = {made.slot for made in self._memories.values()}
+        free = [slot for slot in SLOTS if slot not in used]
+        if len(self._memories) >= MAX_MEMORIES or not free:
+            raise LimitReached(f"{self._name} has its {MAX_MEMORIES} memories (MAX_MEMORIES)")
+        return free[0]
+
+    async def _make(self, made: _Memory, end: int, reads: bool) -> None:
+        number = await self._qmp.give_number(end, made.set)
+        # The jail shows QEMU its own descriptors by name, and nothing else of its process.
+        backend = {
+            "qom-type": "memory-backend-file",
+            "id": made.backend,
+            "mem-path": f"/proc/self/fd/{number}",
+            "size": memory.size(end),
+            "share": True,
+            "readonly": reads,
+            "merge": False,
+            "dump": False,
+        }
+        await self._qmp.execute("object-add", backend)
+        await self._qmp.take_back_set(made.set)
+        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
+        device = {"driver": "ivshmem-plain", "bus": "pci.0", "addr": f"{made.slot:#x}"}
+        try:
+            await self._qmp.execute(
+                "device_add", device | {"id": made.device, "memdev": made.backend}
+            )
+        except QemuRefused:
+            made.plugged = False
+            raise
+
+    async def remove(self, channel: int) -> None:
+        """Take a memory away; on return QEMU does not hold it any more, or is no more.
+
+        Its doorbell is the ports' to remove. Of memories that nobody could tell, all go at once.
+        """
+        async with self._taking:
+            made = self._memories.get(channel)
+            if made is None:
+                return
+            known = made.identity is not None
+            gone = [made] if known else [m for m in self._memories.values() if m.identity is None]
+            try:
+                async with asyncio.timeout(UNPLUG_S):
+                    for each in gone:
+                        await self._unmake(each)
+                    await self._let_go(gone)
+            except (MachineError, TimeoutError) as error:
+                why = str(error) or f"not in {UNPLUG_S:g} s"
+                ending = self._end(f"it did not give up the memory of channel {channel}: {why}")
+                await asyncio.shield(asyncio.ensure_future(ending))
+            for each in gone:
+                self._memories.pop(each.channel, None)
+
+    async def _unmake(self, made: _Memory) -> None:
+        if made.plugged:
+            try:
+                await self._qmp.execute("device_del", {"id": made.device})
+            except QemuRefused as refusal:  # asked before, and done late or done already
+                if refusal.absent:
+                    made.deleted.set()
+            await made.deleted.wait()
+        while made.channel in await self._names("/objects", _BACKEND):
+            with contextlib.suppress(QemuRefused):  # in use for a moment after its device has gone
+                await self._qmp.execute("object-del", {"id": made.backend})
+                break
+            await asyncio.sleep(BUSY_S)
+        await self._qmp.take_back_set(made.set)
+
+    async def _let_go(self, gone: Collection[_Memory]) -> None:
+        """Wait until QEMU, looked at from outside, holds nothing but what stays."""
+        stay = {m.identity for m in self._memories.values() if m not in gone}
+        while await self._held() - stay:
+            await asyncio.sleep(LOOK_S)
+
+    async def _held(self) -> frozenset[Identity]:
+        process = self._process()
+        if process is None:
+            return frozenset()
+
+        def look() -> frozenset[Identity]:
+            with Suspect(process.pid, process.pidfd) as suspect:
+                try:
+                    suspect.freeze()
+                    return suspect.held()
+                finally:
+                    suspect.thaw()
+
+        try:
+            return await asyncio.to_thread(look)
+        except UnseenError as error:
+            raise MachineError(f"{self._name}: {error}") from None
+
+    async def _end(self, why: str) -> None:
+        """End the machine, and wait until its memory is gone."""
+        process = self._process()
+        if process is None:
+            return
+
+        def prepare(suspect: Suspect) -> None:
+            with contextlib.suppress(UnseenError):
+                suspect.freeze()
+
+        with Suspect(process.pid, process.pidfd) as suspect:
+            await asyncio.to_thread(prepare, suspect)
+            self._condemn(why)
+            suspect.kill()
+            await asyncio.to_thread(suspect.wait_dead)
+
+    def deleted(self, untrusted_device: object) -> None:
+        """QEMU says that a device is gone."""
+        for made in self._memories.values():
+            if untrusted_device == made.device:
+                made.deleted.set()
+
+    def forget(self, channel: int) -> None:
+        """QEMU is gone and the memory with it."""
+        self._memories.pop(channel, None)

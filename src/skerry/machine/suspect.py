@@ -1,0 +1,158 @@
+"""Looks from outside at what a machine's processes hold of memories, and believes none of them.
+
+The rules this module keeps: what is looked at is frozen, so that nothing moves while it is looked
+at; every process of the jail and every thread counts, as a thread may have descriptors of its own;
+what can't be seen counts as held; and a process that was ended is gone before that is said.
+
+Everything here blocks, for a bounded time: it is for a thread beside the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from skerry.wire.memory import NAME, Identity
+
+FREEZE_S = 2.0
+"""How long the processes of a machine may take to stand still; then they are ended."""
+
+DEATH_S = 5.0
+"""How long a killed process may take to be gone; one that the host does not run acts no more."""
+
+_SHOWN = f"/memfd:{NAME}"
+_STILL = frozenset("TtZX")
+_PROC = Path("/proc")
+
+
+class UnseenError(Exception):
+    """What a process holds could not be seen; the text says why."""
+
+
+class Suspect:
+    """The processes below a machine's, which is their jail's; close it."""
+
+    def __init__(self, jail: int, pidfd: int) -> None:
+        """Name the jail's process: its number, and a descriptor of it that proves the number."""
+        self._jail, self._pidfd = jail, pidfd
+        self._found: dict[int, int] = {}
+
+    def __enter__(self) -> Suspect:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._found:
+            os.close(self._found.popitem()[1])
+
+    def freeze(self) -> None:
+        """Stop every process until `thaw`. Raises `UnseenError`."""
+        end = time.monotonic() + FREEZE_S
+        while fresh := [pid for pid in self._below() if pid not in self._found]:
+            for pid in fresh:
+                self._take(pid)
+            while not all(map(_is_still, self._found)):
+                if time.monotonic() > end:
+                    raise UnseenError("it does not stand still")
+                time.sleep(0.001)
+
+    def _take(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._found[pid] = os.pidfd_open(pid)
+            if pid in self._below():  # so the descriptor is of one of them
+                signal.pidfd_send_signal(self._found[pid], signal.SIGSTOP)
+            else:
+                os.close(self._found.pop(pid))
+
+    def thaw(self) -> None:
+        """Let them run on."""
+        self._signal(signal.SIGCONT)
+
+    def held(self) -> frozenset[Identity]:
+        """Return the memories that one of them maps or has a descriptor of. Raises `UnseenError`.
+
+        They must be frozen.
+        """
+        held: set[Identity] = set()
+        for pid in self._found:
+            try:
+                held.update(_mapped(pid), _open(pid))
+            except FileNotFoundError:  # it has ended, or ends: then it holds nothing
+                if not _is_still(pid):
+                    raise UnseenError("it moves") from None
+            except OSError as error:
+                raise UnseenError(f"it can't be looked at: {error}") from None
+        return frozenset(held)
+
+    def kill(self) -> None:
+        """End them at once."""
+        self._signal(signal.SIGKILL)
+
+    def wait_dead(self) -> None:
+        """Wait until those that were found are gone, and their memory with them."""
+        end = time.monotonic() + DEATH_S
+        for pidfd in self._found.values():
+            _ended(pidfd, max(0.0, end - time.monotonic()))
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pidfd in self._found.values():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+
+    def _below(self) -> list[int]:
+        """Return the processes below the jail's; nothing once that has ended."""
+        parents = dict(_parents())
+        found = [self._jail]
+        for parent in found:
+            found += [pid for pid, its in parents.items() if its == parent]
+        # The number was the jail's all the while: it can't be another's before it was reaped.
+        return [] if self._pidfd < 0 or _ended(self._pidfd, 0.0) else found[1:]
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for folder in _PROC.iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                yield int(folder.name), int(_fields(folder)[1])
+
+
+def _fields(task: Path) -> list[str]:
+    """Return the fields behind the program's name, which it chooses: state, parent …"""
+    return (task / "stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def _is_still(pid: int) -> bool:
+    """Say whether no thread of a process moves; so it is with one that is gone."""
+    try:
+        return all(_fields(task)[0] in _STILL for task in (_PROC / str(pid) / "task").iterdir())
+    except ProcessLookupError:
+        return True
+    except FileNotFoundError:
+        return not (_PROC / str(pid)).exists()
+
+
+def _ended(pidfd: int, wait_s: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(wait_s * 1000))
+
+
+def _mapped(pid: int) -> Iterator[Identity]:
+    with (_PROC / str(pid) / "maps").open(errors="replace") as untrusted_lines:
+        for line in untrusted_lines:
+            _, _, _, device, inode, *name = line.split(maxsplit=5)
+            if name and name[0].startswith(_SHOWN):
+                major, minor = (int(part, 16) for part in device.split(":"))
+                yield Identity(os.makedev(major, minor), int(inode))
+
+
+def _open(pid: int) -> Iterator[Identity]:
+    for task in (_PROC / str(pid) / "task").iterdir():
+        for descriptor in (task / "fd").iterdir():
+            if str(descriptor.readlink()).startswith(_SHOWN):
+                found = descriptor.stat()
+                yield Identity(found.st_dev, found.st_ino)

@@ -1,0 +1,137 @@
+"""What the descriptor of a shared memory says, told by the kernel and by nobody's word.
+
+The rule this module keeps: a one-way memory is open to its reader only after the kernel holds every
+reason why the reader can't write: its descriptor, the file's mode and owner, and a seal that was
+put when the writer had mapped it. Who makes a memory and who maps it agree through these alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+from typing import NamedTuple
+
+NAME = "skerry-memory"
+"""The name of every memory's file: what shows it in `/proc/PID/maps` and `fd`, whoever holds it."""
+
+F_SEAL_FUTURE_WRITE = 0x10
+"""No mapping or write from now on, but through mappings that are there (Linux 5.1)."""
+
+LENGTH = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""A peer that shortens the file would kill who has mapped it (SIGBUS)."""
+
+OPEN_MODE, CLOSED_MODE = 0o666, 0o444
+"""The file's mode while a writer must be able to map it by name, and once it has."""
+
+PAUSE_S = 0.005
+"""The pause before a reader looks again whether it may have its memory."""
+
+_FS_IOC_SETFLAGS, _FS_NOATIME = 0x40086602, 0x80
+
+
+class Identity(NamedTuple):
+    """Which file a memory is, on this host."""
+
+    device: int
+    inode: int
+
+
+def identity(descriptor: int) -> Identity:
+    """Return which file a descriptor is of. Raises `OSError`."""
+    found = os.fstat(descriptor)
+    return Identity(found.st_dev, found.st_ino)
+
+
+def size(descriptor: int) -> int:
+    """Return the bytes of a memory. Raises `OSError`."""
+    return os.fstat(descriptor).st_size
+
+
+def make(length: int, one_way: bool) -> int:
+    """Make a memory of so many bytes and return a descriptor to read and write it.
+
+    One that is two-way is sealed; one that is one-way is when its writer has mapped it (`close_to_reader`), and says nothing of when it was read. Raises `OSError`.
+    """
+    made = os.memfd_create(NAME, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(made, length)
+        os.fchmod(made, OPEN_MODE)
+        if one_way:
+            # Else the writer sees by the time of access when the reader reads.
+            fcntl.ioctl(made, _FS_IOC_SETFLAGS, struct.pack("l", _FS_NOATIME))
+        fcntl.fcntl(made, fcntl.F_ADD_SEALS, LENGTH | (0 if one_way else fcntl.F_SEAL_SEAL))
+    except BaseException:
+        os.close(made)
+        raise
+    return made
+
+
+def reader(memory: int) -> int:
+    """Return a new descriptor of a memory that can only read it. Raises `OSError`."""
+    return os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def fill(memory: int) -> None:
+    """Give a memory all of its pages: else a reader's first look at one is seen by the writer.
+
+    Takes some time. Raises `OSError` where there is no room.
+    """
+    os.posix_fallocate(memory, 0, size(memory))
+
+
+def is_reader(end: int) -> bool:
+    """Say whether a descriptor can only read."""
+    return fcntl.fcntl(end, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+def is_one_way(end: int) -> bool:
+    """Say whether a memory has a reader, as far as it was not closed to it before."""
+    return not is_sealed(end) or bool(_seals(end) & F_SEAL_FUTURE_WRITE)
+
+
+def close_to_reader(end: int) -> None:
+    """Close a one-way memory for everything but what its writer, whose end this is, has mapped.
+
+    Raises `OSError`, also where somebody has put a seal that keeps this one out.
+    """
+    os.fchmod(end, CLOSED_MODE)
+    if not is_closed(end):
+        fcntl.fcntl(end, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+
+
+def give_up(end: int) -> None:
+    """Let no reader wait: the writer does not come."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(end, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
+
+
+def is_sealed(end: int) -> bool:
+    """Say whether no seal can be put any more."""
+    return bool(_seals(end) & fcntl.F_SEAL_SEAL)
+
+
+def is_closed(end: int) -> bool:
+    """Say whether all that keeps a reader from writing is in force."""
+    wanted = F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL | LENGTH
+    closed_mode = stat.S_IMODE(os.fstat(end).st_mode) == CLOSED_MODE
+    return closed_mode and _seals(end) & wanted == wanted
+
+
+async def closed(end: int, wait_s: float) -> bool:
+    """Wait until a reader may have its memory; False if it never will, or not in time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            while not is_closed(end):
+                if is_sealed(end) and not _seals(end) & F_SEAL_FUTURE_WRITE:
+                    return False
+                await asyncio.sleep(PAUSE_S)
+            return True
+    return False
+
+
+def _seals(end: int) -> int:
+    return fcntl.fcntl(end, fcntl.F_GET_SEALS)
