@@ -11,6 +11,7 @@ from skerry.jail.confinement import Confinement
 from skerry.jail.identity import IdentityPool, own
 from skerry.jail.root import build
 from skerry.machine.jailed import JailedLauncher
+from skerry.machine.qemu.root import DESCRIPTORS
 from skerry.supervisor.client import SupervisorClient
 from tests.support.machines import cache
 
@@ -18,26 +19,45 @@ PYTHON = os.path.realpath(sys.executable)
 ACCEPTED = frozenset({"cgroup", "uid"})
 
 
+def stand_in_launcher(
+    client: SupervisorClient,
+    pool: IdentityPool | None,
+    off: frozenset[str] = frozenset(),
+    descriptors: bool = False,
+) -> JailedLauncher:
+    """Return what starts Python in QEMU's jail.
+
+    With `descriptors` it finds its own by name, as a QEMU with slots does.
+    """
+    root = build(
+        cache() / "roots",
+        "stand-in",
+        (),
+        (),
+        ("/usr/", f"{DESCRIPTORS}/"),
+        (("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin")),
+    )
+    confinement = Confinement(
+        root=str(root),
+        identity=pool.take("stand-in") if pool else own(),
+        binds=(("/usr", "/usr"), *(((DESCRIPTORS, DESCRIPTORS),) if descriptors else ())),
+        accepted=ACCEPTED | off,
+        without=off,
+    )
+    return JailedLauncher(client, confinement)
+
+
 class StandIn:
     """One program in a jail, with what it printed."""
 
-    def __init__(self, client: SupervisorClient, pool: IdentityPool | None, off: frozenset[str]):
-        root = build(
-            cache() / "roots",
-            "stand-in",
-            (),
-            (),
-            ("/usr/",),
-            (("lib", "usr/lib"), ("lib64", "usr/lib64"), ("bin", "usr/bin")),
-        )
-        confinement = Confinement(
-            root=str(root),
-            identity=pool.take("stand-in") if pool else own(),
-            binds=(("/usr", "/usr"),),
-            accepted=ACCEPTED | off,
-            without=off,
-        )
-        self._launcher = JailedLauncher(client, confinement)
+    def __init__(
+        self,
+        client: SupervisorClient,
+        pool: IdentityPool | None,
+        off: frozenset[str],
+        descriptors: bool = False,
+    ):
+        self._launcher = stand_in_launcher(client, pool, off, descriptors)
         self._out, self._far = socket.socketpair()
         self._out.setblocking(False)
 

@@ -35,7 +35,7 @@ class UnseenError(Exception):
 
 
 class Suspect:
-    """The processes below a machine's, which is their jail's; close it."""
+    """The process of a machine's jail and all below it; close it."""
 
     def __init__(self, jail: int, pidfd: int) -> None:
         """Name the jail's process: its number, and a descriptor of it that proves the number."""
@@ -104,13 +104,13 @@ class Suspect:
                 signal.pidfd_send_signal(pidfd, number)
 
     def _below(self) -> list[int]:
-        """Return the processes below the jail's; nothing once that has ended."""
+        """Return the jail's process and those below it; nothing once that has ended."""
         parents = dict(_parents())
         found = [self._jail]
         for parent in found:
             found += [pid for pid, its in parents.items() if its == parent]
         # The number was the jail's all the while: it can't be another's before it was reaped.
-        return [] if self._pidfd < 0 or _ended(self._pidfd, 0.0) else found[1:]
+        return [] if self._pidfd < 0 or _ended(self._pidfd, 0.0) else found
 
 
 def _parents() -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from skerry.errors import MachineError, SkerryError, StateError
@@ -194,8 +194,9 @@ class QemuMachine:
         """The channels of which QEMU may hold a descriptor; `detach` works for each of them."""
         return frozenset().union(*(devices.channels for devices in self._each()))
 
-    def _each(self) -> set[Devices]:
-        return set(self._devices.values())
+    def _each(self) -> Iterable[Devices]:
+        """All devices, the memories first: what keeps one is ended, and then keeps nothing."""
+        return dict.fromkeys([self._memories, *self._devices.values()])
 
     async def resume(self) -> None:
         """Let the processors run."""
@@ -252,15 +253,12 @@ class QemuMachine:
         Raises `MachineError` if QEMU did not do so in `ports.DETACH_S`; may then be called again.
         A memory QEMU does not hold on return, or has been ended.
         """
-        holding = [devices for devices in self._each() if channel in devices.channels]
-        if self._exited.done():
-            for devices in holding:
-                devices.forget(channel)
-            return
-        removing = (devices.remove(channel) for devices in holding)
-        for result in await asyncio.gather(*removing, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        for devices in self._each():
+            if channel in devices.channels:
+                if self._exited.done() or self._condemned:
+                    devices.forget(channel)
+                else:
+                    await devices.remove(channel)
 
     def expect(self, channel: int, memory: Identity) -> None:
         """Learn, after `adopt`, which file the memory of a channel is that goes on."""
