@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,10 +12,13 @@ import pytest
 
 from skerry.channel.memory import MemoryBridge, MemoryBridges
 from skerry.channel.stream import StreamBridges
+from skerry.errors import LimitReached, MachineError
 from skerry.machine.qemu import shared
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.suspect import Suspect
+from skerry.monitor.protocols import Side
 from skerry.wire import memory
+from skerry.wire.memory import Identity
 from tests.support.machines import Host, descendants, sh
 from tests.support.relays import BareRelays
 
@@ -44,12 +46,14 @@ class Memories:
         """Do as the monitor does: both at once."""
         bridge = self.makers.mint(one_way, size=SIZE)
         await bridge.open(number)
-        await asyncio.gather(
-            *(
-                machine.attach(number, "memory", name, bridge.ends[side], bridge.bells[side])
-                for machine, side in ((self.one, "source"), (self.other, "sink"))
+        try:
+            await asyncio.gather(
+                give(self.one, number, name, bridge, "source"),
+                give(self.other, number, name, bridge, "sink"),
             )
-        )
+        except BaseException:
+            bridge.cut()
+            raise
         bridge.handed_over()
         return bridge
 
@@ -68,6 +72,34 @@ class Memories:
         """Do as the monitor does."""
         bridge.cut()
         await asyncio.gather(self.one.detach(number), self.other.detach(number))
+
+
+async def give(
+    machine: QemuMachine, number: int, name: str, bridge: MemoryBridge, side: Side
+) -> None:
+    """Attach one end."""
+    await machine.attach(number, "memory", name, bridge.ends[side], bridge.bells[side])
+
+
+def held(machine: QemuMachine) -> frozenset[Identity]:
+    """Return the memories that a QEMU holds, as seen from outside."""
+    process = machine._process
+    assert process is not None
+    with Suspect(process.pid, process.pidfd) as suspect:
+        try:
+            suspect.freeze()
+            return suspect.held()
+        finally:
+            suspect.thaw()
+
+
+def descriptors(machine: QemuMachine) -> set[str]:
+    """Return what a QEMU has open."""
+    return {
+        f"{file.name}:{file.readlink()}"
+        for pid in descendants(machine.pid)
+        for file in Path(f"/proc/{pid}/fd").iterdir()
+    }
 
 
 async def there(machine: QemuMachine, name: str) -> None:
@@ -138,5 +170,150 @@ def test_a_reader_can_only_read(pairs: Memories) -> None:
             )
             await sh(pairs.one, "printf y > /dev/virtio-ports/feed.bell")
             assert (await waiting) == (0, "y")
+
+    pairs.host.run(main())
+
+
+def test_a_reader_gets_its_memory_when_it_is_closed_to_it(pairs: Memories) -> None:
+    """The sink's QEMU has nothing before the writer has mapped it; then all reasons stand."""
+
+    async def main() -> None:
+        bridge = pairs.makers.mint(True, size=SIZE)
+        await bridge.open(3)
+        file = bridge.twins["memory"]
+        sink = asyncio.create_task(give(pairs.other, 3, "late", bridge, "sink"))
+        await asyncio.sleep(0.3)
+        assert not held(pairs.other) and not sink.done() and not memory.is_closed(file)
+        await give(pairs.one, 3, "late", bridge, "source")
+        await sink
+        assert held(pairs.one) == held(pairs.other) == {bridge.identity}
+        assert memory.is_closed(file)
+        await pairs.take(3, bridge)
+        assert held(pairs.one) == held(pairs.other) == frozenset()
+
+    pairs.host.run(main())
+
+
+def test_a_reader_does_not_wait_for_a_writer_that_fails(pairs: Memories) -> None:
+    """A source without slots is told what to do; the sink's attach ends at once and has nothing."""
+
+    async def main() -> None:
+        bare = await pairs.host.make("bare")
+        bridge = pairs.makers.mint(True, size=SIZE)
+        await bridge.open(4)
+        async with asyncio.timeout(10):
+            results = await asyncio.gather(
+                give(bare, 4, "none", bridge, "source"),
+                give(pairs.other, 4, "none", bridge, "sink"),
+                return_exceptions=True,
+            )
+        assert 'board = "pc"' in str(results[0])
+        assert "writer has not mapped" in str(results[1])
+        assert all(isinstance(result, MachineError) for result in results)
+        bridge.cut()
+        assert held(pairs.other) == frozenset() and 4 not in pairs.other.attached
+        bare.kill()
+        await bare.exited
+
+    pairs.host.run(main())
+
+
+def test_twenty_memories_one_after_the_other_leave_nothing(pairs: Memories) -> None:
+    """Neither QEMU has a descriptor or a mapping more, nor have we, and no guest a device."""
+
+    async def main() -> None:
+        async with pairs.memory(9, "first", True):
+            pass
+        before = descriptors(pairs.one), descriptors(pairs.other)
+        ours = len(os.listdir("/proc/self/fd"))
+        for number in range(10, 30):
+            bridge = await pairs.attach(number, f"m{number}", number % 2 == 0)
+            assert held(pairs.one) == held(pairs.other) == {bridge.identity}
+            await pairs.take(number, bridge)
+            assert held(pairs.one) == held(pairs.other) == frozenset()
+        await pairs.relays.ended()
+        await asyncio.sleep(0.2)
+        assert (descriptors(pairs.one), descriptors(pairs.other)) == before
+        assert len(os.listdir("/proc/self/fd")) == ours
+        for machine in (pairs.one, pairs.other):
+            _, said = await sh(
+                machine, "sleep 0.5; ls /dev/skerry; grep -l 0x1110 /sys/bus/pci/devices/*/device"
+            )
+            assert said.strip() == ""
+
+    pairs.host.run(main())
+
+
+def test_one_memory_more_than_the_limit_is_refused(pairs: Memories) -> None:
+    """`MAX_MEMORIES` work at once, each by its name; the next is refused and leaves nothing."""
+
+    async def main() -> None:
+        bridges: list[MemoryBridge] = []
+        try:
+            for number in range(shared.MAX_MEMORIES):
+                bridges.append(await pairs.attach(40 + number, f"n{number}", False))
+                await there(pairs.one, f"n{number}")
+                await poke(pairs.one, f"n{number}", hex(number + 1))
+            for number, bridge in enumerate(bridges):
+                assert os.pread(bridge.twins["memory"], 1, 0) == bytes([number + 1])
+            with pytest.raises(LimitReached, match="MAX_MEMORIES"):
+                await pairs.attach(60, "over", False)
+            assert len(held(pairs.one)) == shared.MAX_MEMORIES
+        finally:
+            await asyncio.gather(
+                *(pairs.take(40 + number, bridge) for number, bridge in enumerate(bridges))
+            )
+        assert held(pairs.one) == held(pairs.other) == frozenset()
+
+    pairs.host.run(main())
+
+
+def test_a_next_node_takes_memories_away_from_an_adopted_machine(host: Host) -> None:
+    """It knows by the twin which file is whose: one is cut and the other stays, then goes too."""
+
+    async def main() -> None:
+        makers = MemoryBridges(host.bridges)
+        machine = await host.boot("kept", board="pc", incarnation="d/kept/1")
+        bridges = {number: makers.mint(False, size=SIZE) for number in (1, 2, 3)}
+        for number, bridge in bridges.items():
+            await bridge.open(number)
+            await give(machine, number, f"m{number}", bridge, "source")
+        await host.abandon(machine)
+        heir = await host.heir("kept", "d/kept/1")
+        await heir.adopt()
+        assert heir.attached == {1, 2, 3}
+        for number in (1, 2):
+            heir.expect(number, bridges[number].identity)
+        await heir.detach(3)  # of which the next node knows nothing
+        assert held(heir) == {bridges[1].identity, bridges[2].identity}
+        await heir.detach(1)
+        assert held(heir) == {bridges[2].identity}
+        another = makers.mint(False, size=SIZE)
+        await give(heir, 4, "m4", another, "sink")
+        assert held(heir) == {bridges[2].identity, another.identity}
+        await asyncio.gather(heir.detach(2), heir.detach(4))
+        assert held(heir) == frozenset() and not heir.exited.done()
+        for bridge in (*bridges.values(), another):
+            bridge.cut()
+        heir.kill()
+        await heir.exited
+
+    host.run(main())
+
+
+def test_a_paused_machine_cannot_give_a_memory_up(
+    pairs: Memories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest has no turn to let go, so it is ended; the other end goes on. (The last test.)"""
+
+    async def main() -> None:
+        monkeypatch.setattr(shared, "UNPLUG_S", 1.0)
+        bridge = await pairs.attach(90, "last", False)
+        await there(pairs.other, "last")
+        await pairs.other.pause()
+        await pairs.take(90, bridge)
+        end = await asyncio.wait_for(asyncio.shield(pairs.other.exited), 10)
+        assert "did not give up the memory of channel 90" in end.reason
+        assert held(pairs.one) == frozenset() and not pairs.one.exited.done()
 
     pairs.host.run(main())
