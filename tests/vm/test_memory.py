@@ -105,7 +105,8 @@ def descriptors(machine: QemuMachine) -> set[str]:
 async def there(machine: QemuMachine, name: str) -> None:
     """Wait until a guest shows a memory."""
     code, said = await sh(
-        machine, f"for i in $(seq 100); do [ -e /dev/skerry/{name} ] && exit; sleep 0.1; done; exit 1"
+        machine,
+        f"for i in $(seq 100); do [ -e /dev/skerry/{name} ] && exit; sleep 0.1; done; exit 1",
     )
     assert code == 0, said
 
