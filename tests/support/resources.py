@@ -6,8 +6,9 @@ import os
 import socket
 from collections.abc import Mapping
 
+from skerry.device.helper import Helper
 from skerry.monitor.domain import Resource
-from skerry.monitor.protocols import Kind, Overflow, Side
+from skerry.monitor.protocols import Kind, Side
 from tests.support.monitor import World, label
 
 
@@ -17,10 +18,11 @@ class ToyUse:
     uid = 0
     bells: Mapping[Side, int] = {}
 
-    def __init__(self) -> None:
-        self.served, given = socket.socketpair()
-        self._given = given
-        self.ends: dict[Side, int] = {"source": given.fileno()}
+    def __init__(self, adopted: socket.socket | None = None) -> None:
+        self.ends: dict[Side, int] = {}
+        self.served, self._given = (adopted, adopted) if adopted else socket.socketpair()
+        if not adopted:
+            self.ends["source"] = self._given.fileno()
         self.opened = self.gone = False
 
     @property
@@ -39,7 +41,8 @@ class ToyUse:
     def handed_over(self) -> None:
         """Close the machine's end."""
         self.ends.clear()
-        self._given.close()
+        if self._given is not self.served:
+            self._given.close()
 
     def cut(self) -> int:
         """Close everything."""
@@ -56,17 +59,22 @@ class ToyUses:
         self.minted: list[tuple[bool, str, ToyUse]] = []
 
     def mint(
-        self, one_way: bool, overflow: Overflow = "block", *, size: int = 0, source: str = ""
+        self, one_way: bool, overflow: str = "block", *, size: int = 0, source: str = ""
     ) -> ToyUse:
         """Make a use."""
         use = ToyUse()
         self.minted.append((one_way, source, use))
         return use
 
+    def adopt(self, twins: Mapping[Side, int], helper: Helper | None, source: str) -> ToyUse:
+        """Take over a use; without its helper it is not whole."""
+        use = ToyUse(socket.socket(fileno=twins["source"]))
+        use.gone = helper is None
+        self.minted.append((False, source, use))
+        return use
+
     def close(self) -> None:
-        """Close what the tests left."""
-        for _, _, use in self.minted:
-            use.cut()
+        """Do nothing: what was minted lives on."""
 
 
 def add_resource(
