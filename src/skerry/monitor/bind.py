@@ -112,7 +112,7 @@ class Binder:
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
         if isinstance(second, Resource):
-            kind = second.kind
+            kind, one_way = second.kind, one_way and second.kind == "disk"
         elif kind not in self._bridges:
             raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
         port = port or self.channels.next_port()
