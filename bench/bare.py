@@ -15,7 +15,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
@@ -76,15 +76,31 @@ class BareQemu:
             port = {"driver": "virtserialport", "bus": "ports.0", "chardev": name, "name": name}
             self._order(answers, "device_add", {**port, "id": f"{name}-port"})
 
+    def plug_memory(self, slot: int, memory: int) -> None:
+        """Add a shared memory, by a descriptor that stays the caller's, in a slot of its bus.
+
+        To be called once. Raises `SkerryError` with QEMU's words.
+        """
+        with self._near[QMP_FD].makefile("rb") as answers:
+            self._order(answers, "qmp_capabilities", {})
+            given = self._order(answers, "add-fd", {"fdset-id": 1}, memory)
+            path = f"/proc/self/fd/{given['fd']}"
+            size = os.fstat(memory).st_size
+            file = {"qom-type": "memory-backend-file", "mem-path": path, "size": size}
+            self._order(answers, "object-add", {**file, "id": "memory", "share": True})
+            device = {"driver": "ivshmem-plain", "memdev": "memory", "addr": f"{slot:#x}"}
+            self._order(answers, "device_add", {**device, "id": "window"})
+
     def _order(
         self, answers: BinaryIO, command: str, arguments: Mapping[str, object], descriptor: int = -1
-    ) -> None:
+    ) -> Any:
         line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
         fds = [descriptor] if descriptor >= 0 else []
         socket.send_fds(self._near[QMP_FD], [line], fds)
         while (answer := json.loads(answers.readline())).get("return") is None:
             if "error" in answer:
                 raise SkerryError(f"the bare machine refused {command}: {answer['error']}")
+        return answer["return"]
 
     def wait_ready(self) -> None:
         """Wait for the guest's first line. Raises `SkerryError` if it does not come."""

@@ -12,6 +12,8 @@ ROWS = {
     "stream-vs-bare": ("stream", "throughput"),
     "oneway-vs-pipe": ("oneway", "throughput"),
     "oneway-back-kbit-s": ("oneway", "covert"),
+    "memory-vs-bare": ("memory", "throughput"),
+    "memory-rtt-vs-bare": ("memory", "round_trip"),
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),

@@ -102,6 +102,11 @@ def descriptors(machine: QemuMachine) -> set[str]:
     }
 
 
+def open_here() -> int:
+    """Count this process's descriptors."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def there(machine: QemuMachine, name: str) -> None:
     """Wait until a guest shows a memory."""
     code, said = await sh(
@@ -226,7 +231,7 @@ def test_twenty_memories_one_after_the_other_leave_nothing(pairs: Memories) -> N
         async with pairs.memory(9, "first", True):
             pass
         before = descriptors(pairs.one), descriptors(pairs.other)
-        ours = len(os.listdir("/proc/self/fd"))
+        ours = open_here()
         for number in range(10, 30):
             bridge = await pairs.attach(number, f"m{number}", number % 2 == 0)
             assert held(pairs.one) == held(pairs.other) == {bridge.identity}
@@ -235,7 +240,7 @@ def test_twenty_memories_one_after_the_other_leave_nothing(pairs: Memories) -> N
         await pairs.relays.ended()
         await asyncio.sleep(0.2)
         assert (descriptors(pairs.one), descriptors(pairs.other)) == before
-        assert len(os.listdir("/proc/self/fd")) == ours
+        assert open_here() == ours
         for machine in (pairs.one, pairs.other):
             _, said = await sh(
                 machine, "sleep 0.5; ls /dev/skerry; grep -l 0x1110 /sys/bus/pci/devices/*/device"

@@ -54,7 +54,8 @@ def size(descriptor: int) -> int:
 def make(length: int, one_way: bool) -> int:
     """Make a memory of so many bytes and return a descriptor to read and write it.
 
-    One that is two-way is sealed; one that is one-way is when its writer has mapped it (`close_to_reader`), and says nothing of when it was read. Raises `OSError`.
+    One that is two-way is sealed; a one-way one will be once its writer has mapped it
+    (`close_to_reader`), and does not tell when it was read. Raises `OSError`.
     """
     made = os.memfd_create(NAME, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     try:

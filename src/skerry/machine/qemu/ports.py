@@ -79,7 +79,8 @@ class Ports:
     async def add(self, channel: int, port: str, *ends: int, number: int = 0) -> None:
         """Give QEMU the one descriptor of a stream, and the guest a port of that name.
 
-        The port gets the next `number` that is free, or this one. Raises `MachineError`, `StateError`, `LimitReached`; then the guest has no such port.
+        The port gets this `number`, or the next that is free. Raises `MachineError`, `StateError`,
+        `LimitReached`; then the guest has no such port.
         """
         if port == AGENT_PORT:
             raise MachineError(f"the port {AGENT_PORT} is the agent's", fix="choose another name")

@@ -215,12 +215,17 @@ class SharedMemories:
                 if refusal.absent:
                     made.deleted.set()
             await made.deleted.wait()
-        while made.channel in await self._names("/objects", _BACKEND):
-            with contextlib.suppress(QemuRefused):  # in use for a moment after its device has gone
-                await self._qmp.execute("object-del", {"id": made.backend})
-                break
+        while not await self._deleted(made):  # noqa: ASYNC110  -- QEMU says nothing
             await asyncio.sleep(BUSY_S)
         await self._qmp.take_back_set(made.set)
+
+    async def _deleted(self, made: _Memory) -> bool:
+        """Have the memory's object removed; it is in use for a moment after its device has gone."""
+        try:
+            await self._qmp.execute("object-del", {"id": made.backend})
+        except QemuRefused:
+            return made.channel not in await self._names("/objects", _BACKEND)
+        return True
 
     async def _let_go(self, gone: Collection[_Memory]) -> None:
         """Wait until QEMU, looked at from outside, holds nothing but what stays."""
