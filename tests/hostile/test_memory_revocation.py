@@ -252,3 +252,31 @@ def test_control_nobody_looks_and_a_liar_lives_on(
                 assert holders(identity) and not machine.exited.done()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("told", ["nothing", "another", "the truth"])
+def test_a_next_node_ends_who_hides_a_memory(
+    told: str, pool: IdentityPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A QEMU that says it holds nothing, or that a memory is another channel's, is looked at.
+
+    The control: what the next node knows by the twin to be of a live channel may stay.
+    """
+    monkeypatch.setattr(shared, "UNPLUG_S", 1.0)
+
+    async def run() -> None:
+        async with running_supervisor() as client:
+            launcher = launchers(client, True, pool)
+            async with attached(client, launcher, "honest") as (machine, identity):
+                if told == "nothing":
+                    machine._memories.forget(1)  # as `find` is answered by it
+                else:
+                    wrong = identity._replace(inode=identity.inode + 1)
+                    machine.expect(1, identity if told == "the truth" else wrong)
+                await machine.verify()
+                assert bool(holders(identity)) is (told == "the truth")
+                if told != "the truth":
+                    end = await asyncio.wait_for(asyncio.shield(machine.exited), 10)
+                    assert "none of its channels" in end.reason
+
+    asyncio.run(run())

@@ -291,6 +291,7 @@ def test_a_next_node_takes_memories_away_from_an_adopted_machine(host: Host) -> 
         for number in (1, 2):
             heir.expect(number, bridges[number].identity)
         await heir.detach(3)  # of which the next node knows nothing
+        await heir.verify()
         assert held(heir) == {bridges[1].identity, bridges[2].identity}
         await heir.detach(1)
         assert held(heir) == {bridges[2].identity}

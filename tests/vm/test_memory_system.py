@@ -184,14 +184,24 @@ def test_a_size_that_no_memory_has_is_refused(node: Cli) -> None:
     assert len(node.rows("channels")) == 2
 
 
-def test_a_killed_viewer_takes_its_memories_with_it(node: Cli) -> None:
-    """The camera maps nothing any more, and shows its frames to the next one."""
+def test_a_killed_viewer_is_nothing_to_the_camera(node: Cli) -> None:
+    """It keeps its frames, which nobody sees, and shows them to the next one; the other way ends.
+
+    The next one gets a file of its own, so what the first had seen is not in it.
+    """
+    poke(node, "camera", "frames", 77)
     node.ok("kill", "viewer")
     end = time.monotonic() + 10
-    while mapped(node) and time.monotonic() < end:
+    while mapped(node) > 1 and time.monotonic() < end:
         time.sleep(0.1)
-    assert mapped(node) == 0 and node.rows("channels") == []
+    assert mapped(node) == 1 and peek(node, "camera", "frames") == 77
+    assert [(row["port"], row["state"]) for row in node.rows("channels")] == [
+        ("frames", "stranded")
+    ]
+    sh(node, "camera", "echo unheard > /dev/virtio-ports/frames.bell")
     node.ok("up", str(node.home / "system.toml"))
+    there(node, "frames")
+    assert peek(node, "viewer", "frames") == peek(node, "camera", "frames") == 0
     carries(node)
 
 

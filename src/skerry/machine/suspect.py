@@ -105,19 +105,21 @@ class Suspect:
 
     def _below(self) -> list[int]:
         """Return the jail's process and those below it; nothing once that has ended."""
-        parents = dict(_parents())
         found = [self._jail]
         for parent in found:
-            found += [pid for pid, its in parents.items() if its == parent]
+            found += _children(parent)
         # The number was the jail's all the while: it can't be another's before it was reaped.
         return [] if self._pidfd < 0 or _ended(self._pidfd, 0.0) else found
 
 
-def _parents() -> Iterator[tuple[int, int]]:
-    for folder in _PROC.iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):
-                yield int(folder.name), int(_fields(folder)[1])
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        for task in (_PROC / str(pid) / "task").iterdir():
+            if not (listing := task / "children").exists() and task.exists():
+                raise UnseenError("this kernel does not say what is below (CONFIG_PROC_CHILDREN)")
+            found += map(int, listing.read_text().split())
+    return found
 
 
 def _fields(task: Path) -> list[str]:

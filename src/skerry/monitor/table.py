@@ -109,7 +109,7 @@ class Channel:
     @property
     def outlives_sink(self) -> bool:
         """Whether its source is not told of the sink's end (law 5)."""
-        return self.one_way and self.kind == "stream"
+        return self.one_way and self.kind in ("stream", "memory")
 
     def ends_with(self, domain: Domain) -> bool:
         """Say whether it ends with this domain, which has an end of it."""

@@ -64,6 +64,9 @@ class Heir(Machine, Protocol):
     def expect(self, channel: int, memory: Identity) -> None:
         """Learn which file the memory of a channel is that goes on."""
 
+    async def verify(self) -> None:
+        """End it if it holds any other memory."""
+
 
 class Adopted(Bridge, Protocol):
     """A bridge that was made anew from what the supervisor kept."""
@@ -193,6 +196,7 @@ class Recovery:
             if doubt := self._doubt(channel, machine):
                 self._cut(channel, doubt)
         await self._detach_the_rest(domain, machine)
+        await machine.verify()
         if domain.state is State.STARTING:
             self._monitor.adopted(domain, State.RUNNING if machine.running else State.PAUSED)
             self.found.domains.append(domain.name)

@@ -264,6 +264,10 @@ class QemuMachine:
         """Learn, after `adopt`, which file the memory of a channel is that goes on."""
         self._memories.expect(channel, memory)
 
+    async def verify(self) -> None:
+        """Look from outside, after `expect`, whether it holds another memory; then it is ended."""
+        await self._memories.verify()
+
     def _take(self, ours: Mapping[str, socket.socket], note: bytes = b"") -> None:
         """Take over our ends of the machine's sockets."""
         self._qmp.hold(ours["qmp"])

@@ -88,7 +88,7 @@ class SharedMemories:
     async def find(self) -> None:
         """Ask a QEMU that an earlier process drove what it holds. Raises `MachineError`.
 
-        What it says is believed only as far as it goes against it: `expect` must follow.
+        What it does not say is found by `verify`, which must follow, `expect` before it.
         """
         backends = await self._names("/objects", _BACKEND)
         devices = await self._names("/machine/peripheral", _DEVICE)
@@ -207,6 +207,17 @@ class SharedMemories:
             for each in gone:
                 self._memories.pop(each.channel, None)
 
+    async def verify(self) -> None:
+        """End a machine that holds a memory beside those that it is expected to hold."""
+        async with self._taking:
+            try:
+                async with asyncio.timeout(UNPLUG_S):
+                    await self._let_go(())
+            except (MachineError, TimeoutError) as error:
+                why = str(error) or "of a channel that is gone"
+                ending = self._end(f"it holds a memory that is none of its channels': {why}")
+                await asyncio.shield(asyncio.ensure_future(ending))
+
     async def _unmake(self, made: _Memory) -> None:
         if made.plugged:
             try:
@@ -230,7 +241,7 @@ class SharedMemories:
     async def _let_go(self, gone: Collection[_Memory]) -> None:
         """Wait until QEMU, looked at from outside, holds nothing but what stays."""
         stay = {m.identity for m in self._memories.values() if m not in gone}
-        while await self._held() - stay:
+        while await self._held() - stay:  # noqa: ASYNC110  -- the kernel says nothing
             await asyncio.sleep(LOOK_S)
 
     async def _held(self) -> frozenset[Identity]:

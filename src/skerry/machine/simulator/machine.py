@@ -16,6 +16,7 @@ from skerry.machine.console import RESTARTED, Console
 from skerry.machine.simulator.guest import SimulatedAgent, SimulatedGuest
 from skerry.machine.simulator.process import Faults, SimulatedProcess, Step
 from skerry.monitor.protocols import Exit, Kind
+from skerry.wire.memory import Identity
 
 
 class SimulatedMachine:
@@ -105,6 +106,12 @@ class SimulatedMachine:
         """Take up the control of a process that was taken over. Raises `MachineError`."""
         self._ready = self.process.started
         self._step("adopt")
+
+    def expect(self, channel: int, memory: Identity) -> None:
+        """Do nothing: it has no memories."""
+
+    async def verify(self) -> None:
+        """Do nothing, for the same reason."""
 
     async def resume(self) -> None:
         """Let the guest run."""
