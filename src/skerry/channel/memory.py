@@ -22,8 +22,12 @@ from skerry.errors import LimitReached, TransportError
 from skerry.monitor.protocols import Overflow, Side
 from skerry.wire import memory
 
-MIN_BYTES, MAX_BYTES = 4096, 1 << 30
-"""Least and most bytes of one memory; its size is a power of two, as that of every PCI window."""
+MIN_BYTES = 4096
+"""Least bytes of one memory: a page."""
+
+MAX_BYTES = 1 << 30
+"""Most bytes of one memory; its size is a power of two, as that of every PCI window. A larger
+one, or one between, is refused."""
 
 Twin = Literal["source", "sink", "memory"]
 """What is kept of a memory: both twins of its doorbell, and the memory."""
