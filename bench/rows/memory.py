@@ -25,8 +25,8 @@ from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.shared import SLOTS
 
 SIZE = 1 << 20
-TURNS = 9
-MEGABYTES, ROUNDS = 256, 50_000
+TURNS = 7
+MEGABYTES, ROUNDS = 128, 50_000
 """Of one turn; the first only warms up."""
 
 WAIT_S = 120.0
