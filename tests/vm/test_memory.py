@@ -250,6 +250,23 @@ def test_twenty_memories_one_after_the_other_leave_nothing(pairs: Memories) -> N
     pairs.host.run(main())
 
 
+def test_memories_may_come_and_go_at_the_same_time(pairs: Memories) -> None:
+    """While one is taken away another is given: both machines go on with what they were given."""
+
+    async def main() -> None:
+        old = await pairs.attach(30, "old", False)
+        for number in range(31, 36):
+            _, new = await asyncio.gather(
+                pairs.take(number - 1, old), pairs.attach(number, f"m{number}", number % 2 == 0)
+            )
+            assert held(pairs.one) == held(pairs.other) == {new.identity}
+            old = new
+        await pairs.take(35, old)
+        assert not pairs.one.exited.done() and not pairs.other.exited.done()
+
+    pairs.host.run(main())
+
+
 def test_one_memory_more_than_the_limit_is_refused(pairs: Memories) -> None:
     """`MAX_MEMORIES` work at once, each by its name; the next is refused and leaves nothing."""
 

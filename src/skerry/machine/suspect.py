@@ -26,7 +26,7 @@ DEATH_S = 5.0
 """How long a killed process may take to be gone; one that the host does not run acts no more."""
 
 _SHOWN = f"/memfd:{NAME}"
-_STILL = frozenset("TtZX")
+_STILL, _DEAD = frozenset("TtZX"), frozenset("ZX")
 _PROC = Path("/proc")
 
 
@@ -55,10 +55,10 @@ class Suspect:
         while fresh := [pid for pid in self._below() if pid not in self._found]:
             for pid in fresh:
                 self._take(pid)
-            while not all(map(_is_still, self._found)):
-                if time.monotonic() > end:
-                    raise UnseenError("it does not stand still")
+            while not (still := all(map(_is_still, self._found))) and time.monotonic() < end:
                 time.sleep(0.001)
+            if not still or time.monotonic() > end:
+                raise UnseenError("it does not stand still")
 
     def _take(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -81,11 +81,11 @@ class Suspect:
         for pid in self._found:
             try:
                 held.update(_mapped(pid), _open(pid))
-            except FileNotFoundError:  # it has ended, or ends: then it holds nothing
-                if not _is_still(pid):
-                    raise UnseenError("it moves") from None
             except OSError as error:
-                raise UnseenError(f"it can't be looked at: {error}") from None
+                if not _is_dead(pid):  # the dead hold nothing, and are partly not there any more
+                    raise UnseenError(f"it can't be looked at: {error}") from None
+        if not all(map(_is_still, self._found)):
+            raise UnseenError("it moved")
         return frozenset(held)
 
     def kill(self) -> None:
@@ -129,12 +129,22 @@ def _fields(task: Path) -> list[str]:
 
 def _is_still(pid: int) -> bool:
     """Say whether no thread of a process moves; so it is with one that is gone."""
+    return _states(pid) <= _STILL
+
+
+def _is_dead(pid: int) -> bool:
+    return _states(pid) <= _DEAD
+
+
+def _states(pid: int) -> set[str]:
+    """Return the states that the threads of a process are in; none if it is gone."""
+    found = set()
     try:
-        return all(_fields(task)[0] in _STILL for task in (_PROC / str(pid) / "task").iterdir())
-    except ProcessLookupError:
-        return True
-    except FileNotFoundError:
-        return not (_PROC / str(pid)).exists()
+        for task in (_PROC / str(pid) / "task").iterdir():
+            found.add(_fields(task)[0])
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or one of its threads has
+        return set() if not (_PROC / str(pid)).exists() else found | {"?"}
+    return found
 
 
 def _ended(pidfd: int, wait_s: float) -> bool:

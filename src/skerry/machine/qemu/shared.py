@@ -17,7 +17,7 @@ from skerry.errors import LimitReached, MachineError, StateError
 from skerry.machine.qemu.launch import Process
 from skerry.machine.qemu.ports import BUSY_S, Ports
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
-from skerry.machine.suspect import Suspect, UnseenError
+from skerry.machine.suspect import DEATH_S, Suspect, UnseenError
 from skerry.wire import memory
 from skerry.wire.memory import Identity
 
@@ -98,8 +98,9 @@ class SharedMemories:
         for channel in devices:
             found[channel].plugged = True
             where = {"path": f"/machine/peripheral/{found[channel].device}", "property": "addr"}
-            untrusted_slot = await self._qmp.execute("qom-get", where)
-            found[channel].slot = untrusted_slot >> 3 if isinstance(untrusted_slot, int) else 0
+            with contextlib.suppress(QemuRefused):  # it was going, and is gone
+                untrusted_slot = await self._qmp.execute("qom-get", where)
+                found[channel].slot = untrusted_slot >> 3 if isinstance(untrusted_slot, int) else 0
         self._memories = found
 
     async def _names(self, path: str, shape: re.Pattern[str]) -> set[int]:
@@ -200,7 +201,7 @@ class SharedMemories:
                     for each in gone:
                         await self._unmake(each)
                     await self._let_go(gone)
-            except (MachineError, TimeoutError) as error:
+            except Exception as error:  # whatever it is: nobody knows that it does not hold it
                 why = str(error) or f"not in {UNPLUG_S:g} s"
                 ending = self._end(f"it did not give up the memory of channel {channel}: {why}")
                 await asyncio.shield(asyncio.ensure_future(ending))
@@ -213,7 +214,7 @@ class SharedMemories:
             try:
                 async with asyncio.timeout(UNPLUG_S):
                     await self._let_go(())
-            except (MachineError, TimeoutError) as error:
+            except Exception as error:
                 why = str(error) or "of a channel that is gone"
                 ending = self._end(f"it holds a memory that is none of its channels': {why}")
                 await asyncio.shield(asyncio.ensure_future(ending))
@@ -240,9 +241,12 @@ class SharedMemories:
 
     async def _let_go(self, gone: Collection[_Memory]) -> None:
         """Wait until QEMU, looked at from outside, holds nothing but what stays."""
-        stay = {m.identity for m in self._memories.values() if m not in gone}
-        while await self._held() - stay:  # noqa: ASYNC110  -- the kernel says nothing
+        while await self._held() - self._staying(gone):  # noqa: ASYNC110  -- the kernel says nothing
             await asyncio.sleep(LOOK_S)
+
+    def _staying(self, gone: Collection[_Memory]) -> set[Identity | None]:
+        """Return what it may hold: also what was given to it since we began to wait."""
+        return {made.identity for made in self._memories.values() if made not in gone}
 
     async def _held(self) -> frozenset[Identity]:
         process = self._process()
@@ -269,7 +273,7 @@ class SharedMemories:
             return
 
         def prepare(suspect: Suspect) -> None:
-            with contextlib.suppress(UnseenError):
+            with contextlib.suppress(UnseenError, OSError):
                 suspect.freeze()
 
         with Suspect(process.pid, process.pidfd) as suspect:
@@ -277,6 +281,7 @@ class SharedMemories:
             self._condemn(why)
             suspect.kill()
             await asyncio.to_thread(suspect.wait_dead)
+        await asyncio.wait({process.exited}, timeout=DEATH_S)
 
     def deleted(self, untrusted_device: object) -> None:
         """QEMU says that a device is gone."""
