@@ -6,9 +6,10 @@ uses go on; one that is defined otherwise is another, and the uses of the old on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from skerry.device.resource import Uses
+from skerry.device.switch.uses import SwitchUses
 from skerry.errors import StateError
 from skerry.monitor.domain import Resource
 from skerry.monitor.monitor import Monitor
@@ -39,6 +40,9 @@ class Resources:
         for name, spec in wanted.items():
             if name not in self._made and not spec.served_by:
                 self._made[name] = spec, *self._make(spec, setup)
+                uses = self._made[name][2]
+                if isinstance(uses, SwitchUses):
+                    uses.meet(monitor)
             if name in self._made:
                 self._made[name][1].label = setup.labels[name]
         monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
@@ -57,6 +61,10 @@ class Resources:
         uses = self._makers[spec.kind](spec, lambda: made[0])
         made.append(Resource(spec.name, setup.labels[spec.name], spec.kind, uses))
         return made[0], uses
+
+    def made(self) -> Collection[Uses]:
+        """Return the makers of the uses of all resources."""
+        return [uses for _, _, uses in self._made.values()]
 
     def uses_of(self, name: str) -> Uses | None:
         """Return the maker of a resource's uses, None if there is no such resource."""

@@ -19,6 +19,10 @@ import re
 from skerry.errors import LimitReached, MachineError, StateError
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
+from skerry.monitor.protocols import Kind
+
+CARDS: tuple[Kind, ...] = ("link", "uplink", "switch")
+"""The kinds of channels that are a network card to the guest."""
 
 MAX_NICS = 16
 """Network cards of one domain: links, uplinks and switches together. One more is refused, and so is
@@ -111,9 +115,7 @@ class Nics:
         made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
         card = {"driver": "virtio-net-pci", "romfile": "", "mac": mac(self._name, port)}
         try:
-            await self._qmp.execute(
-                "device_add", card | {"id": made.device, "netdev": made.netdev}
-            )
+            await self._qmp.execute("device_add", card | {"id": made.device, "netdev": made.netdev})
         except QemuRefused as refusal:
             made.plugged = False
             if "no slot" in refusal.message:
