@@ -1,8 +1,25 @@
-"""A Flask policy for switches: which domains may talk with which is a list of pairs."""
+"""Switches for tests: a Flask policy that is a list of pairs, and switches without a jail."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Collection
+
+from skerry.channel.stream import StreamBridges
+from skerry.device.helper import Helper, Program
+from skerry.device.switch import engine
+from skerry.device.switch.uses import SwitchUses
+from skerry.errors import SupervisorError
+from skerry.jail.identity import Identity
+from skerry.monitor.domain import Resource
+from skerry.node.helpers import command
+from tests.support.monitor import World
+from tests.support.monitor import label as toy_label
+from tests.support.relays import SOURCE, BareRelay
 
 Pair = tuple[str, str]
 
@@ -102,3 +119,53 @@ def system(uses: str = 'uses = ["lan"]', more: str = "", names: Collection[str] 
         'name = "switched"\npolicy = "policy.conf"\n[jail]\naccept-missing = ["cgroup"]\n'
         f'[resources.lan]\nkind = "switch"\nlabel = "{label("lan")}"\n{domains}{more}'
     )
+
+
+class BareSwitches:
+    """Starts the processes of switches without a jail; `started` holds all of them."""
+
+    def __init__(self) -> None:
+        self.started: list[BareRelay] = []
+        self.gate: asyncio.Event | None = None
+        self.fails = False
+
+    async def start(
+        self,
+        channel: int,
+        program: Program,
+        prepared: Callable[[Identity], Awaitable[None]] | None = None,
+    ) -> Helper:
+        """Start one: `device.helper.Start`. It waits for `gate` and fails where `fails` says."""
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fails:
+            raise SupervisorError("nothing is started here")
+        made = _spawn(program.fds[engine.CONTROL])
+        self.started.append(made)
+        return Helper(made, 0)
+
+    async def ended(self) -> None:
+        """Wait until all have ended."""
+        await asyncio.gather(*(process.exited for process in self.started))
+
+
+def _spawn(control: int) -> BareRelay:
+    lent = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 10)
+    wiring = f"import os; os.dup2({lent}, {engine.CONTROL}); os.close({lent}); "
+    argv = command(engine.__name__, SOURCE)
+    argv = [sys.executable, *argv[1:-1], wiring + argv[-1]]
+    process = subprocess.Popen(argv, pass_fds=[lent], stdin=subprocess.DEVNULL)
+    os.close(lent)
+    return BareRelay(process)
+
+
+def add_switch(world: World, name: str, switches: BareSwitches) -> SwitchUses:
+    """Let a world have a switch named like its label."""
+    made: list[Resource] = []
+    argv = command(engine.__name__)
+    uses = SwitchUses(name, lambda: made[0], switches.start, argv, StreamBridges())
+    made.append(Resource(name, toy_label(name), "switch", uses))
+    world.monitor.resources[name] = made[0]
+    uses.meet(world.monitor)
+    world.monitor.withdrawn = uses.coalition.withdrawn
+    return uses

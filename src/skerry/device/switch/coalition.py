@@ -61,7 +61,7 @@ class Coalition:
         for _ in range(MAX_TRIES):
             generation, asked = mediator.decider.generation, self._joined(channel)
             label = channel.source.label
-            for other, _ in asked:
+            for other, _ in sorted(asked, key=_number):
                 about = {"switch": self._resource.name, "channel": channel.number}
                 names = {"source": channel.source.name, "sink": other.source.name}
 
@@ -173,7 +173,7 @@ class Coalition:
                 continue
             others = frozenset((each, each.source.label) for each in self._others(channel))
             answers: dict[Label, str] = {}
-            for other, label in sorted(others, key=lambda pair: pair[0].number):
+            for other, label in sorted(others, key=_number):
                 if label not in answers:
                     decider = self._monitor.mediator.decider
                     answers[label] = await self._ask(decider, new, label, real=True)
@@ -218,6 +218,10 @@ class Coalition:
 def has_joined(channel: Channel) -> bool:
     """Say whether a use's socket was handed to the switch."""
     return bool(getattr(channel.bridge, "joined", False))
+
+
+def _number(member: tuple[Channel, Label]) -> int:
+    return member[0].number
 
 
 def _labels(source: Domain, sink: Domain) -> dict[str, Label]:
