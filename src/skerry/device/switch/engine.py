@@ -106,6 +106,7 @@ class Switch:
     def __init__(self, control: socket.socket) -> None:
         self.ports: dict[int, Port] = {}
         self.table = Table()
+        control.setblocking(False)
         self._control: socket.socket | None = control
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -130,12 +131,14 @@ class Switch:
         waited, self._half = self._half, set()
         for each in waited:
             self._watch(each)
+        # Members first: who was handed over before a frame was sent is to get it.
+        if any(fd not in self._by_fd for fd, _ in events):
+            while self._control is not None and self._listen(self._control):
+                pass
         for fd, event in events:
             port = self._by_fd.get(fd)
-            if port is None:
-                if self._control is not None and fd == self._control.fileno():
-                    self._listen(self._control)
-                continue  # else it went in this very turn
+            if port is None:  # it is the control, or went in this very turn
+                continue
             if event & select.POLLOUT:
                 port.go_on()
                 self._watch(port)
@@ -143,15 +146,13 @@ class Switch:
                 self._take(port)
         self._report_drops()
 
-    def _listen(self, control: socket.socket) -> None:
-        """Take the next member, or note that the node has gone."""
+    def _listen(self, control: socket.socket) -> bool:
+        """Take the next member, or note that the node has gone. Returns whether there was one."""
         ends: list[int] = []
         try:
-            message, ends, _, _ = socket.recv_fds(
-                control, MEMBER.size, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            )
+            message, ends, _, _ = socket.recv_fds(control, MEMBER.size, 1)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             message = b""
         if not message:
@@ -162,6 +163,7 @@ class Switch:
             self.add(MEMBER.unpack(message)[0], ends.pop())
         for end in ends:
             os.close(end)
+        return bool(message)
 
     def add(self, number: int, end: int) -> None:
         """Take a member's socket over."""

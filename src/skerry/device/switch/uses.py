@@ -208,7 +208,7 @@ class SwitchUses:
         assert self._control is not None  # it is served
         try:
             end = use.twins["sink"]
-            socket.send_fds(self._control, [MEMBER.pack(number)], [end], socket.MSG_DONTWAIT)
+            socket.send_fds(self._control, [MEMBER.pack(number)], [end])
         except OSError as error:
             raise TransportError(
                 f"the switch {self._name} takes no member: {error.strerror}",
