@@ -379,6 +379,20 @@ def test_who_sends_no_frames_is_cut() -> None:
     run(scene)
 
 
+def test_who_has_left_a_switch_is_nobody_s_writer() -> None:
+    """Nothing lives on in it, unlike on a disk; who is on it is asked of each pair."""
+
+    async def scene(net: Net) -> None:
+        resource = net.world.monitor.resources["lan"]
+        await net.join("a")
+        number = (await net.join("b")).number
+        assert resource.written == {label("a"), label("b")}
+        net.world.monitor.cut(number)
+        assert resource.written == {label("a")}
+
+    run(scene)
+
+
 def test_limits_and_directions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """One member too many, and a use that would only read."""
     monkeypatch.setattr("skerry.device.switch.uses.MAX_MEMBERS", 2)

@@ -244,6 +244,9 @@ class SwitchUses:
     def left(self, use: SwitchUse) -> None:
         """Note that a member was cut."""
         self._members.pop(use, None)
+        # Nothing lives on in a switch: whom a member exchanges with is asked of each pair.
+        members = self.coalition.members()
+        self._resource().written = frozenset(member.source.label for member in members)
         self._end_if_empty()
 
     def _end_if_empty(self) -> None:
