@@ -20,7 +20,7 @@ from skerry.device.helper import Helper, Program, Start
 from skerry.device.switch.coalition import Coalition
 from skerry.device.switch.engine import CONTROL, MAX_MEMBERS, MEMBER, OUT, REPORT
 from skerry.device.switch.profile import LIMITS, PROFILE
-from skerry.errors import LimitReached, NotFound, StateError, TransportError
+from skerry.errors import LimitReached, NotFound, TransportError
 from skerry.monitor.domain import Resource
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Bridge, Side
@@ -142,9 +142,7 @@ class SwitchUses:
     def mint(
         self, one_way: bool, overflow: str = "block", *, size: int = 0, source: str = ""
     ) -> SwitchUse:
-        """Make the pair of another member. Raises `StateError` or a `Denied`."""
-        if one_way:
-            raise StateError("a switch is used both ways", fix="leave --one-way out")
+        """Make the pair of another member. Raises a `Denied`."""
         if len(self.coalition.members()) >= MAX_MEMBERS:
             raise LimitReached(f"the switch {self._name} has its {MAX_MEMBERS} members")
         return SwitchUse(self, self._streams.mint())
