@@ -17,7 +17,7 @@ _NOT_NEEDED = frozenset(
     ALWAYS[name]
     for name in (
         *("fsync", "fdatasync", "ftruncate", "fallocate", "pwrite64", "sendmsg"),
-        *("clock_nanosleep", "sysinfo", "uname"),
+        *("clock_nanosleep", "uname"),
     )
 )
 _NO_ADDRESS = Arg(4, 0, (1 << 64) - 1, wide=True)
