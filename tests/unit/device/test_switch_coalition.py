@@ -9,15 +9,18 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from skerry.channel.transport import TcpPairs
 from skerry.device.switch import engine
 from skerry.device.switch.uses import ENDED, OUTLAW, SwitchUses
 from skerry.errors import LimitReached, SupervisorError, TransportError
+from skerry.label import Label
 from skerry.monitor.protocols import Side
 from skerry.monitor.table import Channel
 from skerry.xsm.explain import Refused
+from skerry.xsm.request import Verdict
 from tests.support.monitor import ToyDecider, World, label, play
 from tests.support.switches import BareSwitches, add_switch
 from tests.unit.device.test_switch_engine import ALL, frame, mac
@@ -139,6 +142,31 @@ def test_who_may_not_talk_with_one_member_does_not_join() -> None:
         assert await net.hears("a", "c")
 
     run(scene, ("a", "b"))
+
+
+def test_a_wall_between_two_members_keeps_the_second_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question of history is asked of each pair as of any channel. The control: a third."""
+
+    async def scene(net: Net) -> None:
+        decider = net.world.decider
+        admit_bind = decider.admit_bind
+
+        async def walled(one: Label, other: Label) -> Verdict:
+            verdict = await admit_bind(one, other)
+            apart = {str(one), str(other)} == {str(label("a")), str(label("b"))}
+            return msgspec.structs.replace(verdict, allowed=not apart)
+
+        await net.join("a")
+        monkeypatch.setattr(decider, "admit_bind", walled)
+        # So that it is the pair that is refused, and not what the resource's writers are asked.
+        net.world.monitor.resources["lan"].written = frozenset()
+        with pytest.raises(Refused):
+            await net.join("b")
+        assert net.world.audit.events("deny")[-1]["switch"] == "lan"
+        await net.join("c")
+        assert net.live() == {"a", "c"}
+
+    run(scene)
 
 
 def test_a_policy_that_keeps_two_members_apart_cuts_both_and_only_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -138,6 +139,45 @@ def test_a_frame_that_comes_in_pieces_waits_and_keeps_nobody_busy() -> None:
         assert time.monotonic() - begin >= 10 * engine._PAUSE_MS / 1000
         net.send(1, whole[30:])
         assert net.got(2) == whole
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_however_a_stream_is_cut_up_the_same_frames_come_out(seed: int) -> None:
+    """Pieces of any length from two members at once; each stream arrives whole and in order."""
+    chance = random.Random(seed)
+    with lan() as net:
+        for number in (1, 2, 3):
+            net.send(number, frame(ALL, mac(number)))
+        net.got(1), net.got(2), net.got(3)
+        streams = {
+            sender: b"".join(
+                frame(mac(3), mac(sender), chance.randbytes(8), chance.randint(60, 3000))
+                for _ in range(30)
+            )
+            for sender in (1, 2)
+        }
+        left, got = dict(streams), b""
+        while any(left.values()):
+            sender = chance.choice([number for number, data in left.items() if data])
+            size = chance.randint(1, 5000)
+            net.ends[sender].send(left[sender][:size])
+            left[sender] = left[sender][size:]
+            net.turn(chance.randint(0, 3))
+            got += net.got(3)
+        net.turn(20)
+        got += net.got(3)
+        for sender, data in streams.items():
+            assert b"".join(_frames(got, mac(sender))) == data
+        assert not net.got(1) + net.got(2)
+
+
+def _frames(data: bytes, source: bytes) -> Iterator[bytes]:
+    """Yield the frames of one sender."""
+    while data:
+        end = 4 + int.from_bytes(data[:4], "big")
+        if data[10:16] == source:
+            yield data[:end]
+        data = data[end:]
 
 
 def test_a_member_that_does_not_read_costs_the_others_nothing() -> None:
