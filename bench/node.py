@@ -122,7 +122,11 @@ async def _open(
     streams = StreamBridges(relay=Relays(helpers, identities.take).start)
     exits.callback(streams.close)
     manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
-    kinds: dict[Kind, Bridges] = {"stream": streams, "memory": MemoryBridges(streams)}
+    kinds: dict[Kind, Bridges] = {
+        "stream": streams,
+        "link": streams,
+        "memory": MemoryBridges(streams),
+    }
     monitor = Monitor(manager, trail, kinds, time.monotonic)
     node = Node(setup, monitor, machines.make, time.monotonic)
     exits.push_async_callback(node.down, 0.0)

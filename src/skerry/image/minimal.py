@@ -39,6 +39,8 @@ _FILES = {
     "mdev.conf": ("etc/mdev.conf", cpio.PLAIN),
     "port": ("lib/skerry/port", cpio.EXECUTABLE),
     "memory": ("lib/skerry/memory", cpio.EXECUTABLE),
+    "driver": ("lib/skerry/driver", cpio.EXECUTABLE),
+    "link-up": ("sbin/link-up", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }

@@ -59,6 +59,10 @@ _SINGLE = (
     "supervisor/spawn.py",
     "channel/__init__.py",
     "channel/relay.py",
+    "device/__init__.py",
+    "device/switch/__init__.py",
+    "device/switch/engine.py",
+    "device/switch/table.py",
 )
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Start
+from skerry.device.switch import engine
+from skerry.device.switch.uses import SwitchUses
 from skerry.monitor.protocols import Decider
+from skerry.node.helpers import command
 from skerry.node.resources import MakeUses
 from skerry.system.model import ResourceKind
 
 
 def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses]:
     """Return the maker for each kind. `start` starts the helper of a use."""
-    return {}
+    switch = command(engine.__name__)
+    return {
+        "switch": lambda spec, resource: SwitchUses(
+            spec.name, resource, start, switch, StreamBridges()
+        ),
+    }

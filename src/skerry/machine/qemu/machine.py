@@ -28,6 +28,7 @@ from skerry.machine.qemu.command import (
 from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.launch import KEPT, Launcher, Process
+from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import Qmp
 from skerry.machine.qemu.shared import SharedMemories
@@ -81,6 +82,7 @@ class QemuMachine:
             name, self._qmp, ports, lambda: self._process, self._condemn
         )
         self._devices: dict[Kind, Devices] = {"stream": ports, "memory": self._memories}
+        self._devices |= dict.fromkeys(CARDS, Nics(name, self._qmp))
         self._running = self._killed = False
         self._shutdown_cause = self._condemned = ""
         self._watcher: asyncio.Task[None] | None = None
