@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from skerry.device.helper import Start
 from skerry.monitor.protocols import Decider
 from skerry.node.resources import MakeUses
+from skerry.node.tpms import make_tpm
 from skerry.system.model import ResourceKind
 
 
 def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses]:
     """Return the maker for each kind. `start` starts the helper of a use."""
-    return {}
+    return {"tpm": partial(make_tpm, start)}
