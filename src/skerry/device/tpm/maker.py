@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -18,21 +17,13 @@ from typing import Protocol
 
 from skerry.device.helper import Helper, Start
 from skerry.device.tpm import commands
-from skerry.device.tpm.commands import TpmError
 from skerry.device.tpm.program import swtpm
-from skerry.device.tpm.state import BROKEN, Kept, Record
+from skerry.device.tpm.running import Running, Words
+from skerry.device.tpm.state import Kept, Record
 from skerry.errors import Denied, LayerMissing
 from skerry.jail.errors import JailError
 from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Side
-
-ANSWER_S = 10.0
-"""How long a swtpm that starts may take for one answer. It takes some 5 ms."""
-
-MAX_WORDS = 4096
-"""Most bytes of a swtpm's own words; more is lost."""
-
-_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 class Pair(Protocol):
@@ -122,16 +113,15 @@ class TpmUse:
         record = await self._tpm.claimed(channel, self._source)
         if not self.twins:  # cut meanwhile
             return
-        with _lent(self._pair.ends) as (near, far):
-            helper, words = await self._tpm.start(channel, record, far)
-            with contextlib.closing(words):
-                if not self.twins:
-                    helper.process.kill()
-                    return
-                self._helper = helper
-                near.setblocking(False)
-                await self._tpm.ask(near, commands.PROBE, words)
-                near.setblocking(True)
+        with (
+            _lent(self._pair.ends) as (near, far),
+            contextlib.closing(await self._tpm.start(channel, record, near, far)) as running,
+        ):
+            if not self.twins:
+                running.helper.process.kill()
+                return
+            self._helper = running.helper
+            await running.ask(commands.PROBE)
         self.point = bytes.fromhex(record.point)
 
     def handed_over(self) -> None:
@@ -206,36 +196,24 @@ class Tpm:
         """Make the TPM and its attestation key, before any machine can speak to it."""
         pair = self._pairs.mint()
         try:
-            with _lent(pair.ends) as (near, far):
+            with (
+                _lent(pair.ends) as (near, far),
                 # Not the channel's helper, whose end would cut the channel.
-                helper, words = await self.start(-channel, record, far)
-                near.setblocking(False)
-                with contextlib.closing(words):
-                    try:
-                        point = await self._key_made(near, words)
-                    finally:
-                        helper.process.kill()
-                        await asyncio.shield(helper.process.exited)
+                contextlib.closing(await self.start(-channel, record, near, far)) as running,
+            ):
+                try:
+                    point = await running.key_made()
+                finally:
+                    running.helper.process.kill()
+                    await asyncio.shield(running.helper.process.exited)
         finally:
             pair.cut()
         return await asyncio.to_thread(self.kept.made, record, point)
 
-    async def _key_made(self, near: socket.socket, words: Words) -> bytes:
-        async def ask(command: bytes) -> bytes:
-            return await self.ask(near, command, words)
-
-        try:
-            commands.answer(await ask(commands.STARTUP))
-            made = commands.handle_of(await ask(commands.create_key()))
-            commands.answer(await ask(commands.keep_key(made)))
-            point = commands.point_of(await ask(commands.read_key()))
-            commands.answer(await ask(commands.SHUTDOWN))
-        except TpmError as error:
-            raise self._refusal(str(error)) from None
-        return point
-
-    async def start(self, channel: int, record: Record, far: socket.socket) -> tuple[Helper, Words]:
-        """Start a swtpm that hears this socket. Raises `Denied`, `SupervisorError`."""
+    async def start(
+        self, channel: int, record: Record, near: socket.socket, far: socket.socket
+    ) -> Running:
+        """Start a swtpm that hears `far`. Raises `Denied`, `SupervisorError`."""
         key = await asyncio.to_thread(self.kept.key, record)
         try:
             root = await asyncio.to_thread(self._root)
@@ -249,59 +227,11 @@ class Tpm:
         try:
             with _told(key) as told:
                 program = swtpm(root, self.kept.folder, far.fileno(), told, words.fileno())
-                return await self._start(channel, program, prepared), words
+                helper = await self._start(channel, program, prepared)
+            return Running(self.kept.name, helper, near, words)
         except BaseException:
             words.close()
             raise
-
-    async def ask(self, near: socket.socket, command: bytes, words: Words) -> bytes:
-        """Return the whole answer to a command. Raises `Denied` with the swtpm's own words."""
-        loop, untrusted = asyncio.get_running_loop(), b""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await loop.sock_sendall(near, command)
-                while not commands.is_answer(untrusted):
-                    room = commands.MAX_RESPONSE + 1 - len(untrusted)
-                    piece = await loop.sock_recv(near, room) if room else b""
-                    if not piece:
-                        raise self._refusal(words.text() or "swtpm has ended")
-                    untrusted += piece
-        except TimeoutError:
-            raise self._refusal(f"swtpm did not answer in {ANSWER_S:g} s") from None
-        except OSError as error:
-            raise self._refusal(words.text() or str(error.strerror)) from None
-        return untrusted
-
-    def _refusal(self, why: str) -> Denied:
-        return Denied(
-            f"the TPM {self.kept.name} did not start over its state: {why}",
-            fix="restore its files from a copy, or give the domain another TPM",
-            code=BROKEN,
-        )
-
-
-class Words:
-    """What a swtpm says on its standard error, in memory that it can't make larger."""
-
-    def __init__(self) -> None:
-        self._fd = os.memfd_create("words", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, MAX_WORDS)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
-
-    def fileno(self) -> int:
-        """Return the descriptor that is the swtpm's standard error."""
-        return self._fd
-
-    def text(self) -> str:
-        """Return its first line, printable, without its name."""
-        untrusted = os.pread(self._fd, MAX_WORDS, 0).partition(b"\0")[0]
-        lines = untrusted.decode(errors="replace").splitlines() or [""]
-        line = lines[0].removeprefix("swtpm: ")[:200]
-        return "".join(c if c.isprintable() else "?" for c in line)
-
-    def close(self) -> None:
-        """Forget them."""
-        os.close(self._fd)
 
 
 @contextlib.contextmanager
