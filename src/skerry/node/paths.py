@@ -134,6 +134,11 @@ def statement_key() -> Path:
     return state_dir() / "statement.key"
 
 
+def written_file() -> Path:
+    """Return the file of the labels that have written each disk and TPM."""
+    return state_dir() / "written.json"
+
+
 def control_socket() -> Path:
     """Return the control socket's path.
 
