@@ -17,6 +17,7 @@ from skerry.jail.identity import IdentityPool, open_pool, own
 from skerry.node.helpers import Helpers
 from skerry.node.relays import Relays
 from skerry.node.tpms import StreamPairs
+from skerry.supervisor.client import SupervisorClient
 from tests.support.machines import cache
 from tests.support.supervisor import running_supervisor
 
@@ -26,9 +27,10 @@ ACCEPTED = frozenset({"cgroup", "landlock"})
 class Chips:
     """A folder for TPMs, and what starts their swtpms."""
 
-    def __init__(self, folder: Path, relays: Relays) -> None:
+    def __init__(self, folder: Path, relays: Relays, client: SupervisorClient) -> None:
         self.folder = folder
         self.relays = relays
+        self.client = client
         for part in ("records", "keys", "states"):
             (folder / part).mkdir()
 
@@ -87,6 +89,6 @@ async def chips() -> AsyncIterator[Chips]:
         async with running_supervisor() as client:
             take = taken.take if pool else lambda name: own()
             helpers = Helpers(client, take, ACCEPTED | (set() if pool else {"uid"}))
-            yield Chips(folder, Relays(helpers, take))
+            yield Chips(folder, Relays(helpers, take), client)
             await helpers.close()
     taken.close()
