@@ -30,8 +30,14 @@ BOOT_S = 60.0
 class BareQemu:
     """One QEMU, running from its making on; `close` ends it."""
 
-    def __init__(self, spec: QemuSpec, ports: Mapping[str, socket.socket] = {}) -> None:
-        """Start it; `ports` are its streams by name, whose sockets are taken over."""
+    def __init__(
+        self,
+        spec: QemuSpec,
+        ports: Mapping[str, socket.socket] = {},
+        tpm: socket.socket | None = None,
+    ) -> None:
+        """Start it; `ports` are its streams by name, `tpm` the control channel of a swtpm; their
+        sockets are taken over."""
         pairs = {fd: socket.socketpair() for fd in (QMP_FD, CONSOLE_FD, AGENT_FD)}
         far = {fd: pair[1] for fd, pair in pairs.items()}
         self._near = {fd: pair[0] for fd, pair in pairs.items()}
@@ -41,7 +47,10 @@ class BareQemu:
         for name, sock in ports.items():
             argv += ["-chardev", f"socket,id={name},fd={sock.fileno()}"]
             argv += ["-device", f"virtserialport,bus=ports.0,chardev={name},name={name}"]
-        inherited = [*far.values(), *ports.values()]
+        if tpm is not None:
+            argv += ["-chardev", f"socket,id=tpm,fd={tpm.fileno()}"]
+            argv += ["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"]
+        inherited = [*far.values(), *ports.values(), *([tpm] if tpm is not None else [])]
         # Ends the machine should this process be killed: its standard input then ends.
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", "read pid; read end; kill -KILL $pid"], stdin=subprocess.PIPE

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -256,3 +258,11 @@ def test_the_command_line_verifies_without_a_node(
     code, said = verify("--quote", str(files["quote"]))
     assert code == 1
     assert "does not hold" in said
+
+
+def test_the_command_in_the_documentation_is_a_quote() -> None:
+    """What a shell's `printf` makes of it is what the TPM takes."""
+    page = (Path(__file__).parents[3] / "docs/devices/tpm.md").read_text("utf-8")
+    (shown,) = re.findall(r"^(printf '.*') > q$", page, re.MULTILINE)
+    made = subprocess.run(["sh", "-c", shown], capture_output=True, check=True).stdout
+    assert made == commands.quote(bytes.fromhex("0011223344556677"), (0, 7))
