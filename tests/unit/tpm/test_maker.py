@@ -188,6 +188,22 @@ def test_what_is_spoiled_is_refused_and_never_a_fresh_tpm(spoiler: str) -> None:
     play(scene)
 
 
+def test_a_swtpm_that_still_runs_keeps_the_next_one_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started it. The control: killed, it is waited for, and the next one starts."""
+
+    async def scene(found: Chips) -> None:
+        use = await found.use("chip")
+        monkeypatch.setattr(state, "LOCK_S", 0.3)
+        with pytest.raises(Denied, match="used by another process still"):
+            await found.use("chip", channel=2)
+        assert commands.is_answer(talk(use, RANDOM))
+        use.cut()
+        monkeypatch.setattr(state, "LOCK_S", 5.0)
+        await ended(await found.use("chip", channel=3))
+
+    play(scene)
+
+
 def test_what_a_swtpm_left_in_its_folder_is_removed_or_refused() -> None:
     """A link in the place of the state leads nowhere; other files go with the next use."""
 

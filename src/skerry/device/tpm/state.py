@@ -8,11 +8,13 @@ jail of its swtpm and the node can reach, and which was encrypted before it was 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,12 @@ MAX_RECORD = 8192
 KEY_BYTES = 32
 STATE_FILE = "tpm2-00.permall"
 """What swtpm calls the state of a TPM 2.0."""
+
+LOCK_FILE = ".lock"
+"""What swtpm holds a lock on while it runs."""
+
+LOCK_S = 2.0
+"""How long a swtpm that was killed may take to be gone, in seconds. It takes milliseconds."""
 
 BROKEN = "TPM-STATE"
 """The code of a refusal for what is missing or damaged of a TPM."""
@@ -113,11 +121,18 @@ class Kept:
     def give(self, record: Record, identity: Identity) -> None:
         """Let the jail with this identity, and no other, use the state. Raises `Denied`.
 
-        Before the TPM was made there must be none, and what an interrupted making left goes.
+        Before the TPM was made there must be none, and what an interrupted making left goes. A
+        swtpm that was killed is waited for, so that it changes nothing any more.
         """
         state = self.folder / STATE_FILE
         with self._durable():
             self.folder.mkdir(mode=0o700, exist_ok=True)
+            if not _is_free(self.folder / LOCK_FILE):
+                raise Denied(
+                    f"the TPM {self.name} is used by another process still",
+                    fix="wait until that has ended; no two nodes can have one TPM",
+                    code="TPM-IN-USE",
+                )
             content = None
             if record.point:
                 try:
@@ -151,6 +166,26 @@ class Kept:
             fix="restore its files from a copy, or give the domain another TPM",
             code=BROKEN,
         )
+
+
+def _is_free(lock: Path) -> bool:
+    """Wait until no swtpm holds the lock; say whether it came to that in `LOCK_S`."""
+    end = time.monotonic() + LOCK_S
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    try:
+        while True:
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    return False
+                time.sleep(0.01)
+    finally:
+        os.close(fd)
 
 
 def _encoded(record: Record) -> bytes:
