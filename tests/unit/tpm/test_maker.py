@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from skerry.device.tpm import commands, running, state
+from skerry.device.tpm import commands, give, running, state
 from skerry.device.tpm.maker import TpmUse
 from skerry.device.tpm.running import Words
 from skerry.device.tpm.state import STATE_FILE, Record, _open_to
@@ -347,3 +347,35 @@ def test_an_ordinary_users_access_list_lets_in_one_uid(tmp_path: Path) -> None:
     assert as_user(node, "assert open('b').read() == 'x'; os.unlink('b')")
     assert not as_user(other, "os.listdir()")
     assert not as_user(other, "open('c', 'w')")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can lend another user subordinate ids")
+def test_an_ordinary_user_gives_a_state_to_a_subordinate_uid_alone(tmp_path: Path) -> None:
+    """A file of its own to an id of its own. The controls: another's file, and another's id."""
+    folder = tmp_path / "given"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    for parent in (tmp_path, *tmp_path.parents):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    names = tmp_path / "subids"
+    names.write_text("nobody:400000:10\n")
+    mine, others = folder / "mine", folder / "others"
+    for path, uid in ((mine, 65534), (others, 1)):
+        path.write_bytes(b"x")
+        os.chown(path, uid, uid)
+
+    def gives(path: Path, uid: int) -> bool:
+        bind = "".join(f"mount --bind {names} /etc/{each}; " for each in ("subuid", "subgid"))
+        program = Path(give.__file__)
+        words = f"{sys.executable} -I -S {program} {path} {uid} {uid}"
+        user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
+        script = f"set -e; touch /etc/subuid /etc/subgid; {bind}exec {user} {words}"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script], capture_output=True, check=False
+        )
+        return done.returncode == 0
+
+    assert not gives(mine, 400010)
+    assert not gives(others, 400003)
+    assert gives(mine, 400003)
+    assert [mine.stat().st_uid, mine.stat().st_gid, others.stat().st_uid] == [400003, 400003, 1]

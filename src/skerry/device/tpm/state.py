@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from skerry.device.tpm.give import give
 from skerry.errors import Denied
 from skerry.jail.identity import Identity
 
@@ -229,16 +230,16 @@ def _sync(path: Path) -> None:
 
 
 def _open_to(path: Path, identity: Identity) -> None:
-    """Let one uid use a file or folder of ours: root gives it away, a user sets an access list."""
+    """Let one uid use a file or folder of ours, and what it makes in the folder be ours to read."""
     if identity.uid == os.getuid():
         return
     if not identity.mapped:
         os.chown(path, identity.uid, identity.gid)
-        return
-    is_folder = path.is_dir()
-    os.setxattr(path, _ACCESS, _acl(7 if is_folder else 6, identity.uid))
-    if is_folder:  # what the jail makes there stays ours to read
+    elif path.is_dir():
+        os.setxattr(path, _ACCESS, _acl(7, identity.uid))
         os.setxattr(path, _DEFAULT, _acl(6, os.getuid()))
+    else:
+        give(path, identity.uid, identity.gid)
 
 
 def _acl(may: int, uid: int) -> bytes:
