@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ from skerry.errors import Denied
 from skerry.jail.identity import Identity
 from tests.support.swtpms import Chips, chips, ended, opened, talk
 from tests.support.tpm import RANDOM
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every uid can traverse."""
+    with tempfile.TemporaryDirectory(prefix="skerry-tpm-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def play(scene: Callable[[Chips], object]) -> None:
@@ -318,13 +327,10 @@ def test_a_swtpms_words_are_bounded_printable_and_one_line() -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be two other users")
-def test_an_ordinary_users_access_list_lets_in_one_uid(tmp_path: Path) -> None:
+def test_an_ordinary_users_access_list_lets_in_one_uid(open_folder: Path) -> None:
     """The jail's uid makes and reads files in the folder, its node too, and another uid neither."""
     node, jail, other = 1234, 231072, 231073
-    for parent in (tmp_path, *tmp_path.parents):
-        if not parent.stat().st_mode & 1:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    folder = tmp_path / "chip"
+    folder = open_folder / "chip"
     folder.mkdir(mode=0o700)
     os.chown(folder, node, node)
 
@@ -350,14 +356,12 @@ def test_an_ordinary_users_access_list_lets_in_one_uid(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can lend another user subordinate ids")
-def test_an_ordinary_user_gives_a_state_to_a_subordinate_uid_alone(tmp_path: Path) -> None:
+def test_an_ordinary_user_gives_a_state_to_a_subordinate_uid_alone(open_folder: Path) -> None:
     """A file of its own to an id of its own. The controls: another's file, and another's id."""
-    folder = tmp_path / "given"
-    folder.mkdir(mode=0o777)
+    folder = open_folder / "given"
+    folder.mkdir()
     folder.chmod(0o777)
-    for parent in (tmp_path, *tmp_path.parents):
-        parent.chmod(parent.stat().st_mode | 0o011)
-    names = tmp_path / "subids"
+    names = open_folder / "subids"
     names.write_text("nobody:400000:10\n")
     mine, others = folder / "mine", folder / "others"
     for path, uid in ((mine, 65534), (others, 1)):
