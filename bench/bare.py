@@ -36,9 +36,10 @@ class BareQemu:
         spec: QemuSpec,
         ports: Mapping[str, socket.socket] = {},
         cards: Mapping[str, socket.socket] = {},
+        tpm: socket.socket | None = None,
     ) -> None:
-        """Start it; `ports` and `cards` are its streams and links by name, whose sockets are taken
-        over."""
+        """Start it; `ports` and `cards` are its streams and links by name, `tpm` the control
+        channel of a swtpm; their sockets are taken over."""
         pairs = {fd: socket.socketpair() for fd in (QMP_FD, CONSOLE_FD, AGENT_FD)}
         far = {fd: pair[1] for fd, pair in pairs.items()}
         self._near = {fd: pair[0] for fd, pair in pairs.items()}
@@ -52,7 +53,11 @@ class BareQemu:
             argv += ["-netdev", f"socket,id={name},fd={sock.fileno()}"]
             card = f"virtio-net-pci,netdev={name},mac={mac(spec.name, name)},romfile="
             argv += ["-device", card]
+        if tpm is not None:
+            argv += ["-chardev", f"socket,id=tpm,fd={tpm.fileno()}"]
+            argv += ["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"]
         inherited = [*far.values(), *ports.values(), *cards.values()]
+        inherited += [tpm] if tpm is not None else []
         # Ends the machine should this process be killed: its standard input then ends.
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", "read pid; read end; kill -KILL $pid"], stdin=subprocess.PIPE

@@ -15,6 +15,7 @@ ROWS = {
     "oneway-back-kbit-s": ("oneway", "covert"),
     "memory-vs-bare": ("memory", "throughput"),
     "memory-rtt-vs-bare": ("memory", "round_trip"),
+    "tpm-quote-vs-bare": ("tpm", "quote"),
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),

@@ -44,8 +44,8 @@ class Log(Protocol):
         """Write a record; raises `AuditUnavailable`."""
 
 
-def make_key(path: Path) -> Ed25519PrivateKey:
-    """Return the node's key, made at first need; its public half is put beside it (`.pub`).
+def make_key(path: Path, what: str = "the audit trail's key") -> Ed25519PrivateKey:
+    """Return a key of the node, made at first need; its public half is put beside it (`.pub`).
 
     The file is the owner's alone. Raises `SkerryError` if it can't be read or made.
     """
@@ -66,7 +66,7 @@ def make_key(path: Path) -> Ed25519PrivateKey:
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or str(error)
         raise SkerryError(
-            f"the audit trail's key {path} cannot be used: {words}",
+            f"{what} {path} cannot be used: {words}",
             fix="mend that, or move the key away; a new one is made then",
         ) from None
     return key

@@ -39,6 +39,7 @@ COMMANDS = {
     "audit": "skerry.cli.audit:audit",
     "why": "skerry.cli.audit:why",
     "image": "skerry.cli.image:image",
+    "tpm": "skerry.cli.tpm:tpm",
 }
 
 SUMMARIES = {
@@ -64,6 +65,7 @@ SUMMARIES = {
     "audit": "Read, export and verify the audit trail.",
     "why": "Explain a decision of the audit trail.",
     "image": "Build and list guest images.",
+    "tpm": "State and verify what runs over a domain's TPM.",
 }
 
 

@@ -9,14 +9,18 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import msgspec
+
 from skerry.control.server import Session
 from skerry.errors import LimitReached, PolicyError, StateError, WireError
 from skerry.label import Label
 from skerry.monitor.domain import State
 from skerry.monitor.table import Channel
+from skerry.node import paths
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.node.reconcile import Prepare, Reconciler
+from skerry.node.statements import make_statement
 from skerry.policy.load import MAX_POLICY_BYTES, module_info
 from skerry.policy.source import NewBooleans, NewPolicy
 from skerry.wire import control as wire
@@ -107,6 +111,9 @@ class Calls:
                 return await self._down(deadline_s)
             case wire.Reconcile():
                 return await self._reconcile(call, session)
+            case wire.TpmStatement(domain, nonce):
+                key = paths.statement_key()
+                return msgspec.to_builtins(await make_statement(node, operator, domain, nonce, key))
             case wire.Restart():
                 return await self._restart(operator)
         return None

@@ -17,10 +17,12 @@ from skerry.errors import LayerMissing, LimitReached, MachineError
 from skerry.jail import cgroup, device
 from skerry.jail.confinement import Confinement, Limits
 from skerry.jail.errors import IdentitiesUsed, JailError, LayerOff
+from skerry.jail.filter import PROFILES
 from skerry.jail.identity import Identity, IdentityPool, open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
 from skerry.machine.qemu.root import INITRD, KERNEL, own_descriptors, qemu_root
+from skerry.machine.qemu.tpm import TPM_CALLS
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
 
@@ -37,7 +39,8 @@ KVM_FIX = 'load the KVM module and let the jails open /dev/kvm (mode 0666), or u
 
 
 class Inmate(msgspec.Struct, frozen=True):
-    """What a machine's jail is made from; `memory` in bytes, `kvm`: it may use KVM."""
+    """What a machine's jail is made from; `memory` in bytes, `kvm`: it may use KVM; `tpm`: it may
+    have a TPM."""
 
     name: str
     board: Board
@@ -45,6 +48,7 @@ class Inmate(msgspec.Struct, frozen=True):
     initrd: Path
     memory: int
     kvm: bool
+    tpm: bool = False
 
 
 class MachineJail(msgspec.Struct, frozen=True):
@@ -154,10 +158,11 @@ class MachineJails:
     def _confine(
         self, inmate: Inmate, identity: Identity, groups: tuple[str, ...], kvm: Path | None
     ) -> Confinement:
+        profile = PROFILES["qemu-kvm" if kvm else "qemu"]
         return Confinement(
             str(self._root(inmate)),
             identity,
-            profile="qemu-kvm" if kvm else "qemu",
+            profile=(*profile, *TPM_CALLS) if inmate.tpm else profile,
             binds=(
                 *((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
                 *own_descriptors(inmate.board),

@@ -172,22 +172,25 @@ class Machines:
         image, accel, jails = self._images.get(domain.image), self._accel(domain), self._jails
         if image is None or jails is None:
             raise MachineError(f"the image {domain.image} is not there", fix="restart the node")
+        board = _board(domain)
+        # A PVH kernel overwrites the tables by which a guest finds its TPM on these boards.
+        classical = domain.tpm and board in ("q35", "pc")
         spec = QemuSpec(
             name=domain.name,
             label=str(label),
-            kernel=image.kernel,
+            kernel=image.bzimage if classical else image.kernel,
             bzimage=image.bzimage,
             initrd=image.initrd,
             cmdline=CMDLINE,
             memory=domain.memory,
             cpus=domain.cpus,
-            board=_board(domain),
+            board=board,
             accel=accel,
             tsc_khz=tsc_khz() if accel == "tcg" else 0,  # under KVM the guest can ask for it
+            tpm=domain.tpm,
         )
-        inmate = Inmate(
-            spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory, accel == "kvm"
-        )
+        what = spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory
+        inmate = Inmate(*what, kvm=accel == "kvm", tpm=spec.tpm)
         jail = jails.make(inmate)
         incarnation = f"{prefixes.DOMAIN}{domain.name}/{secrets.token_hex(4)}"
         machine = QemuMachine(spec, jail.launcher, incarnation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Start
@@ -11,6 +12,7 @@ from skerry.device.switch.uses import SwitchUses
 from skerry.monitor.protocols import Decider
 from skerry.node.helpers import command
 from skerry.node.resources import MakeUses
+from skerry.node.tpms import make_tpm
 from skerry.system.model import ResourceKind
 
 
@@ -21,4 +23,5 @@ def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses
         "switch": lambda spec, resource: SwitchUses(
             spec.name, resource, start, switch, StreamBridges()
         ),
+        "tpm": partial(make_tpm, start),
     }

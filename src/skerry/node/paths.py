@@ -110,6 +110,30 @@ def history_file() -> Path:
     return state_dir() / "history.json"
 
 
+def tpm_records() -> Path:
+    """Return the directory of what is known of each TPM: whose it is, and its attestation key."""
+    return state_dir() / "tpm"
+
+
+def keys_dir() -> Path:
+    """Return the directory of the keys of resources."""
+    return state_dir() / "keys"
+
+
+def tpm_states() -> Path:
+    """Return the directory of the TPMs' encrypted states, each for one jail's uid alone.
+
+    Jails reach it, so it can't lie in `state_dir`; it is this node's alone, also where the share is
+    common to several.
+    """
+    return (_home() or share_dir()) / "tpm"
+
+
+def statement_key() -> Path:
+    """Return the key that signs statements about domains; its public half is beside it, `.pub`."""
+    return state_dir() / "statement.key"
+
+
 def written_file() -> Path:
     """Return the file of the labels that have written each disk and TPM."""
     return state_dir() / "written.json"

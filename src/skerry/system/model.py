@@ -75,6 +75,8 @@ class DomainSpec(msgspec.Struct, frozen=True):
     autostart: bool = True
     slots: bool = False
     """Whether something of the file needs a board with slots: a disk, a network, a memory."""
+    tpm: bool = False
+    """Whether it uses a TPM, which it has from its start on or not at all."""
 
 
 class ChannelSpec(msgspec.Struct, frozen=True):

@@ -156,7 +156,9 @@ def read_uses(
 def with_slots(
     top: Section, domains: Mapping[str, DomainSpec], channels: Iterable[ChannelSpec]
 ) -> dict[str, DomainSpec]:
-    """Return the domains, each told whether something of it needs a board with slots."""
+    """Return the domains, each told whether something of it needs a board with slots, or a TPM."""
+    channels = list(channels)
+    secure = {channel.source for channel in channels if channel.kind == "tpm"}
     need = {end for c in channels if c.kind in _SLOTS for end in (c.source, c.sink)}
     for name in need & domains.keys():
         if domains[name].board in ("microvm", "q35"):
@@ -164,6 +166,6 @@ def with_slots(
             what = "a disk, a link, a memory or an uplink needs slots"
             table.problem("board", f'{what}: board = "pc", or leave it out')
     return {
-        name: msgspec.structs.replace(domain, slots=True) if name in need else domain
+        name: msgspec.structs.replace(domain, slots=name in need, tpm=name in secure)
         for name, domain in domains.items()
     }

@@ -31,6 +31,12 @@ MAX_GRANT_SECONDS = 365 * 86_400
 MAX_MEMORY = 1 << 30
 """Largest memory that domains share, in bytes; a larger one is refused."""
 
+MIN_NONCE = 8
+"""Fewest bytes of the nonce of a statement about a TPM; a shorter one is refused."""
+
+MAX_NONCE = 64
+"""Most bytes of the nonce of a statement about a TPM; a longer one is refused."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Chunk = Annotated[bytes, Meta(max_length=64 * 1024)]
@@ -178,6 +184,13 @@ class Reconcile(_Message, frozen=True, tag="reconcile"):
     dry_run: bool = False
 
 
+class TpmStatement(_Message, frozen=True, tag="tpm-statement"):
+    """Sign what a domain is that uses a TPM, over the asker's nonce."""
+
+    domain: Name
+    nonce: Annotated[bytes, Meta(min_length=MIN_NONCE, max_length=MAX_NONCE)]
+
+
 class Restart(_Message, frozen=True, tag="restart"):
     """Let another process of the service take over; domains and channels go on."""
 
@@ -185,6 +198,7 @@ class Restart(_Message, frozen=True, tag="restart"):
 Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
     | Kill | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down | Reconcile | Restart
+    | TpmStatement
 )  # fmt: skip
 
 

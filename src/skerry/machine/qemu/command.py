@@ -36,7 +36,8 @@ _RESIDUE = "mem-merge=off,dump-guest-core=off"
 
 
 class QemuSpec(msgspec.Struct, frozen=True):
-    """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest."""
+    """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest, `tpm`:
+    it may have a TPM."""
 
     name: str
     label: str
@@ -49,6 +50,7 @@ class QemuSpec(msgspec.Struct, frozen=True):
     board: Board = "auto"
     accel: Accel = "tcg"
     tsc_khz: int = 0
+    tpm: bool = False
 
     @property
     def machine(self) -> Board:
@@ -79,8 +81,16 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
 
 
 def _cmdline(spec: QemuSpec) -> str:
-    """Add the host's TSC rate: without it a microvm under TCG hangs in calibrating it."""
-    return f"{spec.cmdline} tsc_early_khz={spec.tsc_khz}" if spec.tsc_khz else spec.cmdline
+    """Add the host's TSC rate: without it a microvm under TCG hangs in calibrating it.
+
+    The table by which a kernel finds a TPM is not on a microvm, so there it is told to look.
+    """
+    words = [spec.cmdline]
+    if spec.tsc_khz:
+        words.append(f"tsc_early_khz={spec.tsc_khz}")
+    if spec.tpm and spec.machine == "microvm":
+        words.append("tpm_tis.force=1 tpm_tis.interrupts=0")
+    return " ".join(words)
 
 
 def _socket(name: str, descriptor: int) -> list[str]:

@@ -32,6 +32,7 @@ from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import Qmp
 from skerry.machine.qemu.shared import SharedMemories
+from skerry.machine.qemu.tpm import Tpms
 from skerry.monitor.protocols import Exit, Kind
 from skerry.wire.memory import Identity
 
@@ -82,6 +83,8 @@ class QemuMachine:
             name, self._qmp, ports, lambda: self._process, self._condemn
         )
         self._devices: dict[Kind, Devices] = {"stream": ports, "memory": self._memories}
+        self._tpms = Tpms(name, self._qmp)
+        self._devices["tpm"] = self._tpms
         self._devices |= dict.fromkeys(CARDS, Nics(name, self._qmp))
         self._running = self._killed = False
         self._shutdown_cause = self._condemned = ""
@@ -231,6 +234,7 @@ class QemuMachine:
         if self._process is not None:
             self._process.kill()
         elif self._start is not None:
+            self._tpms.close()
             self._exited.set_result(Exit(0, "ended before it was started"))
 
     def _condemn(self, why: str) -> None:
@@ -242,8 +246,8 @@ class QemuMachine:
     async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Give QEMU the descriptors of a channel, and the guest what it is to it, of that name.
 
-        Works before `resume` (it is there at boot) and after it. Raises `MachineError`,
-        `LimitReached`; then the guest has nothing of it.
+        Works before `resume` (it is there at boot) and after it; a TPM only before `prepare`.
+        Raises `MachineError`, `LimitReached`; then the guest has nothing of it.
         """
         if kind not in self._devices:
             raise MachineError(f"this machine has no channels of the kind {kind}")
@@ -284,7 +288,9 @@ class QemuMachine:
         near = {kept: pairs[fd][0].fileno() for kept, fd in SOCKETS.items()}
         fds = {fd: far.fileno() for fd, (_, far) in pairs.items()}
         names = {f"{start.incarnation}.{kept}": fd for kept, fd in near.items()}
-        argv = command(start.spec, start.launcher.path)
+        more, given = self._tpms.at_launch(max(fds) + 1)
+        fds |= given
+        argv = [*command(start.spec, start.launcher.path), *more]
         null = os.open(os.devnull, os.O_RDONLY)
         try:
             fds |= {0: null, 1: fds[2]}
@@ -293,6 +299,7 @@ class QemuMachine:
             )
         finally:
             os.close(null)
+        self._tpms.launched()
         self._run(process)
 
     def _run(self, process: Process) -> None:
@@ -325,6 +332,7 @@ class QemuMachine:
 
     async def _let_go(self) -> None:
         await self._qmp.close()
+        self._tpms.close()
         for reader in self._readers:
             reader.close()
 

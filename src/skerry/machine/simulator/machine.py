@@ -150,6 +150,8 @@ class SimulatedMachine:
 
         Raises `MachineError`; then the machine holds nothing of it.
         """
+        if kind == "tpm":
+            raise MachineError("a simulated machine has no TPM")
         self._step("attach")
         if kind == "memory":
             raise MachineError("a simulated machine has no shared memory")
