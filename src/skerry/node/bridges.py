@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 from skerry.channel import stream
 from skerry.channel.one_way import Relay
@@ -20,6 +21,14 @@ from skerry.node.recover import Adopted
 from skerry.node.resources import Resources
 from skerry.node.standing import RESOURCE, ChannelEntry
 from skerry.supervisor.client import Process
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A use whose helper tells what it refuses."""
+
+    def known_as(self, channel: int, source: str) -> None:
+        """Record that from now on as of this channel and domain."""
 
 
 class AllBridges:
@@ -39,7 +48,10 @@ class AllBridges:
             helper = Helper(process, uid) if process is not None else None
             if uses is None or "source" not in twins:
                 return _Remains(twins, process)
-            return uses.adopt(twins, helper, entry.source)
+            use = uses.adopt(twins, helper, entry.source)
+            if isinstance(use, Reporting):
+                use.known_as(entry.number, entry.source.split("/")[1])
+            return use
         if twins.keys() >= {"source", "sink"}:
             return stream.adopt(twins, Relay(process, uid) if process is not None else None)
         return _Remains(twins, process) if entry is None else None

@@ -70,7 +70,9 @@ class World(NamedTuple):
     machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
     trail: Callable[[Path, Disk], AuditTrail] | None = None  # None: a process writes it
     manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
-    makers: Callable[[Start, Decider], Mapping[ResourceKind, MakeUses]] = all_makers
+    makers: Callable[
+        [Start, Decider, AuditLog, StreamBridges], Mapping[ResourceKind, MakeUses]
+    ] = all_makers
 
 
 HOST = World()
@@ -136,7 +138,7 @@ async def open_node(
     await keeper.settle(setup, setup, standing.generation, {})
     manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
     exits.push_async_callback(manager.close)
-    resources = Resources(world.makers(relays.serve, manager))
+    resources = Resources(world.makers(relays.serve, manager, trail, streams))
     exits.callback(resources.close)
     bridges = AllBridges(streams, resources)
     monitor = Monitor(

@@ -25,7 +25,7 @@ from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
 from skerry.node import prefixes
 from skerry.node.journal import SIDES, NodeJournal, twin_name
-from skerry.node.relays import relay_name
+from skerry.node.relays import relay_name, take_relay
 from skerry.node.standing import RESOURCE, ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
 
@@ -285,7 +285,7 @@ class Recovery:
         self, number: int, twins: Mapping[Side, int], entry: ChannelEntry | None
     ) -> Adopted | None:
         """Take over a channel, with the relay or helper that it has."""
-        process = self._processes.pop(relay_name(number), None)
+        process = take_relay(self._processes, number)
         if process is not None:
             self._watch(number, process)
         return self._bridge_of(twins, process, entry)
@@ -326,7 +326,11 @@ async def end_unknown(inherited: Inherited, standing: Standing) -> None:
         if entry.one_way or entry.sink.startswith(RESOURCE)
     }
     known = standing.domains.keys() | relays
-    unknown = [p for name, p in inherited.processes.items() if name not in known]
+    unknown = [
+        process
+        for name, process in inherited.processes.items()
+        if name not in known and name.partition(".")[0] not in relays
+    ]
     for process in unknown:
         process.kill()
     if unknown:
