@@ -47,6 +47,7 @@ from skerry.node.relays import Relays
 from skerry.node.resources import MakeUses, Resources
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import MAX_MAKERS, Standing
+from skerry.node.written import Written
 from skerry.policy.client import Notice
 from skerry.policy.source import Policy
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
@@ -70,9 +71,7 @@ class World(NamedTuple):
     machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
     trail: Callable[[Path, Disk], AuditTrail] | None = None  # None: a process writes it
     manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
-    makers: Callable[
-        [Start, Decider, AuditLog, StreamBridges], Mapping[ResourceKind, MakeUses]
-    ] = all_makers
+    makers: Callable[[Start, Decider], Mapping[ResourceKind, MakeUses]] = all_makers
 
 
 HOST = World()
@@ -138,7 +137,9 @@ async def open_node(
     await keeper.settle(setup, setup, standing.generation, {})
     manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
     exits.push_async_callback(manager.close)
-    resources = Resources(world.makers(relays.serve, manager, trail, streams))
+    written = await asyncio.to_thread(Written, paths.written_file())
+    resources = Resources(world.makers(relays.serve, manager), written)
+    journal.written = resources.save
     exits.callback(resources.close)
     bridges = AllBridges(streams, resources)
     monitor = Monitor(

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -55,8 +56,15 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 GATEWAY_MAC = "52:54:00:00:02:01"
 """The hardware address of the gateway, as the guest sees it."""
 
-Pair = Callable[[], tuple[socket.socket, socket.socket]]
-"""Makes two connected streams that can carry no descriptors. Raises `Denied`."""
+class Pairs(Protocol):
+    """Makes connected streams that can carry no descriptors (law 1): `channel.stream`."""
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """Make two ends. Raises `Denied`; then nothing was made."""
+
+    def close(self) -> None:
+        """Let go of what makes them."""
+
 
 Command = Callable[[str], list[str]]
 """Returns the command that runs `main()` of a module of this package as a helper."""
@@ -70,7 +78,7 @@ class Uplink:
         self._maker, self._source = maker, source
         self._helpers: list[Helper] = []
         self._denials: Denials | None = None
-        ours, self._far = maker.pair()
+        ours, self._far = maker.pairs.pair()
         self._reports = -1
         self._ends: dict[Side, int] = {"source": ours.detach()}
         self._twins: dict[Side, int] = {}
@@ -186,13 +194,14 @@ class Uplinks:
         self,
         spec: ResourceSpec,
         start: Start,
-        note: Note,
-        pair: Pair,
+        pairs: Pairs,
         command: Command,
         roots: Callable[[], Path],
     ) -> None:
         """`roots` gives the directory of the jails' roots."""
-        self.name, self.note, self.pair = spec.name, note, pair
+        self.name, self.pairs = spec.name, pairs
+        self.note: Note = lambda event, fields: None
+        """Records what is refused; to be set before there is a use."""
         self._spec, self._start, self._command, self._roots = spec, start, command, roots
         self._ports = sorted({split(destination)[1] for destination in spec.allow})
 
@@ -210,7 +219,8 @@ class Uplinks:
         return Uplink.adopt(self, twins, helper)
 
     def close(self) -> None:
-        """Do nothing: a maker holds nothing."""
+        """Let go of what makes the pairs. Uses that were minted live on."""
+        self.pairs.close()
 
     async def start_all(
         self, channel: int, frames: int, reports: int, helpers: list[Helper]
