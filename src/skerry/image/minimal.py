@@ -40,6 +40,8 @@ _FILES = {
     "port": ("lib/skerry/port", cpio.EXECUTABLE),
     "driver": ("lib/skerry/driver", cpio.EXECUTABLE),
     "link-up": ("sbin/link-up", cpio.EXECUTABLE),
+    "uplink-up": ("sbin/uplink-up", cpio.EXECUTABLE),
+    "lease": ("lib/skerry/lease", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }
