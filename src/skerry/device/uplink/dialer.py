@@ -76,7 +76,7 @@ class Dialer:
             if now > beat + BEAT_S:
                 beat = now
                 self._names.tick(now)
-                self._reports.settle()
+                self._reports.settle(beat)
                 for flow in [flow for flow, until in self._making.values() if until < now]:
                     self._reports.tell(flow.called, LATE, now)
                     self._end(flow)

@@ -98,7 +98,7 @@ class Gate:
                         others[number]()
             if time.monotonic() > beat + BEAT_S:
                 beat = time.monotonic()
-                self._reports.settle()
+                self._reports.settle(beat)
                 self._asking = {n: a for n, a in self._asking.items() if a[2] > beat}
 
     def _accept(self, listener: socket.socket) -> None:
@@ -148,7 +148,7 @@ class Gate:
         asked, client, _ = self._asking.pop(number)
         if asked.kind != dns.A:
             addresses = []
-            if asked.kind != dns.AAAA:
+            if asked.kind != dns.AAAA and code == dns.NOERROR:
                 self._reports.tell(f"{asked.name} (type {asked.kind})", KIND, time.monotonic())
         inward = [words.inward(address) for address in addresses]
         self._reply(dns.write_answer(asked, inward, ttl, code), client)

@@ -31,6 +31,8 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 SO_ATTACH_FILTER = 26
 RTM_NEWROUTE, NLM_REQUEST_ACK_CREATE = 24, 0x1 | 0x4 | 0x400
+LANDLOCK_WITH_TCP, LANDLOCK_BIND_TCP = 4, 1
+LOW = 32768
 DNS_PORT = 53
 FIXED = 3
 """The sockets that are made for every uplink, whatever its ports."""
@@ -61,6 +63,25 @@ def make_all_local() -> None:
     (error,) = struct.unpack_from("=i", answer, 16)
     if error:
         raise OSError(-error, f"a route in the namespace: {os.strerror(-error)}")
+
+
+def forbid_listening(enter: ModuleType) -> None:
+    """Let nobody bind a TCP socket from now on, as far as the kernel can; UDP to low ports neither.
+
+    passt binds to where it is to connect, to see whether anybody listens on an address of its own,
+    and if it can, gives up without trying: the gate would not see what was asked. Where Landlock is
+    older than its version 4, that is so for ports from `LOW` on.
+    """
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as file:  # noqa: PTH123
+        file.write(str(LOW))
+    create, restrict = enter.SYS_LANDLOCK_CREATE, enter.SYS_LANDLOCK_RESTRICT
+    enter.check(_libc.prctl(enter.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    if _libc.syscall(create, None, 0, enter.LANDLOCK_VERSION) < LANDLOCK_WITH_TCP:
+        return
+    attributes = (ctypes.c_uint64 * 2)(0, LANDLOCK_BIND_TCP)
+    rules = enter.check(_libc.syscall(create, attributes, 16, 0), "landlock ruleset")
+    enter.check(_libc.syscall(restrict, rules, 0), "landlock")
+    os.close(rules)
 
 
 def make_sockets(address: str, ports: list[int]) -> list[socket.socket]:
@@ -154,6 +175,7 @@ def main(arguments: list[str]) -> None:
     identity = _own_namespace(enter.map_ids, identity)
     make_all_local()
     _send(int(control), make_sockets(address, [int(port) for port in ports.split(",")]))
+    forbid_listening(enter)
     enter.main([identity, "", *rest])
 
 

@@ -40,7 +40,7 @@ class Reports:
         os.set_blocking(pipe, False)
         self._pipe = pipe
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._more = 0
+        self._more, self._last = 0, 0.0
 
     def tell(self, asked: str, reason: str, now: float) -> None:
         """Tell of a refusal, or count it."""
@@ -48,15 +48,15 @@ class Reports:
         if self._told.get(key, 0.0) > now:
             self._more += 1
         elif self._write(Refused(*key, self._more)):
-            self._told[key] = now + AGAIN_S
+            self._told[key], self._last = now + AGAIN_S, now
             self._told.move_to_end(key)
             if len(self._told) > REMEMBERED:
                 self._told.popitem(last=False)
 
-    def settle(self) -> None:
-        """Tell what was only counted, where nothing else was told since."""
-        if self._more:
-            self._write(Refused("", "", self._more))
+    def settle(self, now: float) -> None:
+        """Tell what was only counted, where nothing else was told for some time."""
+        if self._more and now > self._last + AGAIN_S and self._write(Refused("", "", self._more)):
+            self._last = now
 
     def _write(self, report: Refused) -> bool:
         try:
