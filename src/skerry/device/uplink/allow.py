@@ -100,7 +100,8 @@ class AllowList:
         """Say whether a connection may be made, and if not, what was asked and why not."""
         if (address, port) in self._literal:
             return Verdict(True, f"{address}:{port}")
-        names = [n for n, pins in self._pins.items() if pins.get(address, 0) + GRACE_S > now]
+        long_ago = now - GRACE_S
+        names = [n for n, pins in self._pins.items() if pins.get(address, long_ago) > long_ago]
         allowed = [name for name in names if port in self._ports[name]]
         if allowed and is_public(address):
             return Verdict(True, f"{allowed[0]}:{port}")
