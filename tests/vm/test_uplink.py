@@ -24,7 +24,7 @@ WAIT_S = 20.0
 POLICY = """
 [policy]
 name = "uplink"
-version = "1"
+version = "1.0"
 bootstrap = "SystemManagement"
 [simple-type-enforcement]
 types = ["SystemManagement", "web", "inside"]
@@ -196,7 +196,7 @@ def download(outside: Outside) -> None:
     """Start a download that does not end."""
     outside.flood.ended.clear()
     before = outside.flood.sent
-    sh(outside, f"(nc {GATEWAY} {outside.flood.port} > /dev/null 2>&1 &) > /dev/null 2>&1")
+    sh(outside, f"(setsid sh -c 'sleep 600 | nc {GATEWAY} {outside.flood.port}' > /dev/null 2>&1 &)")
     until(lambda: outside.flood.sent > before + (1 << 20))
 
 
