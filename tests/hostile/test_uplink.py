@@ -143,7 +143,9 @@ def unchanged(program: Program) -> Program:
 
 def uplinks() -> Uplinks:
     """A maker whose programs are looked at."""
-    spec = ResourceSpec("web", "uplink", "x", allow=(f"127.0.0.1:{PORT}",), resolvers=("127.0.0.1:1",))
+    spec = ResourceSpec(
+        "web", "uplink", "x", allow=(f"127.0.0.1:{PORT}",), resolvers=("127.0.0.1:1",)
+    )
 
     async def never(*_: object) -> None:
         raise AssertionError
@@ -236,7 +238,7 @@ def test_control_without_its_filter_a_connection_is_led_elsewhere(
 
 
 def test_the_dialer_connects_and_does_nothing_else(pool: IdentityPool, server: ByteServer) -> None:
-    """It is the way out; it listens nowhere, and has no Unix, raw or packet sockets and no files."""
+    """It is the way out; it listens nowhere, has no Unix, raw or packet sockets and no files."""
     off = frozenset({"network", "landlock"})
     program = Program([], {}, DIALER, LIMITS, without=off)
     assert asyncio.run(attack(pool, server, program, unchanged)) == {"tcp"}
@@ -254,6 +256,6 @@ def test_control_the_usual_filter_of_a_helper_forbids_even_that(
 
 def test_words_for_the_hosts_loopback_are_the_gateways_alone() -> None:
     """Only the gateway's address stands for 127.0.0.1, in both directions."""
-    assert words.outward(words.GATEWAY) == words.inward(words.HOST).replace(words.GATEWAY, words.HOST)
+    assert (words.outward(words.GATEWAY), words.inward(words.HOST)) == (words.HOST, words.GATEWAY)
     assert words.outward("127.0.0.1") == "127.0.0.1"
     assert words.inward("10.0.0.1") == words.outward("10.0.0.1") == "10.0.0.1"

@@ -110,7 +110,12 @@ class BareDialer:
             for end, n in zip(lent, (dialer.GATE, dialer.REPORTS), strict=True)
         )
         argv = command(dialer.__name__, SOURCE)
-        argv = [sys.executable, *argv[1:-1], wiring + argv[-1], msgspec.json.encode(orders).decode()]
+        argv = [
+            sys.executable,
+            *argv[1:-1],
+            wiring + argv[-1],
+            msgspec.json.encode(orders).decode(),
+        ]
         self.process = subprocess.Popen(argv, pass_fds=lent)
         for number in (*lent, writing):
             os.close(number)

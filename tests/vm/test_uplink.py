@@ -196,7 +196,10 @@ def download(outside: Outside) -> None:
     """Start a download that does not end."""
     outside.flood.ended.clear()
     before = outside.flood.sent
-    sh(outside, f"(setsid sh -c 'sleep 600 | nc {GATEWAY} {outside.flood.port}' > /dev/null 2>&1 &)")
+    sh(
+        outside,
+        f"(setsid sh -c 'sleep 600 | nc {GATEWAY} {outside.flood.port}' > /dev/null 2>&1 &)",
+    )
     until(lambda: outside.flood.sent > before + (1 << 20))
 
 
@@ -218,7 +221,9 @@ def test_a_killed_helper_is_a_cut_use_and_no_more(outside: Outside, helper: str)
     os.kill(min(processes(outside, helper)), signal.SIGKILL)
     assert outside.flood.ended.wait(5)
     until(lambda: channel not in [row["id"] for row in outside.cli.rows("channels")])
-    cuts = [r["fields"] for r in outside.cli.rows("audit", "tail", "-n", "30") if r["event"] == "cut"]
+    cuts = [
+        r["fields"] for r in outside.cli.rows("audit", "tail", "-n", "30") if r["event"] == "cut"
+    ]
     assert ("its relay has ended", channel) in [(c["why"], c["channel"]) for c in cuts]
     again(outside)
 
@@ -241,7 +246,10 @@ def test_a_frozen_helper_holds_nothing_but_its_use(outside: Outside, helper: str
 def test_a_flood_of_questions_is_counted_and_not_recorded(outside: Outside) -> None:
     """Hundreds of names: a few records, that say how many more there were; the rest is counted."""
     before = len(refused(outside))
-    sh(outside, "i=0; while [ $i -lt 300 ]; do nslookup n$i.evil.test > /dev/null; i=$((i+1)); done")
+    sh(
+        outside,
+        "i=0; while [ $i -lt 300 ]; do nslookup n$i.evil.test > /dev/null; i=$((i+1)); done",
+    )
     after = refused(outside)
     assert 0 < len(after) - before <= denials.BURST + 10
     outside.cli.ok("cut", str(number(outside)))

@@ -19,7 +19,6 @@ from skerry.jail.errors import JailError
 from skerry.jail.filter import open_filter
 from skerry.supervisor.client import Process, SpawnFailed, SupervisorClient, SupervisorGone
 
-
 INTERPRETER = 3
 """Words of a jail's command before its first stage: the interpreter and its options."""
 

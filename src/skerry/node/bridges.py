@@ -15,12 +15,11 @@ from typing import Protocol, runtime_checkable
 from skerry.channel import stream
 from skerry.channel.one_way import Relay
 from skerry.channel.stream import StreamBridges
-from skerry.device.helper import Helper
+from skerry.device.helper import Helper, Process
 from skerry.monitor.protocols import Bridges, Kind, Side
 from skerry.node.recover import Adopted
 from skerry.node.resources import Resources
 from skerry.node.standing import RESOURCE, ChannelEntry
-from skerry.supervisor.client import Process
 
 
 @runtime_checkable

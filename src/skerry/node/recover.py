@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from skerry.device.helper import Process as Serving
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
@@ -67,7 +68,7 @@ class Adopted(Bridge, Protocol):
         """Say whether the machines may still use it."""
 
 
-Adopt = Callable[[Mapping[Side, int], Process | None, ChannelEntry | None], Adopted | None]
+Adopt = Callable[[Mapping[Side, int], Serving | None, ChannelEntry | None], Adopted | None]
 """Makes a channel's bridge of its twins, which it takes over, and of its relay or helper.
 
 The entry is None for one that was being bound. None: the twins are not all there, and still the
@@ -97,7 +98,7 @@ class Recovery:
         inherited: Inherited,
         heir: MakeHeir,
         forget: Callable[[Footprint], None],
-        watch: Callable[[int, Process], object],
+        watch: Callable[[int, Serving], object],
         adopt: Adopt,
     ) -> None:
         """`watch` has the end of a relay or helper cut the channel of this number; `adopt` makes

@@ -17,6 +17,7 @@ from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Overflow
 from skerry.node import prefixes
 from skerry.node.helpers import Helpers, Order, command
+from skerry.supervisor import client
 
 LIMITS = Limits(memory=64 << 20, pids=4)
 """What one relay may use: bytes of memory, processes and threads."""
@@ -27,7 +28,7 @@ def relay_name(channel: int, part: int = 1) -> str:
     return f"{prefixes.RELAY}{channel}{f'.{part}' if part > 1 else ''}"
 
 
-def take_relay(processes: MutableMapping[str, Process], channel: int) -> Process | None:
+def take_relay(processes: MutableMapping[str, client.Process], channel: int) -> Process | None:
     """Take the relay or the helpers of a channel out of what the supervisor holds."""
     own = [name for name in processes if name.partition(".")[0] == relay_name(channel)]
     found = [processes.pop(name) for name in sorted(own)]

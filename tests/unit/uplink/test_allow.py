@@ -11,7 +11,7 @@ PUBLIC = "93.184.216.34"
 
 
 def test_a_name_leads_to_what_was_answered_for_it_at_its_port_alone() -> None:
-    """Before the answer nothing; after it its address at its port; other ports and addresses not."""
+    """Before the answer nothing; then its address at its port; other ports and addresses not."""
     listed = AllowList(["web.test:443"])
     assert not listed.judge(PUBLIC, 443, 0).allowed
     assert listed.pin("web.test", [PUBLIC], 60, 0) == [PUBLIC]

@@ -90,6 +90,11 @@ def test_an_answer_to_something_else_is_refused(change: object) -> None:
 def test_a_name_that_points_at_itself_ends() -> None:
     """Compression is followed backwards only."""
     head = struct.pack(">HHHHHH", 7, 0x0100, 1, 0, 0, 0)
-    for name in (b"\xc0\x0c", b"\x01a\xc0\x0c", b"\xc0\x0e\xc0\x0c", b"\x3f" + b"a" * 63 + b"\xc0\x0c"):
+    for name in (
+        b"\xc0\x0c",
+        b"\x01a\xc0\x0c",
+        b"\xc0\x0e\xc0\x0c",
+        b"\x3f" + b"a" * 63 + b"\xc0\x0c",
+    ):
         with pytest.raises(dns.Malformed):
             dns.read_question(head + name + struct.pack(">HH", 1, 1))

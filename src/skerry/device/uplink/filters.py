@@ -82,7 +82,7 @@ PASST: Profile = (
     # not dumpable, its own filter, bounding set, no_new_privs
     Call(_PRCTL, tuple((Arg(0, option),) for option in (4, 22, 23, 24, 38))),
     Call(_PRLIMIT, ((Arg(0, 0),),)),
-    # Address in use, buffers, TCP's own, strict checks of netlink; never SO_PASSRIGHTS or SO_PASSCRED.
+    # Address in use, buffers, TCP's own, strict checks of netlink; never SO_PASSRIGHTS.
     Call(
         SETSOCKOPT,
         (

@@ -54,7 +54,7 @@ def make_all_local() -> None:
     """Bring the loopback up and make every IPv4 address one of this namespace's own."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as some:
         fcntl.ioctl(some, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
-    # rtmsg: IPv4, destination of 0 bits, table local, scope host, type local; RTA_OIF: the loopback.
+    # rtmsg: IPv4, all destinations, table local, scope host, type local; RTA_OIF: the loopback.
     route = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 255, 3, 254, 2, 0) + struct.pack("=HHI", 8, 4, 1)
     head = struct.pack("=IHHII", 16 + len(route), RTM_NEWROUTE, NLM_REQUEST_ACK_CREATE, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:

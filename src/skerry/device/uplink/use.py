@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from skerry.device.helper import Helper, Program, Start, Together
+from skerry.device.helper import Helper, Process, Program, Start, Together
 from skerry.device.uplink import dialer, gate, netns, words
 from skerry.device.uplink.allow import is_address, split
 from skerry.device.uplink.denials import Denials, Note
@@ -55,6 +55,7 @@ _EXE = "/proc/self/exe"
 _RESOLV_CONF = Path("/etc/resolv.conf")
 GATEWAY_MAC = "52:54:00:00:02:01"
 """The hardware address of the gateway, as the guest sees it."""
+
 
 class Pairs(Protocol):
     """Makes connected streams that can carry no descriptors (law 1): `channel.stream`."""
@@ -122,7 +123,7 @@ class Uplink:
 
     def is_whole(self) -> bool:
         """Say whether all its helpers run."""
-        processes = []
+        processes: list[Process] = []
         for process, _ in self._helpers:
             processes += process.processes if isinstance(process, Together) else [process]
         running = [process for process in processes if not process.exited.done()]
@@ -138,13 +139,12 @@ class Uplink:
         """Start the helpers. Raises `Denied` or `SupervisorError`; then none is left."""
         with contextlib.ExitStack() as stack:
             # A cut closes the use's own meanwhile; their numbers may be others' then.
-            lent = []
-            for descriptor in (self._far.fileno(), self._reports):
-                lent.append(os.dup(descriptor))
-                stack.callback(os.close, lent[-1])
+            frames, reports = map(os.dup, (self._far.fileno(), self._reports))
+            stack.callback(os.close, frames)
+            stack.callback(os.close, reports)
             helpers: list[Helper] = []
             try:
-                await self._maker.start_all(channel, *lent, helpers)
+                await self._maker.start_all(channel, frames, reports, helpers)
             except BaseException:
                 _kill(helpers)
                 raise

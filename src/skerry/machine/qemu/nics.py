@@ -111,9 +111,7 @@ class Nics:
         made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
         card = {"driver": "virtio-net-pci", "romfile": "", "mac": mac(self._name, port)}
         try:
-            await self._qmp.execute(
-                "device_add", card | {"id": made.device, "netdev": made.netdev}
-            )
+            await self._qmp.execute("device_add", card | {"id": made.device, "netdev": made.netdev})
         except QemuRefused as refusal:
             made.plugged = False
             if "no slot" in refusal.message:
