@@ -20,6 +20,7 @@ from typing import BinaryIO
 from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
 from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD, QemuSpec, command
+from skerry.machine.qemu.nics import mac
 
 READY = b"skerry: ready"
 """What a guest prints on its console when its init has started the agent."""
@@ -30,8 +31,14 @@ BOOT_S = 60.0
 class BareQemu:
     """One QEMU, running from its making on; `close` ends it."""
 
-    def __init__(self, spec: QemuSpec, ports: Mapping[str, socket.socket] = {}) -> None:
-        """Start it; `ports` are its streams by name, whose sockets are taken over."""
+    def __init__(
+        self,
+        spec: QemuSpec,
+        ports: Mapping[str, socket.socket] = {},
+        cards: Mapping[str, socket.socket] = {},
+    ) -> None:
+        """Start it; `ports` and `cards` are its streams and links by name, whose sockets are taken
+        over."""
         pairs = {fd: socket.socketpair() for fd in (QMP_FD, CONSOLE_FD, AGENT_FD)}
         far = {fd: pair[1] for fd, pair in pairs.items()}
         self._near = {fd: pair[0] for fd, pair in pairs.items()}
@@ -41,7 +48,11 @@ class BareQemu:
         for name, sock in ports.items():
             argv += ["-chardev", f"socket,id={name},fd={sock.fileno()}"]
             argv += ["-device", f"virtserialport,bus=ports.0,chardev={name},name={name}"]
-        inherited = [*far.values(), *ports.values()]
+        for name, sock in cards.items():
+            argv += ["-netdev", f"socket,id={name},fd={sock.fileno()}"]
+            card = f"virtio-net-pci,netdev={name},mac={mac(spec.name, name)},romfile="
+            argv += ["-device", card]
+        inherited = [*far.values(), *ports.values(), *cards.values()]
         # Ends the machine should this process be killed: its standard input then ends.
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", "read pid; read end; kill -KILL $pid"], stdin=subprocess.PIPE

@@ -120,7 +120,7 @@ async def _open(
     streams = StreamBridges(relay=Relays(helpers, identities.take).start)
     exits.callback(streams.close)
     manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
-    monitor = Monitor(manager, trail, {"stream": streams}, time.monotonic)
+    monitor = Monitor(manager, trail, {"stream": streams, "link": streams}, time.monotonic)
     node = Node(setup, monitor, machines.make, time.monotonic)
     exits.push_async_callback(node.down, 0.0)
     return RunningNode(node, streams, runner)

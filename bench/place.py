@@ -52,16 +52,18 @@ def system(
     keys: str = "",
     channels: Mapping[str, tuple[str, str]] = {},
     *,
+    kind: str = "stream",
     one_way: bool = False,
 ) -> str:
-    """Return a system file: domains with these `keys`, streams by name to their two domains."""
+    """Return a system file: domains with these `keys`, channels by name to their two domains."""
     accepted = ["cgroup"] if open_domain_uids() else ["cgroup", "uid"]
     lines = ['name = "bench"', 'policy = "policy.toml"', "[jail]", f"accept-missing = {accepted}"]
     for name in names:
         lines += [f"[domains.{name}]", 'label = "bench"', keys]
     for name, (source, sink) in channels.items():
-        lines += ["[[channels]]", 'kind = "stream"', f'name = "{name}"']
-        lines += [f'from = "{source}"', f'to = "{sink}"', f"one-way = {str(one_way).lower()}"]
+        lines += ["[[channels]]", f'kind = "{kind}"', f'name = "{name}"']
+        lines += [f'from = "{source}"', f'to = "{sink}"']
+        lines += ["one-way = true"] if one_way else []
     return "\n".join(lines) + "\n"
 
 

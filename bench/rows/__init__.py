@@ -10,6 +10,7 @@ from bench.measure import Row
 ROWS = {
     "start-vs-bare": ("start", "start"),
     "stream-vs-bare": ("stream", "throughput"),
+    "link-vs-bare": ("link", "throughput"),
     "oneway-vs-pipe": ("oneway", "throughput"),
     "oneway-back-kbit-s": ("oneway", "covert"),
     "stream-core-cpu-ms": ("stream", "core_cpu"),

@@ -27,6 +27,9 @@ TRANSFERS = 7
 CORE_MB = 256
 WAIT_S = 120.0
 
+NOW = "now() { { read a; read a; read a; } </proc/timer_list; echo $a; }"
+"""What tells a guest's shell the time: its busybox knows no fractions of a second."""
+
 TWO = {PORT: ("one", "two")}
 
 
@@ -91,8 +94,8 @@ async def transfers(source: Agent, sink: Agent) -> float:
 
 async def _transfer(source: Agent, sink: Agent) -> float:
     """Move `TRANSFER_MB` and return MB/s."""
-    writing = asyncio.ensure_future(_sh(source, _writer(TRANSFER_MB)))
-    said = await _sh(sink, _reader(TRANSFER_MB))
+    writing = asyncio.ensure_future(sh(source, _writer(TRANSFER_MB)))
+    said = await sh(sink, _reader(TRANSFER_MB))
     await writing
     return TRANSFER_MB * (1 << 20) / 1e6 / _seconds(said, TRANSFER_MB)
 
@@ -103,17 +106,14 @@ def _writer(megabytes: int) -> str:
 
 
 def _reader(megabytes: int) -> str:
-    """Return the script that reads it, and takes the time from the first block on.
-
-    A guest's busybox tells no fractions of a second; the kernel's list of timers does.
-    """
-    now = "now() { { read a; read a; read a; } </proc/timer_list; echo $a; }"
+    """Return the script that reads it, and takes the time from the first block on."""
     read = f"dd of=/dev/null {BLOCK} iflag=fullblock"
     rest = f"{read} count=1 2>/dev/null; now; {read} count={megabytes * 32} 2>&1; now"
-    return f"{now}; {{ {rest}; }} <{DEVICE}"
+    return f"{NOW}; {{ {rest}; }} <{DEVICE}"
 
 
-async def _sh(agent: Agent, script: str) -> str:
+async def sh(agent: Agent, script: str) -> str:
+    """Run a script in a guest and return what it said. Raises `SkerryError` if it failed."""
     said = bytearray()
     code = await agent.run(
         ["sh", "-c", script], output=lambda _, data: said.extend(data), timeout_s=WAIT_S

@@ -215,6 +215,10 @@ class StreamBridges:
     def _pair(self) -> Pair:
         return unix_pair() if self.transport == "unix" else self._tcp.pair()
 
+    def adopt(self, twins: Mapping[Side, int]) -> StreamBridge:
+        """Make a two-way stream anew of its twins, which it takes over."""
+        return StreamBridge.adopt(twins)
+
     def _need_relay(self) -> StartRelay:
         if self._relay is None:
             raise TransportError("nothing here starts the relays of one-way streams")

@@ -20,7 +20,9 @@ from skerry.monitor.domain import Domain
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
 from skerry.node.assertions import violations
+from skerry.node.coalitions import Coalitions
 from skerry.node.kept import SetupKeeper
+from skerry.node.resources import Resources
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
@@ -60,14 +62,22 @@ class Changing:
         monitor: Monitor,
         clock: Callable[[], float],
         keeper: SetupKeeper | None = None,
+        resources: Resources | None = None,
     ) -> None:
         self.setup = setup
         self.monitor = monitor
+        self.resources = resources or Resources({})
         self.sessions = Sessions()
-        monitor.withdrawn = self.sessions.cut
+        self.coalitions = Coalitions(monitor, self.resources)
+        monitor.withdrawn = self._withdrawn
         self._keeper = keeper
         self._changing = asyncio.Lock()  # held from what is proposed until it is in force
         self._clock = clock
+
+    def _withdrawn(self, name: str, why: str) -> None:
+        """End with what was granted over a domain the sessions and the uses of switches."""
+        self.sessions.cut(name, why)
+        self.coalitions.withdrawn(name, why)
 
     async def load(
         self,
@@ -134,6 +144,7 @@ class Changing:
     ) -> dict[str, object]:
         stack, decider = policy.stack, self.monitor.mediator.decider
         cut = 0
+        apart: dict[int, str] = {}
         new: Setup | None = None
         changing = contextlib.AsyncExitStack()
 
@@ -155,6 +166,7 @@ class Changing:
             if adopting:
                 adopting.taken(before)
             await changing.aclose()
+            apart.update(await self.coalitions.judge())
             cut = await self._judge_sessions()
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
@@ -182,15 +194,22 @@ class Changing:
             finally:
                 if new is not None:
                     await self._settle(new)
+        if dry_run:
+            apart = await self.coalitions.foretold(candidate)
+        for fallen in done.cut:
+            apart.pop(int(fallen.what), None)
         return {
             "dry_run": dry_run,
             "generation": done.generation,
             "record": done.record,
             "policy": stack.digest,
-            "cut": [{"channel": fallen.what, "why": fallen.why} for fallen in done.cut],
+            "cut": [
+                *({"channel": fallen.what, "why": fallen.why} for fallen in done.cut),
+                *({"channel": number, "why": why} for number, why in apart.items()),
+            ],
             "evicted": [{"domain": fallen.what, "why": fallen.why} for fallen in done.evicted],
             "operators": {str(uid): str(label) for uid, label in lost.items()},
-            "kept": len(done.kept),
+            "kept": len(done.kept) - len(apart),
             "sessions_cut": cut,
             "warnings": [problem.message for problem in check_fitness(stack)],
         }

@@ -68,6 +68,9 @@ _SINGLE = (
             "words",
         )
     ),
+    "device/switch/__init__.py",
+    "device/switch/engine.py",
+    "device/switch/table.py",
 )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Start
+from skerry.device.switch import engine
+from skerry.device.switch.uses import SwitchUses
 from skerry.monitor.protocols import Decider
+from skerry.node.helpers import command
 from skerry.node.resources import MakeUses
 from skerry.node.uplinks import make_uplink
 from skerry.system.model import ResourceKind
@@ -14,4 +18,10 @@ from skerry.system.model import ResourceKind
 
 def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses]:
     """Return the maker for each kind. `start` starts the helper of a use."""
-    return {"uplink": partial(make_uplink, start)}
+    switch = command(engine.__name__)
+    return {
+        "uplink": partial(make_uplink, start),
+        "switch": lambda spec, resource: SwitchUses(
+            spec.name, resource, start, switch, StreamBridges()
+        ),
+    }

@@ -22,8 +22,9 @@ from skerry.errors import (
     StateError,
 )
 from skerry.label import Label
+from skerry.machine.qemu.nics import CARDS, mac
 from skerry.monitor.domain import ALIVE, State
-from skerry.monitor.monitor import Monitor
+from skerry.monitor.monitor import Monitor, Relabelled
 from skerry.monitor.protocols import COLD, Machine
 from skerry.monitor.table import Channel
 from skerry.node.changing import Changing, Refusal, refusal_of
@@ -79,8 +80,7 @@ class Node(Changing):
         keeper: SetupKeeper | None = None,
         resources: Resources | None = None,
     ) -> None:
-        super().__init__(setup, monitor, clock, keeper)
-        self.resources = resources or Resources({})
+        super().__init__(setup, monitor, clock, keeper, resources)
         self.helpers: dict[str, Helper] = {}
         self._make = make
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
@@ -250,14 +250,21 @@ class Node(Changing):
         except Denied as error:
             self.monitor.mediator.failed("domain_relabel", error, domain=name)
             raise
-        done = await self.monitor.relabel(operator, name, label)
+        done = await self.relabel_to(operator, name, label)
+        live = {channel.number for channel in self.monitor.channels}
+        left = tuple(number for number in done.kept if number not in live)
         return {
             "domain": name,
             "label": str(label),
             "record": done.record,
-            "kept": done.kept,
-            "cut": done.cut,
+            "kept": tuple(number for number in done.kept if number in live),
+            "cut": done.cut + left,
         }
+
+    async def relabel_to(self, operator: Label, name: str, label: Label) -> Relabelled:
+        """Relabel a domain; what it uses of switches is judged before, pair by pair."""
+        async with self.coalitions.relabelling(name, label):
+            return await self.monitor.relabel(operator, name, label)
 
     async def down(self, deadline_s: float) -> list[str]:
         """Stop every domain at once, cleanly where the guest does it in time; name them."""
@@ -354,6 +361,10 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "sink": channel.sink.name,
         "one_way": channel.one_way,
         "size": channel.size or None,
+        "mac": {end.name: mac(end.name, channel.port) for end in channel.machines}
+        if channel.kind in CARDS
+        else None,
+        "dropped": getattr(channel.bridge, "dropped", None),
         "port": channel.port,
         "state": "stranded" if channel.stranded else channel.phase.value,
         "overflow": channel.overflow if channel.one_way else None,

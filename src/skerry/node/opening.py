@@ -169,6 +169,7 @@ async def open_node(
         bridges.adopt,
     )
     await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
+    await node.coalitions.resume()
     return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
 
 

@@ -152,7 +152,7 @@ class _Run:
         await self._take_away(difference)
         if await self._done("the policy and what the owner fixed", self._govern(difference, evict)):
             for name, label in difference.relabel.items():
-                relabel = monitor.relabel(self._operator, name, label)
+                relabel = node.relabel_to(self._operator, name, label)
                 if await self._done(f"relabel {name}", relabel):
                     self._report({"event": "relabelled", "domain": name, "label": str(label)})
             starting = [name for name in difference.start if name not in node.alive()]

@@ -7,9 +7,10 @@ uses go on; one that is defined otherwise is another, and the uses of the old on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from skerry.device.resource import Uses
+from skerry.device.switch.uses import SwitchUses
 from skerry.device.uplink.use import Uplinks
 from skerry.errors import Denied, StateError
 from skerry.label import Label
@@ -57,6 +58,8 @@ class Resources:
                 uses = self._made[name][2]
                 if isinstance(uses, Uplinks):
                     uses.note = monitor.mediator.audit.note
+                if isinstance(uses, SwitchUses):
+                    uses.meet(monitor)
             if name in self._made:
                 self._made[name][1].label = setup.labels[name]
         monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
@@ -79,6 +82,10 @@ class Resources:
         made.append(Resource(spec.name, label, spec.kind, uses))
         made[0].written = before
         return made[0], uses
+
+    def made(self) -> Collection[Uses]:
+        """Return the makers of the uses of all resources."""
+        return [uses for _, _, uses in self._made.values()]
 
     async def save(self) -> None:
         """Return once all that may have been written is remembered. Raises a `Denied`."""

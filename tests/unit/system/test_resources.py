@@ -90,7 +90,11 @@ def test_an_uplink_that_a_domain_serves_is_a_link_to_it() -> None:
         ("example.org:443", "[2001:db8::1]:443", "11: an uplink speaks IPv4"),
         ('rate = "1M"', 'resolvers = ["ns.test:53"]', '12: resolvers holds "IPV4-ADDRESS:PORT"'),
         ('rate = "1M"', 'resolvers = ["10.0.0.1:0"]', '12: resolvers holds "IPV4-ADDRESS:PORT"'),
-        ('rate = "1M"', f"resolvers = {[f'10.0.0.{n}:53' for n in range(4)]}", "12: 4 name servers"),
+        (
+            'rate = "1M"',
+            f"resolvers = {[f'10.0.0.{n}:53' for n in range(4)]}",
+            "12: 4 name servers",
+        ),
         ('"example.org:443"', str([f"a:{n}" for n in range(1, 66)])[1:-1], "11: 66 different"),
         ('size = "64M"', 'resolvers = ["10.0.0.1:53"]', "7: resolvers is no key"),
         ('allow = ["example.org:443"', 'served-by = "x"\nallow = ["a:1"', "no domain 'x'"),

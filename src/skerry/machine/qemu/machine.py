@@ -28,7 +28,7 @@ from skerry.machine.qemu.command import (
 from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.launch import KEPT, Launcher, Process
-from skerry.machine.qemu.nics import Nics
+from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import Qmp
 from skerry.monitor.protocols import Exit, Kind
@@ -77,7 +77,7 @@ class QemuMachine:
         self._readers: tuple[Tail | Agent, ...] = ()
         nics = Nics(name, self._qmp)
         self._devices: dict[Kind, Devices] = {"stream": Ports(name, self._qmp)}
-        self._devices |= {"link": nics, "uplink": nics, "switch": nics}
+        self._devices |= dict.fromkeys(CARDS, nics)
         self._running = self._killed = False
         self._shutdown_cause = ""
         self._watcher: asyncio.Task[None] | None = None

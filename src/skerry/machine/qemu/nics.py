@@ -19,6 +19,10 @@ import re
 from skerry.errors import LimitReached, MachineError, StateError
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
+from skerry.monitor.protocols import Kind
+
+CARDS: tuple[Kind, ...] = ("link", "uplink", "switch")
+"""The kinds of channels that are a network card to the guest."""
 
 MAX_NICS = 16
 """Network cards of one domain: links, uplinks and switches together. One more is refused, and so is
