@@ -22,6 +22,7 @@ EVENT = "uplink-refused"
 """The event of these records."""
 
 MAX_MORE = 1 << 32
+"""The highest number of further refusals that a record names; a higher one is cut down to it."""
 
 Note = Callable[[str, Mapping[str, object]], None]
 """Records an event: `AuditLog.note`."""

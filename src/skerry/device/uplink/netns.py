@@ -8,10 +8,11 @@ A script of its own with few imports (`python -I -S`); it becomes the jail's usu
 
     netns.py CONTROL ADDRESS PORTS ENTER IDENTITY CGROUPS OFF -- COMMAND ARG...
 
-CONTROL is the descriptor of a Unix stream that takes the sockets, ADDRESS the resolver's in the
-namespace, PORTS those of TCP that are listened on, separated by commas; ENTER is `jail/enter.py`,
-whose arguments follow. The sockets are sent in the order of `gate`'s descriptors: the resolver's,
-one that sees every attempt to connect, one that sees every datagram, then a listener for each port.
+CONTROL is the descriptor of a Unix stream that takes the sockets, beside a `+`, or a `-` and the
+reason why there are none; ADDRESS is the resolver's in the namespace, PORTS those of TCP that are
+listened on, separated by commas; ENTER is `jail/enter.py`, whose arguments follow. The sockets are
+sent in the order of `gate`'s descriptors: the resolver's, one that sees every attempt to connect,
+one that sees every datagram, then a listener for each port.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ RTM_NEWROUTE, NLM_REQUEST_ACK_CREATE = 24, 0x1 | 0x4 | 0x400
 LANDLOCK_WITH_TCP, LANDLOCK_BIND_TCP = 4, 1
 LOW = 32768
 DNS_PORT = 53
+MAX_REASON = 200
+"""Bytes of the reason why there is no namespace; the rest is cut off."""
+
 FIXED = 3
 """The sockets that are made for every uplink, whatever its ports."""
 
@@ -123,13 +127,6 @@ def _watcher(protocol: int, program: bytes) -> socket.socket:
     return sock
 
 
-def _send(control: int, made: list[socket.socket]) -> None:
-    with socket.socket(fileno=control) as node:
-        socket.send_fds(node, [b"+"], [sock.fileno() for sock in made])
-    for sock in made:
-        sock.close()
-
-
 def _load(path: str) -> ModuleType:
     loader = SourceFileLoader("enter", path)
     spec = spec_from_loader("enter", loader)
@@ -171,10 +168,18 @@ def main(arguments: list[str]) -> None:
     """Make the namespace, hand its sockets over, and go on as the jail's first stage."""
     control, address, ports, path, identity, groups, *rest = arguments
     enter = _load(path)
-    enter.join(groups)  # while the host's identity may still do so
-    identity = _own_namespace(enter.map_ids, identity)
-    make_all_local()
-    _send(int(control), make_sockets(address, [int(port) for port in ports.split(",")]))
+    with socket.socket(fileno=int(control)) as node:
+        try:
+            enter.join(groups)  # while the host's identity may still do so
+            identity = _own_namespace(enter.map_ids, identity)
+            make_all_local()
+            made = make_sockets(address, [int(port) for port in ports.split(",")])
+            socket.send_fds(node, [b"+"], [sock.fileno() for sock in made])
+        except OSError as error:
+            node.send(f"-{error}".encode()[:MAX_REASON])
+            raise
+    for sock in made:
+        sock.close()
     forbid_listening(enter)
     enter.main([identity, "", *rest])
 

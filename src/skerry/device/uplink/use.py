@@ -307,13 +307,14 @@ async def _receive(control: socket.socket, count: int) -> list[int]:
         raise SupervisorError("an uplink's namespace was not made in time") from None
     finally:
         loop.remove_reader(control)
-    _, descriptors, _, _ = socket.recv_fds(control, 1, count)
+    said, descriptors, _, _ = socket.recv_fds(control, netns.MAX_REASON + 1, count)
     if len(descriptors) != count:
         for descriptor in descriptors:
             os.close(descriptor)
+        why = said[1:].decode(errors="replace") or "its maker has ended"
         raise SupervisorError(
-            "an uplink's namespace could not be made",
-            fix="the host must allow network namespaces; its jail says more in the log",
+            f"an uplink's namespace could not be made: {why}",
+            fix="the host must allow network namespaces (user namespaces for ordinary users)",
         )
     return descriptors
 
