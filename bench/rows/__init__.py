@@ -11,6 +11,7 @@ ROWS = {
     "start-vs-bare": ("start", "start"),
     "stream-vs-bare": ("stream", "throughput"),
     "link-vs-bare": ("link", "throughput"),
+    "uplink-vs-passt": ("uplink", "throughput"),
     "oneway-vs-pipe": ("oneway", "throughput"),
     "oneway-back-kbit-s": ("oneway", "covert"),
     "memory-vs-bare": ("memory", "throughput"),

@@ -201,9 +201,19 @@ class StreamBridges:
         try:
             if one_way:
                 return OneWayBridge(self._need_relay(), overflow)
-            return StreamBridge(unix_pair() if self.transport == "unix" else self._tcp.pair())
+            return StreamBridge(self._pair())
         except OSError as error:
             raise refuse(error) from error
+
+    def pair(self) -> Pair:
+        """Make the two connected ends that a stream has. Raises as `mint` does."""
+        try:
+            return self._pair()
+        except OSError as error:
+            raise refuse(error) from error
+
+    def _pair(self) -> Pair:
+        return unix_pair() if self.transport == "unix" else self._tcp.pair()
 
     def adopt(self, twins: Mapping[Side, int]) -> StreamBridge:
         """Make a two-way stream anew of its twins, which it takes over."""

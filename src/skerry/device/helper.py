@@ -31,7 +31,9 @@ class Program(NamedTuple):
     """A program to run in a jail: `root` is one for it (`jail.root.build`), None for Python's own.
 
     `binds` and `writable` are (host path, path inside), as for `Confinement`; `fds` its descriptors
-    by their numbers inside.
+    by their numbers inside. `without` are layers that it can't have and that must be made up for
+    otherwise; `first` is a script, with its arguments, that runs before the jail's first stage,
+    whose path and arguments follow.
     """
 
     argv: Sequence[str]
@@ -41,6 +43,8 @@ class Program(NamedTuple):
     root: Path | None = None
     binds: tuple[tuple[str, str], ...] = ()
     writable: tuple[tuple[str, str], ...] = ()
+    without: frozenset[str] = frozenset()
+    first: tuple[str, ...] = ()
 
 
 class Helper(NamedTuple):
@@ -50,9 +54,29 @@ class Helper(NamedTuple):
     uid: int
 
 
+class Together:
+    """The helpers of one use as one process: one that ends ends all."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self.processes = tuple(processes)
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        for process in self.processes:
+            process.exited.add_done_callback(self._ended)
+
+    def kill(self) -> None:
+        """End all of them at once. Never blocks."""
+        for process in self.processes:
+            process.kill()
+
+    def _ended(self, exited: asyncio.Future[int]) -> None:
+        if not self.exited.done():
+            self.exited.set_result(exited.result())
+
+
 class Start(Protocol):
     """Starts the helper of a use. `prepared` is called with its identity before it runs.
 
+    Called again for the same use it starts one more, which lives and ends with the first.
     Raises `Denied` or `SupervisorError`; then nothing was started.
     """
 

@@ -41,6 +41,8 @@ _FILES = {
     "memory": ("lib/skerry/memory", cpio.EXECUTABLE),
     "driver": ("lib/skerry/driver", cpio.EXECUTABLE),
     "link-up": ("sbin/link-up", cpio.EXECUTABLE),
+    "uplink-up": ("sbin/uplink-up", cpio.EXECUTABLE),
+    "lease": ("lib/skerry/lease", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }

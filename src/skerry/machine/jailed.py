@@ -19,6 +19,9 @@ from skerry.jail.errors import JailError
 from skerry.jail.filter import open_filter
 from skerry.supervisor.client import Process, SpawnFailed, SupervisorClient, SupervisorGone
 
+INTERPRETER = 3
+"""Words of a jail's command before its first stage: the interpreter and its options."""
+
 
 def _require_reachable(jail: Confinement) -> None:
     """Refuse what lies in a directory that the jail's uid can't enter: bwrap runs as that uid.
@@ -44,9 +47,16 @@ def _require_reachable(jail: Confinement) -> None:
 class JailedLauncher:
     """Starts programs in one confinement. Implements `machine.qemu.launch.Launcher`."""
 
-    def __init__(self, supervisor: SupervisorClient, confinement: Confinement) -> None:
+    def __init__(
+        self,
+        supervisor: SupervisorClient,
+        confinement: Confinement,
+        first: Sequence[str] = (),
+    ) -> None:
+        """`first` is a script, with its arguments, that runs before the jail's first stage."""
         self._supervisor = supervisor
         self._confinement = confinement
+        self._first = tuple(first)
 
     def path(self, file: Path) -> str:
         """Return where the jail shows a file of the host. Raises `SupervisorError` if nowhere."""
@@ -76,6 +86,7 @@ class JailedLauncher:
         try:
             _require_reachable(self._confinement)
             words = command(self._confinement, argv, number)
+            words[INTERPRETER:INTERPRETER] = self._first
             return await self._supervisor.spawn(name, words, {**fds, number: program}, keep=keep)
         except JailError as error:
             raise LayerMissing(error.message, fix=error.fix) from None

@@ -11,18 +11,25 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from skerry.channel import stream
 from skerry.channel.memory import MemoryBridge, MemoryBridges, Twin
 from skerry.channel.one_way import Relay
 from skerry.channel.stream import StreamBridges
-from skerry.device.helper import Helper
+from skerry.device.helper import Helper, Process
 from skerry.monitor.protocols import Bridges, Kind, Side
 from skerry.node.recover import Adopted
 from skerry.node.resources import Resources
 from skerry.node.standing import RESOURCE, ChannelEntry
-from skerry.supervisor.client import Process
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A use whose helper tells what it refuses."""
+
+    def known_as(self, channel: int, source: str) -> None:
+        """Record that from now on as of this channel and domain."""
 
 
 class AllBridges:
@@ -52,7 +59,10 @@ class AllBridges:
             helper = Helper(process, uid) if process is not None else None
             if uses is None or "source" not in twins:
                 return _Remains(twins, process)
-            return uses.adopt(twins, helper, entry.source)
+            use = uses.adopt(twins, helper, entry.source)
+            if isinstance(use, Reporting):
+                use.known_as(entry.number, entry.source.split("/")[1])
+            return use
         if twins.keys() >= {"source", "sink"}:
             return stream.adopt(twins, relay)
         return _Remains(twins, process) if entry is None else None

@@ -1,8 +1,8 @@
 """The root of a jailed Python helper: the interpreter, some of its library, msgspec, this package.
 
 The rules: a helper's root holds no program but the interpreter, and of this package only what
-decides, records and relays. It is named by the kernel's stamps of every file that goes in (number,
-size, times of change, which nobody can set back), so that to find it again reads no file.
+decides, records, relays and serves. It is named by the kernel's stamps of every file that goes in
+(number, size, times of change, which nobody can set back), so that to find it again reads no file.
 
 msgspec and this package stand in a directory of their own, which is bound into the root: the other,
 ten times as large, stays the same when this package changes.
@@ -60,6 +60,14 @@ _SINGLE = (
     "channel/__init__.py",
     "channel/relay.py",
     "device/__init__.py",
+    *(
+        f"device/uplink/{name}.py"
+        for name in (
+            "__init__",
+            *("allow", "dialer", "dns", "flow", "gate", "names", "report"),
+            "words",
+        )
+    ),
     "device/switch/__init__.py",
     "device/switch/engine.py",
     "device/switch/table.py",

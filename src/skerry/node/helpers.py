@@ -36,7 +36,8 @@ LIMITS = Limits(memory=512 << 20, pids=16)
 class Order(NamedTuple):
     """A helper to start: its name at the supervisor, what it runs and with what.
 
-    `root` is another one than the Python helpers'; `binds` and `writable`: see `Confinement`.
+    `root` is another one than the Python helpers'; `binds`, `writable`, `without`: see
+    `Confinement`; `first`: see `device.helper.Program`.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Order(NamedTuple):
     root: Path | None = None
     binds: tuple[tuple[str, str], ...] = ()
     writable: tuple[tuple[str, str], ...] = ()
+    without: frozenset[str] = frozenset()
+    first: tuple[str, ...] = ()
 
 
 class Helpers:
@@ -104,10 +107,11 @@ class Helpers:
             binds=binds,
             writable=order.writable,
             cgroups=groups,
-            accepted=self._accepted,
+            accepted=self._accepted | order.without,
+            without=order.without,
         )
         try:
-            launcher = JailedLauncher(self._supervisor, jail)
+            launcher = JailedLauncher(self._supervisor, jail, order.first)
             process = await launcher.launch(order.name, order.argv, order.fds)
         except BaseException:
             self._leave(groups)

@@ -13,6 +13,7 @@ from skerry.monitor.protocols import Decider
 from skerry.node.helpers import command
 from skerry.node.resources import MakeUses
 from skerry.node.tpms import make_tpm
+from skerry.node.uplinks import make_uplink
 from skerry.system.model import ResourceKind
 
 
@@ -20,6 +21,7 @@ def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses
     """Return the maker for each kind. `start` starts the helper of a use."""
     switch = command(engine.__name__)
     return {
+        "uplink": partial(make_uplink, start),
         "switch": lambda spec, resource: SwitchUses(
             spec.name, resource, start, switch, StreamBridges()
         ),

@@ -17,6 +17,7 @@ from typing import Protocol
 import msgspec
 
 from skerry.channel.memory import MemoryBridge, Twin
+from skerry.device.helper import Process as Serving
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
 from skerry.monitor.domain import Domain, State
@@ -26,7 +27,7 @@ from skerry.monitor.revise import UNDECIDED, Fall
 from skerry.monitor.table import Channel
 from skerry.node import prefixes
 from skerry.node.journal import PARTS, NodeJournal, twin_name
-from skerry.node.relays import relay_name
+from skerry.node.relays import relay_name, take_relay
 from skerry.node.standing import RESOURCE, ChannelEntry, DomainEntry, Footprint, Standing
 from skerry.supervisor.client import Inherited, Process
 from skerry.wire.memory import Identity
@@ -75,7 +76,7 @@ class Adopted(Bridge, Protocol):
         """Say whether the machines may still use it."""
 
 
-Adopt = Callable[[Mapping[Twin, int], Process | None, ChannelEntry | None], Adopted | None]
+Adopt = Callable[[Mapping[Twin, int], Serving | None, ChannelEntry | None], Adopted | None]
 """Makes a channel's bridge of its twins, which it takes over, and of its relay or helper.
 
 The entry is None for one that was being bound. None: the twins are not all there, and still the
@@ -105,7 +106,7 @@ class Recovery:
         inherited: Inherited,
         heir: MakeHeir,
         forget: Callable[[Footprint], None],
-        watch: Callable[[int, Process], object],
+        watch: Callable[[int, Serving], object],
         adopt: Adopt,
     ) -> None:
         """`watch` has the end of a relay or helper cut the channel of this number; `adopt` makes
@@ -296,7 +297,7 @@ class Recovery:
         self, number: int, twins: Mapping[Twin, int], entry: ChannelEntry | None
     ) -> Adopted | None:
         """Take over a channel, with the relay or helper that it has."""
-        process = self._processes.pop(relay_name(number), None)
+        process = take_relay(self._processes, number)
         if process is not None:
             self._watch(number, process)
         return self._bridge_of(twins, process, entry)
@@ -337,7 +338,11 @@ async def end_unknown(inherited: Inherited, standing: Standing) -> None:
         if entry.one_way or entry.sink.startswith(RESOURCE)
     }
     known = standing.domains.keys() | relays
-    unknown = [p for name, p in inherited.processes.items() if name not in known]
+    unknown = [
+        process
+        for name, process in inherited.processes.items()
+        if name not in known and name.partition(".")[0] not in relays
+    ]
     for process in unknown:
         process.kill()
     if unknown:

@@ -7,24 +7,32 @@ whose next one takes it over with its channel, under a name that says which.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 
 from skerry.channel import relay
 from skerry.channel.one_way import Process, Relay
-from skerry.device.helper import Helper, Program
+from skerry.device.helper import Helper, Program, Together
 from skerry.jail.confinement import Limits
 from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Overflow
 from skerry.node import prefixes
 from skerry.node.helpers import Helpers, Order, command
+from skerry.supervisor import client
 
 LIMITS = Limits(memory=64 << 20, pids=4)
 """What one relay may use: bytes of memory, processes and threads."""
 
 
-def relay_name(channel: int) -> str:
-    """Return the name of a channel's relay at the supervisor."""
-    return f"{prefixes.RELAY}{channel}"
+def relay_name(channel: int, part: int = 1) -> str:
+    """Return the name at the supervisor of a channel's relay, or of one of its helpers."""
+    return f"{prefixes.RELAY}{channel}{f'.{part}' if part > 1 else ''}"
+
+
+def take_relay(processes: MutableMapping[str, client.Process], channel: int) -> Process | None:
+    """Take the relay or the helpers of a channel out of what the supervisor holds."""
+    own = [name for name in processes if name.partition(".")[0] == relay_name(channel)]
+    found = [processes.pop(name) for name in sorted(own)]
+    return found[0] if len(found) == 1 else Together(found) if found else None
 
 
 class Relays:
@@ -39,6 +47,7 @@ class Relays:
         self._helpers = helpers
         self._take = identity
         self._free: list[Identity] = []
+        self._parts: dict[int, int] = {}
 
     async def start(self, channel: int, source: int, sink: int, overflow: Overflow) -> Relay:
         """Start the relay of a channel: `channel.one_way.StartRelay`."""
@@ -57,7 +66,7 @@ class Relays:
         try:
             if prepared is not None:
                 await prepared(identity)
-            order = Order(relay_name(channel), program.argv, program.fds, identity)
+            order = Order(self._name(channel), program.argv, program.fds, identity)
             process = await self._helpers.launch(
                 order._replace(
                     profile=program.profile,
@@ -65,14 +74,21 @@ class Relays:
                     root=program.root,
                     binds=program.binds,
                     writable=program.writable,
+                    without=program.without,
+                    first=program.first,
                 )
             )
         except BaseException:
             self._free.append(identity)
             raise
         process.exited.add_done_callback(lambda _: self._free.append(identity))
+        process.exited.add_done_callback(lambda _: self._parts.pop(channel, None))
         self.watch(channel, process)
         return Helper(process, identity.uid)
+
+    def _name(self, channel: int) -> str:
+        self._parts[channel] = self._parts.get(channel, 0) + 1
+        return relay_name(channel, self._parts[channel])
 
     def watch(self, channel: int, process: Process) -> None:
         """Have the loss of a channel's relay told."""

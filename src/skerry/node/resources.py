@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from skerry.device.resource import Uses
 from skerry.device.switch.uses import SwitchUses
+from skerry.device.uplink.use import Uplinks
 from skerry.errors import Denied, StateError
 from skerry.label import Label
 from skerry.monitor.domain import Resource
@@ -55,6 +56,8 @@ class Resources:
             if name not in self._made and not spec.served_by:
                 self._made[name] = spec, *self._make(spec, setup)
                 uses = self._made[name][2]
+                if isinstance(uses, Uplinks):
+                    uses.note = monitor.mediator.audit.note
                 if isinstance(uses, SwitchUses):
                     uses.meet(monitor)
             if name in self._made:

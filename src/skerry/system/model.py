@@ -100,8 +100,9 @@ class ResourceSpec(msgspec.Struct, frozen=True):
 
     A disk: `file` (absolute), `format`, `size` in bytes for one that is made (0: it must be
     there), `encrypted`, `discard`: what is written is thrown away with the use. An uplink: `allow`,
-    destinations as `NAME-OR-ADDRESS:PORT`, or `served_by`, a domain. `rate`: bytes a second of a
-    disk or an uplink, 0 for no limit.
+    destinations as `NAME-OR-ADDRESS:PORT`, or `served_by`, a domain; `resolvers`, the name servers
+    as `ADDRESS:PORT`, none for the host's. `rate`: bytes a second of a disk or an uplink, 0 for no
+    limit.
     """
 
     name: str
@@ -114,6 +115,7 @@ class ResourceSpec(msgspec.Struct, frozen=True):
     discard: bool = False
     allow: tuple[str, ...] = ()
     served_by: str = ""
+    resolvers: tuple[str, ...] = ()
     rate: int = 0
 
 

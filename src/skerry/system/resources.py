@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,12 @@ MAX_RESOURCES = 256
 MAX_ALLOWED = 256
 """Most destinations of an uplink; one more is an error."""
 
+MAX_RESOLVERS = 3
+"""Most name servers of an uplink; one more is an error."""
+
+MAX_PORTS = 64
+"""Different ports among an uplink's destinations; one more is an error."""
+
 _DESTINATION = re.compile(
     r"((?=.{1,253}:)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)"
     r"(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*|\[[0-9a-f:.]{2,45}\]):([1-9][0-9]{0,4})"
@@ -36,7 +43,7 @@ _SLOTS = frozenset({"link", "memory", "disk", "uplink", "switch"})
 
 _KEYS: Mapping[str, frozenset[str]] = {
     "disk": frozenset({"file", "format", "size", "encrypted", "discard", "rate"}),
-    "uplink": frozenset({"allow", "served-by", "rate"}),
+    "uplink": frozenset({"allow", "served-by", "resolvers", "rate"}),
     "switch": frozenset(),
     "tpm": frozenset(),
 }
@@ -86,6 +93,7 @@ def _resource(
         discard=table.flag("discard", False),
         allow=_allowed(table),
         served_by=str(served or ""),
+        resolvers=_resolvers(table),
         rate=table.size("rate", 0, "4K", "1T"),
     )
     if kind == "uplink" and bool(resource.allow) is bool(resource.served_by):
@@ -110,9 +118,31 @@ def _allowed(table: Section) -> tuple[str, ...]:
         found = _DESTINATION.fullmatch(text)
         if found is None or int(found[found.re.groups]) > 65535:
             table.problem("allow", f'allow holds "NAME-OR-ADDRESS:PORT", not {echo(text)}')
+        elif text.startswith("["):
+            table.problem("allow", f"an uplink speaks IPv4, and can't lead to {echo(text)}")
+    ports = {text.rpartition(":")[2] for text in allowed}
+    if len(ports) > MAX_PORTS:
+        table.problem("allow", f"{len(ports)} different ports; there can be {MAX_PORTS}")
     if len(allowed) > MAX_ALLOWED:
         table.problem("allow", f"{len(allowed)} destinations; there can be {MAX_ALLOWED}")
     return allowed
+
+
+def _resolvers(table: Section) -> tuple[str, ...]:
+    """Read the name servers of an uplink."""
+    servers = table.texts("resolvers")
+    for text in servers:
+        host, _, port = text.rpartition(":")
+        try:
+            IPv4Address(host)
+            known = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
+        except ValueError:
+            known = False
+        if not known:
+            table.problem("resolvers", f'resolvers holds "IPV4-ADDRESS:PORT", not {echo(text)}')
+    if len(servers) > MAX_RESOLVERS:
+        table.problem("resolvers", f"{len(servers)} name servers; there can be {MAX_RESOLVERS}")
+    return servers
 
 
 def read_uses(

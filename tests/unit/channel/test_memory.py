@@ -245,7 +245,7 @@ def test_a_memory_is_adopted_whole_or_only_to_be_cut(directed: bool) -> None:
             twins = {name: os.dup(fd) for name, fd in bridge.twins.items()}
             if missing:
                 os.close(twins.pop(missing))  # type: ignore[call-overload]
-            adopted = bridges.adopt(twins, None if missing else process, entry)  # type: ignore[arg-type]
+            adopted = bridges.adopt(twins, None if missing else process, entry)
             assert adopted is not None
             assert adopted.is_whole() is not bool(missing)
             if not missing:

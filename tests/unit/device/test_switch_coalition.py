@@ -20,7 +20,6 @@ from skerry.errors import LimitReached, SupervisorError, TransportError
 from skerry.label import Label
 from skerry.monitor.protocols import Side
 from skerry.monitor.table import Channel
-from skerry.node.journal import PARTS
 from skerry.xsm.explain import Refused
 from skerry.xsm.request import Verdict
 from tests.support.monitor import ToyDecider, World, label, play
@@ -495,7 +494,8 @@ def test_a_member_of_which_a_twin_is_missing_can_only_be_cut() -> None:
     """Whichever it is; the other is shut down."""
 
     async def scene(net: Net) -> None:
-        for side in PARTS:
+        sides: tuple[Side, Side] = "source", "sink"
+        for side in sides:
             one, other = socket.socketpair()
             use = net.uses.adopt({side: one.detach()}, None, "a")
             assert not use.is_whole()

@@ -22,7 +22,7 @@ size = "64M"
 [resources.web]
 kind = "uplink"
 label = "web"
-allow = ["example.org:443", "192.0.2.1:80", "[2001:db8::1]:8443"]
+allow = ["example.org:443", "192.0.2.1:80"]
 rate = "1M"
 [resources.chip]
 kind = "tpm"
@@ -66,9 +66,7 @@ def test_a_domain_has_slots_only_where_something_needs_one() -> None:
 
 def test_an_uplink_that_a_domain_serves_is_a_link_to_it() -> None:
     """The user's own domain stands in the helper's place."""
-    served = GOOD.replace(
-        'allow = ["example.org:443", "192.0.2.1:80", "[2001:db8::1]:8443"]', 'served-by = "b"'
-    )
+    served = GOOD.replace('allow = ["example.org:443", "192.0.2.1:80"]', 'served-by = "b"')
     system = parse_system(served, FILE)
     assert ChannelSpec("link", "a", "b", "web") in system.channels
 
@@ -89,6 +87,16 @@ def test_an_uplink_that_a_domain_serves_is_a_link_to_it() -> None:
         ("example.org:443", "example.org:70000", "11: allow holds"),
         ("example.org:443", "*.org:443", "11: allow holds"),
         ("example.org:443", "a" * 64 + ".org:443", "11: allow holds"),
+        ("example.org:443", "[2001:db8::1]:443", "11: an uplink speaks IPv4"),
+        ('rate = "1M"', 'resolvers = ["ns.test:53"]', '12: resolvers holds "IPV4-ADDRESS:PORT"'),
+        ('rate = "1M"', 'resolvers = ["10.0.0.1:0"]', '12: resolvers holds "IPV4-ADDRESS:PORT"'),
+        (
+            'rate = "1M"',
+            f"resolvers = {[f'10.0.0.{n}:53' for n in range(4)]}",
+            "12: 4 name servers",
+        ),
+        ('"example.org:443"', str([f"a:{n}" for n in range(1, 66)])[1:-1], "11: 66 different"),
+        ('size = "64M"', 'resolvers = ["10.0.0.1:53"]', "7: resolvers is no key"),
         ('allow = ["example.org:443"', 'served-by = "x"\nallow = ["a:1"', "no domain 'x'"),
         ('allow = ["example.org:443"', 'served-by = "b"\nallow = ["a:1"', "an uplink has allow"),
         ('uses = ["vault", ', 'uses = ["vaul", ', "no resource 'vaul'; did you mean 'vault'?"),
