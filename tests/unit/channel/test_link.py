@@ -25,7 +25,8 @@ def test_a_link_goes_both_ways_and_carries_no_descriptor() -> None:
     assert other.recv(1) == b"x"
     assert not passes_descriptor(one, other)
     if streams.transport == "unix":
-        with socket.socketpair()[0] as plain, socket.socket(fileno=stream.twins["sink"]) as deep:
+        plain, peer = socket.socketpair()
+        with plain, peer, socket.socket(fileno=stream.twins["sink"]) as deep:
             sizes = [s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for s in (one, plain, deep)]
             deep.detach()
         assert sizes[0] == sizes[1] < sizes[2]
