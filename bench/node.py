@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from bench.place import home, image
 from skerry.audit.writer import AuditTrail
+from skerry.channel.link import LinkBridges
 from skerry.channel.memory import MemoryBridges
 from skerry.channel.stream import StreamBridges
 from skerry.image.minimal import CMDLINE
@@ -124,7 +125,7 @@ async def _open(
     manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
     kinds: dict[Kind, Bridges] = {
         "stream": streams,
-        "link": streams,
+        "link": LinkBridges(streams),
         "memory": MemoryBridges(streams),
     }
     monitor = Monitor(manager, trail, kinds, time.monotonic)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from skerry.channel import stream
+from skerry.channel.link import LinkBridges
 from skerry.channel.memory import MemoryBridge, MemoryBridges, Twin
 from skerry.channel.one_way import Relay
 from skerry.channel.stream import StreamBridges
@@ -38,7 +39,7 @@ class AllBridges:
     def __init__(self, streams: StreamBridges, resources: Resources) -> None:
         self.between: dict[Kind, Bridges] = {
             "stream": streams,
-            "link": streams,
+            "link": LinkBridges(streams),
             "memory": MemoryBridges(streams),
         }
         self._resources = resources
