@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from skerry.device.switch.uses import SwitchUses
+from skerry.errors import Denied
 from skerry.label import Label
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Candidate
@@ -43,17 +44,28 @@ class Coalitions:
         return cut
 
     @contextlib.asynccontextmanager
-    async def relabelling(self, name: str, new: Label) -> AsyncIterator[None]:
-        """Relabel a domain within: what of its uses may stay is found out before."""
+    async def relabelling(self, operator: Label, name: str, new: Label) -> AsyncIterator[None]:
+        """Relabel a domain within: what of its uses may stay is found out before.
+
+        For an operator who may not relabel it nothing is, because that counts in the walls.
+        """
         async with self._relabelling:
             try:
-                if name in self._monitor.domains:
+                domain = self._monitor.domains.get(name)
+                if domain is not None and await self._may(operator, domain.label, new):
                     for uses in self._each():
-                        await uses.coalition.foresee(self._monitor.domains[name], new)
+                        await uses.coalition.foresee(domain, new)
                 yield
             finally:
                 for uses in self._each():
                     uses.coalition.forget()
+
+    async def _may(self, operator: Label, old: Label, new: Label) -> bool:
+        parties = {"operator": operator, "domain": old, "new": new}
+        try:
+            return (await self._monitor.mediator.judge("domain_relabel", parties)).allowed
+        except Denied:
+            return False
 
     def withdrawn(self, name: str, why: str) -> None:
         """What was granted over a domain ends: `Binder.withdrawn`."""

@@ -263,7 +263,7 @@ class Node(Changing):
 
     async def relabel_to(self, operator: Label, name: str, label: Label) -> Relabelled:
         """Relabel a domain; what it uses of switches is judged before, pair by pair."""
-        async with self.coalitions.relabelling(name, label):
+        async with self.coalitions.relabelling(operator, name, label):
             return await self.monitor.relabel(operator, name, label)
 
     async def down(self, deadline_s: float) -> list[str]:

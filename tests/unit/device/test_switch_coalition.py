@@ -8,16 +8,21 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from skerry.channel.transport import TcpPairs
 from skerry.device.switch import engine
 from skerry.device.switch.uses import ENDED, OUTLAW, SwitchUses
 from skerry.errors import LimitReached, SupervisorError, TransportError
+from skerry.label import Label
 from skerry.monitor.protocols import Side
 from skerry.monitor.table import Channel
+from skerry.node.journal import SIDES
 from skerry.xsm.explain import Refused
+from skerry.xsm.request import Verdict
 from tests.support.monitor import ToyDecider, World, label, play
 from tests.support.switches import BareSwitches, add_switch
 from tests.unit.device.test_switch_engine import ALL, frame, mac
@@ -139,6 +144,31 @@ def test_who_may_not_talk_with_one_member_does_not_join() -> None:
         assert await net.hears("a", "c")
 
     run(scene, ("a", "b"))
+
+
+def test_a_wall_between_two_members_keeps_the_second_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question of history is asked of each pair as of any channel. The control: a third."""
+
+    async def scene(net: Net) -> None:
+        decider = net.world.decider
+        admit_bind = decider.admit_bind
+
+        async def walled(one: Label, other: Label) -> Verdict:
+            verdict = await admit_bind(one, other)
+            apart = {str(one), str(other)} == {str(label("a")), str(label("b"))}
+            return msgspec.structs.replace(verdict, allowed=not apart)
+
+        await net.join("a")
+        monkeypatch.setattr(decider, "admit_bind", walled)
+        # So that it is the pair that is refused, and not what the resource's writers are asked.
+        net.world.monitor.resources["lan"].written = frozenset()
+        with pytest.raises(Refused):
+            await net.join("b")
+        assert net.world.audit.events("deny")[-1]["switch"] == "lan"
+        await net.join("c")
+        assert net.live() == {"a", "c"}
+
+    run(scene)
 
 
 def test_a_policy_that_keeps_two_members_apart_cuts_both_and_only_them() -> None:
@@ -459,6 +489,50 @@ def test_after_a_restart_without_a_process_all_members_are_cut() -> None:
             end.close()
 
     run(scene)
+
+
+def test_a_member_of_which_a_twin_is_missing_can_only_be_cut() -> None:
+    """Whichever it is; the other is shut down."""
+
+    async def scene(net: Net) -> None:
+        for side in SIDES:
+            one, other = socket.socketpair()
+            use = net.uses.adopt({side: one.detach()}, None, "a")
+            assert not use.is_whole()
+            use.cut()
+            assert other.recv(1) == b""
+            other.close()
+
+    run(scene)
+
+
+def test_who_joins_when_the_process_has_just_ended_is_alone() -> None:
+    """Its members are cut first: the next process was never handed their sockets."""
+
+    async def scene(net: Net) -> None:
+        await net.join("a")
+        (old,) = net.switches.started
+        helper = net.uses._helper
+        assert helper is not None
+        dead: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        net.uses._helper = helper._replace(process=Dead(dead))
+        dead.set_result(0)
+        await net.join("b")
+        assert net.live() == {"b"}
+        assert net.why()["a"] == ENDED
+        assert len(net.switches.started) == 2
+        old.kill()
+
+    run(scene)
+
+
+class Dead(NamedTuple):
+    """A process that has ended, of which nobody was told yet."""
+
+    exited: asyncio.Future[int]
+
+    def kill(self) -> None:
+        """Nothing is left to kill."""
 
 
 def test_a_tcp_pair_does_not_outlive_its_process() -> None:

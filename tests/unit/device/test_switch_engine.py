@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from skerry.channel.transport import TcpPairs
 from skerry.device.switch import engine
 from skerry.device.switch.engine import FRAME_BOUND, MAX_FRAME, MEMBER, OUT, REPORT, Switch
 from skerry.device.switch.table import PORT_ADDRESSES, Table
@@ -30,7 +32,8 @@ def frame(to: bytes, source: bytes, text: bytes = b"", length: int = 60) -> byte
 class Lan:
     """A switch with members 1, 2, 3 …, whose machines' ends are `ends`."""
 
-    def __init__(self, members: int) -> None:
+    def __init__(self, members: int, transport: str = "unix") -> None:
+        self._tcp = TcpPairs() if transport == "tcp" else None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
         self.switch = Switch(theirs)
@@ -40,7 +43,7 @@ class Lan:
 
     def join(self, number: int) -> None:
         """Hand a member over as the node does."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = self._tcp.pair() if self._tcp else socket.socketpair()
         ours.setblocking(False)
         self.ends[number] = ours
         with theirs:
@@ -81,12 +84,14 @@ class Lan:
             port.sock.close()
         if self.switch._control is not None:
             self.switch._control.close()
+        if self._tcp is not None:
+            self._tcp.close()
 
 
 @contextlib.contextmanager
-def lan(members: int = 3) -> Iterator[Lan]:
+def lan(members: int = 3, transport: str = "unix") -> Iterator[Lan]:
     """Run one."""
-    made = Lan(members)
+    made = Lan(members, transport)
     try:
         yield made
     finally:
@@ -138,6 +143,51 @@ def test_a_frame_that_comes_in_pieces_waits_and_keeps_nobody_busy() -> None:
         assert time.monotonic() - begin >= 10 * engine._PAUSE_MS / 1000
         net.send(1, whole[30:])
         assert net.got(2) == whole
+
+
+@pytest.mark.parametrize("transport", ["unix", "tcp"])
+@pytest.mark.parametrize("seed", range(5))
+def test_however_a_stream_is_cut_up_the_same_frames_come_out(seed: int, transport: str) -> None:
+    """Pieces of any length from two members at once; each stream arrives whole and in order."""
+    chance = random.Random(seed)
+    with lan(3, transport) as net:
+        for number in (1, 2, 3):
+            net.send(number, frame(ALL, mac(number)))
+        deadline = time.monotonic() + 10
+        while len(net.switch.table) < 3 and time.monotonic() < deadline:
+            net.turn()
+        time.sleep(0.05)  # what was sent to all is on its way
+        net.got(1), net.got(2), net.got(3)
+        streams = {
+            sender: b"".join(
+                frame(mac(3), mac(sender), chance.randbytes(8), chance.randint(60, 3000))
+                for _ in range(30)
+            )
+            for sender in (1, 2)
+        }
+        left, got = dict(streams), b""
+        while any(left.values()):
+            sender = chance.choice([number for number, data in left.items() if data])
+            size = chance.randint(1, 5000)
+            net.ends[sender].send(left[sender][:size])
+            left[sender] = left[sender][size:]
+            net.turn(chance.randint(0, 3))
+            got += net.got(3)
+        while len(got) < sum(map(len, streams.values())) and time.monotonic() < deadline:
+            net.turn()
+            got += net.got(3)
+        for sender, data in streams.items():
+            assert b"".join(_frames(got, mac(sender))) == data
+        assert not net.got(1) + net.got(2)
+
+
+def _frames(data: bytes, source: bytes) -> Iterator[bytes]:
+    """Yield the frames of one sender."""
+    while data:
+        end = 4 + int.from_bytes(data[:4], "big")
+        if data[10:16] == source:
+            yield data[:end]
+        data = data[end:]
 
 
 def test_a_member_that_does_not_read_costs_the_others_nothing() -> None:

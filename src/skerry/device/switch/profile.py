@@ -6,25 +6,23 @@ writes to none, and waits for no time but in `poll`.
 
 from __future__ import annotations
 
-from skerry.jail.bpf import Arg, Call
+from skerry.jail.bpf import Call
 from skerry.jail.confinement import Limits
-from skerry.jail.filter import ALWAYS, PROFILES, SENDTO, Profile
+from skerry.jail.filter import ALWAYS, PROFILES, Profile
 
 LIMITS = Limits(memory=64 << 20, pids=4)
 """What one switch may use: bytes of memory, processes and threads."""
 
-_NOT_NEEDED = frozenset(
+_NOT_NEEDED = {
     ALWAYS[name]
     for name in (
         *("fsync", "fdatasync", "ftruncate", "fallocate", "pwrite64", "sendmsg"),
         *("clock_nanosleep", "uname"),
     )
-)
-_NO_ADDRESS = Arg(4, 0, (1 << 64) - 1, wide=True)
+}
 
 PROFILE: Profile = (
-    *(c for c in PROFILES["helper"] if c.number not in {*_NOT_NEEDED, SENDTO}),
-    Call(SENDTO, ((_NO_ADDRESS,),)),
+    *(call for call in PROFILES["helper"] if call.number not in _NOT_NEEDED),
     Call(ALWAYS["shutdown"]),
 )
 """What the process may call: what a helper may, without what writes to files, and `shutdown`."""

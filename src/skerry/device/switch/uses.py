@@ -56,10 +56,13 @@ class Streams(Protocol):
 class SwitchUse:
     """One member: a stream between its machine (`source`) and the switch's process (`sink`)."""
 
-    def __init__(self, uses: SwitchUses, bridge: Stream, *, adopted: bool = False) -> None:
-        self.joined = adopted
+    def __init__(
+        self, uses: SwitchUses, bridge: Stream, *, joined: bool = False, torn: bool = False
+    ) -> None:
+        """`torn`: nothing but its cut makes sense any more."""
+        self.joined = joined
         self.dropped = 0
-        self._adopted = adopted
+        self._torn = torn
         self._uses = uses
         self._bridge = bridge
 
@@ -84,12 +87,8 @@ class SwitchUse:
         return self._uses.uid
 
     def is_whole(self) -> bool:
-        """Say whether the machine may still use it; without a process its frames wait for one.
-
-        A TCP pair that was handed over may have been left within a frame.
-        """
-        torn = self._adopted and not _is_unix(self._bridge.twins["source"])
-        return self._bridge.is_whole() and not torn
+        """Say whether the machine may still use it; without a process its frames wait for one."""
+        return not self._torn and self._bridge.is_whole()
 
     async def open(self, channel: int) -> None:
         """Join, if the member may talk with all others. Raises `Denied` or `SupervisorError`."""
@@ -148,10 +147,20 @@ class SwitchUses:
         return SwitchUse(self, self._streams.mint())
 
     def adopt(self, twins: Mapping[Side, int], helper: Helper | None, source: str) -> SwitchUse:
-        """Take over a member that was handed over; `resume` gives it to a process."""
+        """Take over a member that was handed over; `resume` gives it to a process.
+
+        It can only be cut if one of its twins is missing, or if they are a TCP pair: that may have
+        been left within a frame.
+        """
         if helper is not None:  # no switch's process has a member's name
             helper.process.kill()
-        return SwitchUse(self, self._streams.adopt(twins), adopted=True)
+        both = dict(twins)
+        for side in ("source", "sink"):
+            both.setdefault(side, -1)
+        torn = -1 in both.values() or not _is_unix(both["source"])
+        found = max(both.values())
+        both = {side: twin if twin >= 0 else os.dup(found) for side, twin in both.items()}
+        return SwitchUse(self, self._streams.adopt(both), joined=True, torn=torn)
 
     async def join(self, use: SwitchUse, number: int) -> None:
         """Let a member that was minted join: see `SwitchUse.open`."""
@@ -184,7 +193,9 @@ class SwitchUses:
 
     async def _serve(self) -> None:
         """Have a process that runs. Raises `Denied`, `SupervisorError`."""
-        if self._helper is not None and not self._helper.process.exited.done():
+        if self._helper is not None and self._helper.process.exited.done():
+            self._ended(self._helper)  # now, so that none of its members is taken for another's
+        if self._helper is not None:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -198,7 +209,7 @@ class SwitchUses:
         finally:
             theirs.close()
         self._helper, self._control = helper, ours
-        asyncio.get_running_loop().add_reader(ours, self._hear, ours)
+        helper.process.exited.get_loop().add_reader(ours, self._hear, ours)
         helper.process.exited.add_done_callback(lambda _: self._ended(helper))
 
     def _hand(self, use: SwitchUse, number: int) -> None:
@@ -253,9 +264,10 @@ class SwitchUses:
             self._let_go()
 
     def _let_go(self) -> None:
-        control, self._control, self._helper = self._control, None, None
-        if control is not None:
-            asyncio.get_running_loop().remove_reader(control)
+        control, self._control = self._control, None
+        helper, self._helper = self._helper, None
+        if control is not None and helper is not None:
+            helper.process.exited.get_loop().remove_reader(control)
             control.close()
 
     def close(self) -> None:
