@@ -10,6 +10,7 @@ Run as a helper, with a JSON object as its one argument: see `Orders`. It ends w
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -95,9 +96,7 @@ class Dialer:
 
     def _asked(self) -> None:
         """Take one message of the gate."""
-        untrusted, descriptors, _, _ = socket.recv_fds(
-            self._gate, words.MAX_WORDS, 1, socket.MSG_DONTWAIT
-        )
+        untrusted, descriptors, _, _ = socket.recv_fds(self._gate, words.MAX_WORDS, 1)
         if not untrusted:
             self._over = True
         elif untrusted == words.CONNECT and descriptors:
@@ -135,14 +134,9 @@ class Dialer:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         flow = Flow(near, far, called, self._poll)
-        with suppress(BlockingIOError):
-            try:
-                far.connect((address, port))
-            except BlockingIOError:
-                raise
-            except OSError:
-                flow.close()
-                return
+        if far.connect_ex((address, port)) not in (0, errno.EINPROGRESS):
+            flow.close()
+            return
         self._making[far.fileno()] = flow, time.monotonic() + CONNECT_S
         self._poll.register(far, select.EPOLLOUT)
 

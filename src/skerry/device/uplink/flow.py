@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 
-PIECE = 256 << 10
+PIECE = 64 << 10
 """Bytes that a flow may hold each way; what comes beyond it waits in the kernel."""
 
 SLICE_S = 0.05
@@ -32,16 +32,19 @@ class Rate:
         """Count bytes that were moved."""
         self._debt += size if self._rate else 0
 
+    @property
+    def used_up(self) -> bool:
+        """Whether nothing more may be read for now."""
+        return self._debt > 0
+
     def wait(self) -> None:
-        """Wait until what was moved is within the rate."""
+        """Wait until what was moved is within the rate, or for `SLICE_S`: others wait behind it."""
         if not self._rate:
             return
-        while True:
-            now = time.monotonic()
-            self._debt = max(-self._rate * SLICE_S, self._debt - (now - self._then) * self._rate)
-            self._then = now
-            if self._debt <= 0:
-                return
+        now = time.monotonic()
+        self._debt = max(-self._rate * SLICE_S, self._debt - (now - self._then) * self._rate)
+        self._then = now
+        if self._debt > 0:
             time.sleep(min(SLICE_S, self._debt / self._rate))
 
 
@@ -84,7 +87,7 @@ class Flow:
 
     def _one_way(self, origin: socket.socket, target: socket.socket, rate: Rate) -> None:
         waiting = self._waiting.pop(target, None)
-        if waiting is None and origin not in self._ended:
+        if waiting is None and origin not in self._ended and not rate.used_up:
             try:
                 waiting = memoryview(origin.recv(rate.piece, socket.MSG_DONTWAIT))
             except BlockingIOError:
@@ -119,4 +122,6 @@ class Flow:
     def close(self) -> None:
         """Close both sides: with a reset, unless all was said."""
         for side in self._sides:
+            if self._wanted.get(side):  # a copy at the gate would keep it in the poll
+                self._poll.unregister(side)
             side.close()

@@ -110,9 +110,7 @@ class Gate:
             return
         with accepted:
             try:
-                socket.send_fds(
-                    self._dialer, [words.CONNECT], [accepted.fileno()], socket.MSG_DONTWAIT
-                )
+                socket.send_fds(self._dialer, [words.CONNECT], [accepted.fileno()])
             except OSError:
                 asked = "{}:{}".format(*accepted.getsockname())
                 self._reports.tell(asked, TOO_MANY, time.monotonic())
@@ -192,5 +190,6 @@ def main() -> None:
     for sock in sockets:
         sock.setblocking(False)
     dialer = socket.socket(fileno=DIALER)
+    dialer.setblocking(False)
     watchers = sockets[1], sockets[2]
     Gate(dialer, Reports(REPORTS), sockets[0], watchers, sockets[3:]).run()
