@@ -239,9 +239,8 @@ class Calls:
         return {"exit_code": code}
 
     async def _console(self, call: wire.Console, session: Session) -> None:
-        monitor = self._node.monitor
-        domain = monitor.domain(call.domain)
-        await monitor.use("domain_console", session.operator, call.domain)
+        domain = self._node.monitor.domain(call.domain)
+        hook = await self._node.open_console(session.operator, domain, writes=not call.read_only)
         console = guest_of(domain).console
         reading = console.subscribe()
         before = console.untrusted_text
@@ -260,10 +259,12 @@ class Calls:
 
         async def type_in() -> None:
             async for keys in session.inputs():
+                if call.read_only:
+                    raise StateError("this console was opened only to be read")
                 console.write(keys)
 
         try:
-            await self._session(call.domain, "domain_console", session, show(), type_in())
+            await self._session(call.domain, hook, session, show(), type_in())
         finally:
             reading.close()
 

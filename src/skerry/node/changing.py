@@ -20,13 +20,14 @@ from skerry.monitor.domain import Domain
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
 from skerry.node.assertions import violations
+from skerry.node.consoles import asked_now, may_read, question
 from skerry.node.kept import SetupKeeper
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
 from skerry.policy.signature import require_signed
 from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
-from skerry.xsm.explain import explain_error
+from skerry.xsm.explain import Refused, explain_error
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -155,7 +156,7 @@ class Changing:
             if adopting:
                 adopting.taken(before)
             await changing.aclose()
-            cut = await self._judge_sessions()
+            cut = await self._judge_sessions("the policy changed")
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
         async with changing:  # the next change may go on, also where this can't be undone
@@ -204,6 +205,7 @@ class Changing:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)
             before, self.setup = self.setup, new
             adopting.taken(before)
+            await self._judge_sessions("the system file changed")
             await self._settle(new)
 
     def _require_base(self, adopting: Adoption | None) -> None:
@@ -282,19 +284,41 @@ class Changing:
             )
         return lost
 
-    async def _judge_sessions(self) -> int:
-        """End the open sessions that the policy in force refuses; return how many."""
+    async def open_console(self, operator: Label, domain: Domain, *, writes: bool) -> str:
+        """Ask for a domain's console, on record; return the hook. Raises a `Denied`.
+
+        Whoever may only read it is told so.
+        """
+        mediator = self.monitor.mediator
+        for _ in range(MAX_TRIES):
+            hook, asked = question(self.setup, operator, domain, writes=writes)
+            try:
+                await mediator.permit(
+                    hook,
+                    lambda: question(self.setup, operator, domain, writes=writes)[1],
+                    {"domain": domain.name},
+                )
+            except Refused as refusal:
+                if writes and await may_read(mediator, self.setup, operator, domain):
+                    refusal.fix = f"`skerry console --read-only {domain.name}`: that is allowed"
+                raise
+            if question(self.setup, operator, domain, writes=writes) == (hook, asked):
+                return hook
+        raise StaleGeneration("the console's label kept changing", fix="try again")
+
+    async def _judge_sessions(self, why: str) -> int:
+        """End the open sessions that are refused now; return how many."""
         cut = 0
         for session in self.sessions:
             try:
                 domain = self.monitor.domain(session.domain)
-                parties = {"operator": session.operator, "domain": domain.label}
-                verdict = await self.monitor.mediator.judge(session.hook, parties)
+                asked = asked_now(session.hook, self.setup, session.operator, domain)
+                verdict = await self.monitor.mediator.judge(*asked)
                 allowed = verdict.allowed
             except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if not allowed:
-                session.end("the policy changed")
+                session.end(why)
                 cut += 1
         return cut
 

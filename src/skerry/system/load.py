@@ -142,6 +142,7 @@ def _domain(table: Section, name: str) -> DomainSpec:
     domain = DomainSpec(
         name=name,
         label=table.label("label") if "label" in table else "",
+        console=table.label("console") if "console" in table else "",
         image=table.text("image", "minimal", _IMAGE, "the name of an image"),
         memory=table.size("memory", 192 << 20, "64M", "1T"),
         cpus=table.number("cpus", 1, 1, 64),

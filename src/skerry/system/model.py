@@ -62,7 +62,7 @@ JAIL_LAYERS = (
 
 
 class DomainSpec(msgspec.Struct, frozen=True):
-    """One `[domains.NAME]`; `memory` in bytes."""
+    """One `[domains.NAME]`; `memory` in bytes. `console`: a label of its own, "" for none."""
 
     name: str
     label: RawLabel
@@ -73,6 +73,7 @@ class DomainSpec(msgspec.Struct, frozen=True):
     accel: Accel = "auto"
     machine: MachineKind = "qemu"
     autostart: bool = True
+    console: RawLabel = ""
     slots: bool = False
     """Whether something of the file needs a board with slots: a disk, a network, a memory."""
 

@@ -157,9 +157,13 @@ class Exec(_Message, frozen=True, tag="exec"):
 
 
 class Console(_Message, frozen=True, tag="console"):
-    """Read a domain's console, its last output first, and write what `Input` carries."""
+    """Read a domain's console, its last output first, and write what `Input` carries.
+
+    `read_only`: nothing may be written, and only reading is asked for.
+    """
 
     domain: Name
+    read_only: bool = False
 
 
 class Down(_Message, frozen=True, tag="down"):
