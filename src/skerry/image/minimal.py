@@ -38,6 +38,8 @@ _FILES = {
     "profile": ("etc/profile", cpio.PLAIN),
     "mdev.conf": ("etc/mdev.conf", cpio.PLAIN),
     "port": ("lib/skerry/port", cpio.EXECUTABLE),
+    "disk": ("lib/skerry/disk", cpio.EXECUTABLE),
+    "driver": ("lib/skerry/driver", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }

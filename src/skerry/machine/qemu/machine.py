@@ -17,6 +17,7 @@ from typing import NamedTuple
 from skerry.errors import MachineError, SkerryError, StateError
 from skerry.machine.agent import Agent
 from skerry.machine.console import RESTARTED, Console, Tail
+from skerry.machine.qemu.blocks import Blocks
 from skerry.machine.qemu.command import (
     AGENT_FD,
     CONSOLE_FD,
@@ -75,6 +76,7 @@ class QemuMachine:
         self._qmp = Qmp(name, self._event)
         self._readers: tuple[Tail | Agent, ...] = ()
         self._devices: dict[Kind, Devices] = {"stream": Ports(name, self._qmp)}
+        self._devices["disk"] = Blocks(name, self._qmp)
         self._running = self._killed = False
         self._shutdown_cause = ""
         self._watcher: asyncio.Task[None] | None = None
