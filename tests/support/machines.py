@@ -106,9 +106,9 @@ class Host:
     def confinement(self, spec: QemuSpec) -> Confinement:
         """Confine a machine as the product does, accepting only what this host cannot give."""
         return Confinement(
-            root=str(qemu_root(cache() / "roots", spec.machine)),
+            root=str(qemu_root(cache() / "roots", spec.machine, uefi=spec.firmware == "uefi")),
             identity=self._identities.take(spec.name) if self._identities else own(),
-            binds=((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
+            binds=() if spec.firmware else ((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
             accepted=frozenset({"cgroup"} if self._identities else {"cgroup", "uid"}),
         )
 

@@ -232,6 +232,11 @@ class Calls:
             stdin = await _collect(session, MAX_STDIN, "send larger data over a channel")
         await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
         domain.require({State.RUNNING}, "run a command in it")
+        if not self._node.has_agent(call.domain):
+            raise StateError(
+                f"domain {call.domain} boots its own disk: no agent of ours runs commands in it",
+                fix=f"use its console: `skerry console {call.domain}`",
+            )
 
         async def work() -> int:
             guest = guest_of(domain)

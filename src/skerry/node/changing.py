@@ -66,9 +66,14 @@ class Changing:
         self.monitor = monitor
         self.sessions = Sessions()
         monitor.withdrawn = self.sessions.cut
+        monitor.most = self._most_channels
         self._keeper = keeper
         self._changing = asyncio.Lock()  # held from what is proposed until it is in force
         self._clock = clock
+
+    def _most_channels(self, name: str) -> int:
+        domain = self.setup.system.domains.get(name)
+        return domain.channels if domain else 0  # it is in no file any more, and is being removed
 
     async def load(
         self,

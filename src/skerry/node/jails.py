@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from skerry.jail.errors import IdentitiesUsed, JailError, LayerOff
 from skerry.jail.identity import Identity, IdentityPool, open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
-from skerry.machine.qemu.root import INITRD, KERNEL, qemu_root
+from skerry.machine.qemu.root import qemu_root
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
 
@@ -37,14 +37,18 @@ KVM_FIX = 'load the KVM module and let the jails open /dev/kvm (mode 0666), or u
 
 
 class Inmate(msgspec.Struct, frozen=True):
-    """What a machine's jail is made from; `memory` in bytes, `kvm`: it may use KVM."""
+    """What a machine's jail is made from: `files` are those it may read, by their places inside.
+
+    `memory` in bytes, `cpu` in hundredths of a core; `kvm`: it may use KVM, `uefi`: it needs that.
+    """
 
     name: str
     board: Board
-    kernel: Path
-    initrd: Path
+    files: Mapping[str, Path]
     memory: int
     kvm: bool
+    uefi: bool = False
+    cpu: int = 0
 
 
 class MachineJail(msgspec.Struct, frozen=True):
@@ -105,7 +109,7 @@ class MachineJails:
         self._identities = identities
         self._starts = itertools.count(1)
         self._leaving: set[asyncio.Future[None]] = set()
-        self._roots: dict[tuple[Board, bool], Path] = {}
+        self._roots: dict[tuple[Board, bool, bool], Path] = {}
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""
@@ -158,7 +162,7 @@ class MachineJails:
             str(self._root(inmate)),
             identity,
             profile="qemu-kvm" if kvm else "qemu",
-            binds=((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
+            binds=tuple((str(file), inside) for inside, file in inmate.files.items()),
             devices=((str(kvm), str(device.KVM)),) if kvm else (),
             cgroups=groups,
             accepted=self._accepted,
@@ -169,7 +173,7 @@ class MachineJails:
 
         A root never changes, and to read all that goes into it costs as much as the whole jail.
         """
-        kind = inmate.board, inmate.kvm
+        kind = inmate.board, inmate.kvm, inmate.uefi
         if kind not in self._roots or not self._roots[kind].is_dir():
             try:
                 self._roots[kind] = qemu_root(paths.make_shared(paths.roots_dir()), *kind)
@@ -178,7 +182,7 @@ class MachineJails:
         return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
-        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS)
+        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS, cpu=inmate.cpu)
         return make_groups(f"{inmate.name}.{next(self._starts)}", limits, self._accepted)
 
 

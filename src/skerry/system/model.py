@@ -26,6 +26,7 @@ Format = Literal["raw", "qcow2"]
 Overflow = Literal["block", "drop"]
 Board = Literal["auto", "microvm", "q35", "pc"]
 Accel = Literal["auto", "tcg", "kvm"]
+Boot = Literal["kernel", "bios", "uefi"]
 MachineKind = Literal["qemu", "simulator"]
 
 DUMMY_POLICY = "dummy"
@@ -36,6 +37,10 @@ MAX_DOMAINS = 256
 
 MAX_CHANNELS = 4096
 """Live channels of a system where `[limits]` does not say; one more is refused."""
+
+MAX_DOMAIN_CHANNELS = 64
+"""Channels and uses of one domain where its `channels` does not say; one more is refused, and not
+recorded as a decision, because none is taken."""
 
 AUDIT_ROTATE = 64 << 20
 """Bytes at which a segment of the audit trail is closed where `[audit]` does not say."""
@@ -62,7 +67,13 @@ JAIL_LAYERS = (
 
 
 class DomainSpec(msgspec.Struct, frozen=True):
-    """One `[domains.NAME]`; `memory` in bytes. `console`: a label of its own, "" for none."""
+    """One `[domains.NAME]`; `memory` in bytes.
+
+    `boot`: what starts it, the kernel of its `image`, or a firmware that reads the first disk of
+    its `uses`; then `image` is empty. `cpu`: hundredths of a core that all of its machine may use,
+    0 for no limit; `channels`: most channels and uses. `console`: the console's own label, empty
+    for none.
+    """
 
     name: str
     label: RawLabel
@@ -73,6 +84,9 @@ class DomainSpec(msgspec.Struct, frozen=True):
     accel: Accel = "auto"
     machine: MachineKind = "qemu"
     autostart: bool = True
+    boot: Boot = "kernel"
+    cpu: int = 0
+    channels: int = MAX_DOMAIN_CHANNELS
     console: RawLabel = ""
     slots: bool = False
     """Whether something of the file needs a board with slots: a disk, a network, a memory."""
@@ -168,6 +182,12 @@ class System(msgspec.Struct, frozen=True):
     alarms: Mapping[str, Alarm] = {}
     policy_key: str = ""
     lines: Mapping[Path, int] = {}
+
+    @property
+    def images(self) -> frozenset[str]:
+        """The images that domains boot from."""
+        found = self.domains.values()
+        return frozenset(d.image for d in found if d.machine == "qemu" and d.boot == "kernel")
 
     def line(self, path: Path) -> int:
         """Return the line of a part of the file: `("domains", "x", "label")`; 0 if it has none."""

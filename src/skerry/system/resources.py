@@ -7,7 +7,7 @@ name is no domain's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -167,3 +167,17 @@ def with_slots(
         name: msgspec.structs.replace(domain, slots=True) if name in need else domain
         for name, domain in domains.items()
     }
+
+
+def check_domains(
+    top: Section, domains: Mapping[str, DomainSpec], channels: Collection[ChannelSpec]
+) -> None:
+    """Report the domains that lack the disk they boot from, or have more channels than they may."""
+    for name, domain in domains.items():
+        table = top.section("domains").section(name)
+        own = [channel for channel in channels if name in (channel.source, channel.sink)]
+        if len(own) > domain.channels:
+            what = f"{len(own)} channels and uses, but channels = {domain.channels}"
+            table.problem("channels", f"domain {name!r} has {what}")
+        if domain.boot != "kernel" and not any(channel.kind == "disk" for channel in own):
+            table.problem("boot", f'boot = "{domain.boot}" needs a disk: name one in uses')
