@@ -62,8 +62,9 @@ JAIL_LAYERS = (
     "core-dumps",
     "no-new-privs",
     "descriptors",
+    "swap",
 )
-"""The layers whose absence a system file may accept by name."""
+"""The layers whose absence a system file may accept by name: the jail's, and swap that encrypts."""
 
 
 class DomainSpec(msgspec.Struct, frozen=True):
