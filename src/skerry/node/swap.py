@@ -42,9 +42,7 @@ def _is_safe(name: str, sys: Path) -> bool:
     device = sys / "class/block" / Path(os.path.realpath(name)).name
     if not device.exists():
         try:
-            inside = (
-                Path(name).stat().st_dev
-            )  # a file: what matters is what its file system lies on
+            inside = Path(name).stat().st_dev  # of a file: what it lies on
         except OSError:
             return False
         device = sys / "dev/block" / f"{os.major(inside)}:{os.minor(inside)}"
