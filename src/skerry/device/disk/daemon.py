@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skerry.errors import Denied
-from skerry.jail.bpf import Arg
+from skerry.jail.bpf import Arg, Call
 from skerry.jail.confinement import Limits
-from skerry.jail.filter import ALWAYS, PROFILES, Call, Profile
+from skerry.jail.filter import ALWAYS, PROFILES, Profile
 from skerry.jail.root import build
 
 DAEMON = Path("/usr/bin/qemu-storage-daemon")

@@ -96,6 +96,8 @@ def _judge(path: Path, descriptor: int, spec: ResourceSpec) -> None:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise BadImage(f"{path} is no regular file", fix="name the file of an image")
+    if found.st_nlink != 1:  # who wrote it would be remembered under one name only
+        raise BadImage(f"{path} has another name as well (a hard link)", fix="leave it one name")
     untrusted = os.pread(descriptor, HEADER_BYTES, 0)
     try:
         if spec.format == "raw":

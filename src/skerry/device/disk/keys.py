@@ -62,7 +62,8 @@ class Keys:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             new = file.with_name(f"{file.name}.new")
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(new, flags, 0o600), "w") as opened:
                 opened.write(key)
                 opened.flush()
                 os.fsync(opened.fileno())

@@ -1,9 +1,8 @@
 """One use of one disk: a storage daemon of its own between the image and the machine.
 
-The rules it keeps (laws 3 and 6): who has written the disk is on disk before the daemon runs; the
-machine gets a connected socket and nothing of the image; when `cut` has returned the daemon is
-dead, which the kernel says by the end of a pipe that only it held, so that no byte reaches the
-image any more, whatever was queued.
+The rules it keeps (law 3): the machine gets a connected socket and nothing of the image; when `cut`
+has returned the daemon is dead, which the kernel says by the end of a pipe that only it held, so
+that no byte reaches the image any more, whatever was queued.
 """
 
 from __future__ import annotations
@@ -100,6 +99,8 @@ class DiskUse:
 
     async def start(self, channel: int, image: Image, overlay: Path | None, key: str) -> None:
         """Start the daemon on an image that is judged and locked, and have it serve."""
+        if not self._twins:  # it was cut meanwhile
+            return
         maker, spec = self._maker, self._maker.spec
         plan = daemon.Plan(
             qcow2=spec.format == "qcow2",
@@ -146,9 +147,11 @@ class DiskUse:
             theirs.close()
             try:
                 await control.serve(plan)
-            except BaseException:
+            except BaseException as error:
                 helper.process.kill()
                 await asyncio.wait({helper.process.exited}, timeout=DEATH_S)
+                if isinstance(error, daemon.DiskFailed) and (words := self._last_words()):
+                    raise daemon.DiskFailed(f"{error.message}: {words}") from None
                 raise
             finally:
                 self._close_own()
@@ -182,6 +185,14 @@ class DiskUse:
             os.close(twin)
         self._maker.ended(self)
         return 0
+
+    def _last_words(self) -> str:
+        """Return what a daemon that failed said last, as far as it can be shown."""
+        try:
+            untrusted = os.read(self._twins["sink"], 4096).decode(errors="replace")
+        except (OSError, KeyError):
+            return ""
+        return "".join(c if c.isprintable() else " " for c in untrusted[-300:]).strip()
 
     def _close_own(self) -> None:
         """Close what only the daemon is to hold."""

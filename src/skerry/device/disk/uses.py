@@ -1,9 +1,8 @@
-"""The maker of one disk's uses: who may have it at once, who has written it, and its release.
+"""The maker of one disk's uses: who may have it at once, and its release.
 
-The rules it keeps: a use that writes is alone, unless the disk is shared and the policy lets its
-users exchange with one another; a label counts as having written the disk from before its use
-takes effect, on disk; a disk is released only while nobody uses it, and what was on it is gone
-before it is forgotten who wrote it.
+The rules it keeps: a use that writes is alone, unless the disk is shared and the policy lets those
+who read it exchange with who writes it; a disk is released only while nobody uses it, and what was
+on it is gone before it is forgotten who wrote it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skerry.device.disk import daemon, keys
-from skerry.device.disk.history import DiskHistory
-from skerry.device.disk.image import Image, open_image
+from skerry.device.disk.header import BadImage
+from skerry.device.disk.image import DiskInUse, Image, open_image
 from skerry.device.disk.release import wipe
 from skerry.device.disk.use import DiskUse
 from skerry.device.helper import Helper, Start
@@ -27,7 +26,8 @@ from skerry.jail.errors import JailError
 from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.monitor.mediate import explain_for, judge
-from skerry.monitor.protocols import Decider, Overflow, Side
+from skerry.monitor.protocols import Decider, Side
+from skerry.monitor.table import WRITER
 from skerry.system.model import ResourceSpec
 from skerry.xsm.explain import Refused
 
@@ -41,17 +41,14 @@ Raises `OSError`, or a `Denied`.
 class Means(NamedTuple):
     """What the disks of a node need of it.
 
-    `label` gives that of a domain by name; `roots` is where jail roots lie, `overlays` where what
-    is thrown away is written.
+    `roots` is where jail roots lie, `overlays` where what is thrown away is written.
     """
 
     start: Start
     decider: Decider
-    label: Callable[[str], Label]
     waiting: Waiting
     roots: Path
     overlays: Path
-    history: DiskHistory
     keys: keys.Keys
 
 
@@ -59,18 +56,21 @@ class DiskUses:
     """Implements `device.resource.Uses` for one disk."""
 
     def __init__(self, means: Means, spec: ResourceSpec, resource: Callable[[], Resource]) -> None:
-        """Serve a disk. Raises `HistoryLost` if it is not known who has written it."""
+        """Serve a disk; `label` must be set before it is used: it gives a domain's, by name."""
         self.means, self.spec = means, spec
-        self.written = means.history.writers(spec.file)
+        self.label: Callable[[str], Label] | None = None
         self._resource = resource
         self._uses: set[DiskUse] = set()
         self._one_at_a_time = asyncio.Lock()
-        self._seen: dict[DiskUse, tuple[Label, ...]] = {}
+        self._releasing = False
+        self._before: frozenset[Label] | None = None
 
     def mint(
-        self, one_way: bool, overflow: Overflow = "block", *, size: int = 0, source: str = ""
+        self, one_way: bool, overflow: str = "block", *, size: int = 0, source: str = ""
     ) -> DiskUse:
-        """Make a use, `one_way`: one that only reads. Raises `LimitReached`."""
+        """Make a use, `one_way`: one that only reads. Raises `LimitReached`, `DiskInUse`."""
+        if self._releasing:
+            raise DiskInUse(f"the disk {self.spec.name} is being released", fix="try again")
         try:
             writes = not one_way and not self.spec.discard
             use = DiskUse(self, source, writes, self.means.waiting())
@@ -80,8 +80,9 @@ class DiskUses:
                 fix="raise the open-files limit (RLIMIT_NOFILE) or cut unused channels",
             ) from error
         use.discards = self.spec.discard and not one_way
+        if self._before is None:
+            self._before = self._resource().written
         self._uses.add(use)
-        self._seen[use] = self._resource().written
         return use
 
     def adopt(self, twins: Mapping[Side, int], helper: Helper | None, source: str) -> DiskUse:
@@ -96,12 +97,11 @@ class DiskUses:
     def ended(self, use: DiskUse) -> None:
         """A use was cut."""
         self._uses.discard(use)
-        self._seen.pop(use, None)
 
     @property
-    def users(self) -> list[str]:
+    def users(self) -> tuple[str, ...]:
         """The domains that use the disk now, by name."""
-        return sorted(use.source for use in self._uses)
+        return tuple(sorted(use.source for use in self._uses))
 
     @staticmethod
     def one_time_key() -> str:
@@ -120,21 +120,23 @@ class DiskUses:
     async def opening(self, use: DiskUse, channel: int) -> None:
         """Have a use's daemon serve; one use of a disk at a time gets as far as that."""
         async with self._one_at_a_time:
-            label = self.means.label(use.source)
-            await self._still_allowed(use, label)
-            # One that is cut while it is being opened is cut by whoever opened it, too late.
+            if use.writes:
+                await self._ask_readers(use)
+            elif use.discards and self._before is not None:
+                # The monitor counts its user as a writer, and nothing that it writes stays.
+                self._resource().written = self._before
             image = await asyncio.to_thread(open_image, self.spec, use.writes)
             overlay: Path | None = None
             try:
-                if use.writes:
-                    await self._write(label, use)
                 key = await asyncio.to_thread(self._key, image)
                 if use.discards:
                     overlay = await asyncio.to_thread(self._overlay)
                 await use.start(channel, image, overlay, key)
-            except BaseException:
+            except BaseException as error:
                 if image.new:
                     image.path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise BadImage(f"{self.spec.file} is not served: {error.strerror}") from None
                 raise
             finally:
                 image.close()
@@ -161,56 +163,42 @@ class DiskUses:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return path
 
-    async def writes(self, label: Label) -> None:
-        """Let a label count as a writer from now on, durably: a user of the disk takes it.
+    async def _ask_readers(self, use: DiskUse) -> None:
+        """Raise `Refused` if one who reads the disk now may not exchange with who will write it.
 
-        Raises `HistoryLost`, `Refused` if other users may not exchange with it.
+        Who writes it besides was asked about with the use itself: it has written the disk.
         """
-        async with self._one_at_a_time:
-            await self._write(label, None)
-
-    async def _write(self, label: Label, use: DiskUse | None) -> None:
-        resource = self._resource()
-        if label in resource.written:
-            return
+        assert self.label is not None
+        writer = self.label(use.source)
         for other in self._uses - {use}:
-            theirs = self.means.label(other.source)
-            if theirs != label:
-                await self._ask(theirs, (label,))
-        await self.means.history.add(self.spec.file, label)
-        if label not in resource.written:
-            resource.written = (*resource.written, label)
-
-    async def _still_allowed(self, use: DiskUse, label: Label) -> None:
-        """Ask about those who have begun to write since the use was decided."""
-        seen = self._seen.get(use, ())
-        await self._ask(label, tuple(w for w in self._resource().written if w not in seen))
-
-    async def _ask(self, user: Label, writers: tuple[Label, ...]) -> None:
-        """Raise `Refused` if a user of the disk may not exchange with these."""
-        if not writers:
-            return
-        parties = {"source": user, "sink": self._resource().label}
-        parties |= {f"writer{number}": writer for number, writer in enumerate(writers)}
-        verdict = await judge(self.means.decider, "resource_both", parties)
-        if not verdict.allowed:
-            raise Refused(explain_for(verdict, parties))
+            reader = self.label(other.source)
+            if reader == writer:
+                continue
+            parties = {"source": reader, "sink": self._resource().label, f"{WRITER}0": writer}
+            verdict = await judge(self.means.decider, "resource_read", parties)
+            if not verdict.allowed:
+                raise Refused(explain_for(verdict, parties))
 
     async def release(self) -> str:
-        """Make what is on the disk unreadable and forget who wrote it; say what was done.
+        """Make what is on the disk unreadable; say what was done. Who wrote it may be forgotten.
 
-        Raises `StateError` while it is used, `BadImage`, `DiskInUse`, `KeyLost`, `HistoryLost`.
+        Raises `StateError` while it is used, `BadImage`, `DiskInUse`, `KeyLost`.
         """
-        async with self._one_at_a_time:
-            if self._uses:
-                raise StateError(
-                    f"the disk {self.spec.name} is used by {', '.join(self.users)}",
-                    fix="stop these domains, or cut their use of it",
-                )
-            done = await asyncio.to_thread(wipe, self.spec, self.means.keys)
-            await self.means.history.forget(self.spec.file)
-            self._resource().written = ()
-            return done
+        if self._uses or self._releasing:
+            users = ", ".join(self.users) or "its release"
+            raise StateError(
+                f"the disk {self.spec.name} is used by {users}",
+                fix="stop these domains, or cut their use of it",
+            )
+        if self.spec.discard:
+            raise StateError(f"nothing is ever written to the disk {self.spec.name}")
+        self._releasing = True
+        try:
+            return await asyncio.to_thread(wipe, self.spec, self.means.keys)
+        except OSError as error:
+            raise BadImage(f"{self.spec.file} could not be released: {error.strerror}") from None
+        finally:
+            self._releasing = False
 
 
 def sweep(overlays: Path) -> None:
