@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from skerry.device.helper import Start
 from skerry.monitor.protocols import Decider
+from skerry.node.disks import disk_maker
 from skerry.node.resources import MakeUses
 from skerry.system.model import ResourceKind
 
 
 def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses]:
     """Return the maker for each kind. `start` starts the helper of a use."""
-    return {}
+    return {"disk": disk_maker(start, decider)}

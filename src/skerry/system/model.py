@@ -113,7 +113,8 @@ class ResourceSpec(msgspec.Struct, frozen=True):
     """One `[resources.NAME]`: what domains get from their host, under a label of its own.
 
     A disk: `file` (absolute), `format`, `size` in bytes for one that is made (0: it must be
-    there), `encrypted`, `discard`: what is written is thrown away with the use. An uplink: `allow`,
+    there), `encrypted`, `discard`: what is written is thrown away with the use, `shared`: others
+    may use it beside one that writes. An uplink: `allow`,
     destinations as `NAME-OR-ADDRESS:PORT`, or `served_by`, a domain. `rate`: bytes a second of a
     disk or an uplink, 0 for no limit.
     """
@@ -126,6 +127,7 @@ class ResourceSpec(msgspec.Struct, frozen=True):
     size: int = 0
     encrypted: bool = False
     discard: bool = False
+    shared: bool = False
     allow: tuple[str, ...] = ()
     served_by: str = ""
     rate: int = 0

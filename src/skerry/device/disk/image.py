@@ -1,0 +1,148 @@
+"""A disk's image on the host: found or made, judged, and locked, before anybody may open it.
+
+The rules: what is there is a regular file under its own name, whole, and nobody else's in a way
+that would harm it; a file that is made is made anew, never over another. The locks are those that
+QEMU's own programs take and respect (`block/file-posix.c`), so that none of them writes a disk
+that is in use here; they lie on the open file and go with the helper that has it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+
+from skerry.device.disk.header import HEADER_BYTES, BadImage, check_raw, read_qcow2
+from skerry.errors import Denied
+from skerry.system.model import ResourceSpec
+
+_PERM, _SHARED = 100, 200  # where QEMU's locks lie: what one does, and what one can't have done
+_READ, _WRITE, _RESIZE = 0, 1, 3
+_FLOCK = struct.Struct("=hhqqi4x")
+F_OFD_GETLK, F_OFD_SETLK = 36, 37
+
+
+class DiskInUse(Denied):
+    """Somebody else has the disk in a way that does not allow another use."""
+
+    code = "DISK-IN-USE"
+
+
+class Image:
+    """An image that was found, judged and locked. `new`: it was made now and is empty.
+
+    `descriptor` is the open file that bears the locks; close it, or give it away.
+    """
+
+    def __init__(self, path: Path, descriptor: int, new: bool) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self.new = new
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def open_image(spec: ResourceSpec, writes: bool) -> Image:
+    """Find a disk's image, or make it where the system file gives a size, and lock it.
+
+    `writes`: the use changes it. Raises `BadImage`, `DiskInUse`.
+    """
+    path = Path(spec.file)
+    try:
+        descriptor, new = _open(path, spec, writes)
+    except OSError as error:
+        raise BadImage(f"{path} {_words(error)}", fix=_fix(error)) from None
+    try:
+        if not new:
+            _judge(path, descriptor, spec)
+        _lock(descriptor, path, writes, spec.shared)
+        return Image(path.resolve(), descriptor, new)
+    except BaseException:
+        os.close(descriptor)
+        if new:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _open(path: Path, spec: ResourceSpec, writes: bool) -> tuple[int, bool]:
+    mode = os.O_RDWR if writes else os.O_RDONLY
+    # Without waiting for the other end of a pipe, and never through a link to another's file.
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(path, mode | flags), False
+    except FileNotFoundError:
+        if not spec.size or (not writes and (spec.encrypted or spec.format != "raw")):
+            raise  # to lay it out is to write it
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        if spec.format == "raw" and not spec.encrypted:
+            os.ftruncate(descriptor, spec.size)
+        os.fsync(descriptor)
+    except OSError:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        raise
+    return descriptor, True
+
+
+def _judge(path: Path, descriptor: int, spec: ResourceSpec) -> None:
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise BadImage(f"{path} is no regular file", fix="name the file of an image")
+    if found.st_nlink != 1:  # who wrote it would be remembered under one name only
+        raise BadImage(f"{path} has another name as well (a hard link)", fix="leave it one name")
+    untrusted = os.pread(descriptor, HEADER_BYTES, 0)
+    try:
+        if spec.format == "raw":
+            check_raw(found.st_size, untrusted, spec.encrypted)
+        elif read_qcow2(found.st_size, untrusted).encrypted is not spec.encrypted:
+            raise BadImage(
+                "is encrypted by somebody else" if not spec.encrypted else "is not encrypted"
+            )
+    except BadImage as error:
+        raise BadImage(f"{path} {error.message}", fix="give a whole image of that format") from None
+
+
+def _words(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "is a symbolic link"
+    return f"cannot be opened: {error.strerror}"
+
+
+def _fix(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "make it, or say its size in the system file: then the first use that writes does"
+    if error.errno == errno.ELOOP:
+        return "name the file itself"
+    return "name an image that you may read and write"
+
+
+def _lock(descriptor: int, path: Path, writes: bool, shared: bool) -> None:
+    """Take the locks of a reader or writer, as QEMU does, after looking for others'.
+
+    Taken first and looked for then: of two at once at least one sees the other.
+    """
+    does = {_READ, _WRITE, _RESIZE} if writes else {_READ}
+    forbids = set() if shared else {_WRITE, _RESIZE}
+    for at in sorted({_PERM + p for p in does} | {_SHARED + p for p in forbids}):
+        fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
+    for at in sorted({_SHARED + p for p in does} | {_PERM + p for p in forbids}):
+        if _held(descriptor, at):
+            raise DiskInUse(
+                f"{path} is in use by somebody else",
+                fix="end the other use; one that writes is alone, unless the disk is shared",
+            )
+
+
+def _held(descriptor: int, at: int) -> bool:
+    # Asked as a writer, which every other holder of a lock is in the way of; nothing is taken.
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+    answer = fcntl.fcntl(descriptor, F_OFD_GETLK, asked)
+    return int(_FLOCK.unpack(answer)[0]) != fcntl.F_UNLCK
