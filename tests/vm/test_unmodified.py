@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import select
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from skerry.errors import MachineError, SkerryError
+from skerry.errors import MachineError
 from skerry.machine.qemu.firmware import CODE, Firmware
 from skerry.machine.qemu.machine import QemuMachine
 from tests.support import installed
+from tests.support.cli import Cli
 from tests.support.machines import Host
 from tests.support.nbd import BareDisk
 
@@ -21,12 +25,17 @@ BOOT_S = 180.0
 STOP_S = 60.0
 
 
+def copy_disk(to: Path) -> None:
+    """Copy the installed system's disk."""
+    made = str(installed.disk())
+    subprocess.run(["cp", "--reflink=auto", "--sparse=always", made, to], check=True)
+
+
 @contextlib.contextmanager
 def installed_disk(folder: Path) -> Iterator[BareDisk]:
     """Serve a copy of the installed system's disk."""
     copy = folder / "installed.raw"
-    made = str(installed.disk())
-    subprocess.run(["cp", "--reflink=auto", "--sparse=always", made, copy], check=True)
+    copy_disk(copy)
     disk = BareDisk(copy)
     try:
         yield disk
@@ -62,28 +71,119 @@ async def booted(host: Host, disk: BareDisk, firmware: Firmware) -> QemuMachine:
     return machine
 
 
-def test_an_installed_debian_boots_by_bios(host: Host, tmp_path: Path) -> None:
-    """Its own loader, kernel and init come up; its power button ends it and its disk has all."""
+POLICY = """
+[policy]
+name = "unmodified"
+version = "1.0"
+bootstrap = "owner"
+[simple-type-enforcement]
+types = ["own", "other"]
+[labels.owner]
+ste = ["own", "other"]
+[labels.own]
+ste = ["own"]
+[resources.own-disk]
+ste = "own"
+[resources.other-disk]
+ste = "other"
+"""
 
-    async def run(disk: BareDisk) -> None:
-        machine = await booted(host, disk, "bios")
-        assert b"SYSLINUX" in machine.console.untrusted_text, "the BIOS speaks on the console"
-        machine.console.write(b"echo by-$(test -d /sys/firmware/efi && echo uefi || echo bios)\n")
-        await shows(machine, b"by-bios", 10)
-        machine.console.write(b"cat /sys/block/vda/serial /proc/1/comm; ls /dev/virtio-ports\n")
-        await shows(machine, b"systemsystemd\r\n", 10)
-        await shows(machine, b"ls: cannot access '/dev/virtio-ports'", 10)
-        machine.console.write(b"echo written-to-the-disk >/root/kept\n")
-        with pytest.raises(SkerryError, match="agent"):
-            await machine.agent.ready(5)
-        await machine.shutdown(STOP_S)
-        assert (await machine.exited).reason == "the guest switched itself off"
+SYSTEM = """
+name = "unmodified"
+policy = "policy.toml"
 
-    with installed_disk(tmp_path) as disk:
-        host.run(run(disk))
-        disk.process.terminate()
-        disk.process.wait()
-        assert b"written-to-the-disk\n" in (tmp_path / "installed.raw").read_bytes()
+[jail]
+accept-missing = ["cgroup"]
+
+[domains.own]
+label = "own"
+boot = "bios"
+memory = "256M"
+uses = ["system", "secret"]
+
+[resources.system]
+kind = "disk"
+label = "own-disk"
+file = "installed.raw"
+
+[resources.secret]
+kind = "disk"
+label = "other-disk"
+file = "secret.raw"
+size = "8M"
+"""
+
+
+class Screen:
+    """The console of the real command, for somebody who types."""
+
+    def __init__(self, node: Cli, domain: str) -> None:
+        self._command = node.popen("console", domain, stdin=subprocess.PIPE)
+        self.text = ""
+
+    def shows(self, words: str, deadline_s: float) -> None:
+        """Wait until it has shown these words."""
+        out, end = self._command.stdout, time.monotonic() + deadline_s
+        assert out is not None
+        while words not in self.text:
+            left = end - time.monotonic()
+            ready, _, _ = select.select([out], [], [], max(left, 0))
+            assert ready, f"{words!r} is not in: {self.text[-2000:]}"
+            self.text += os.read(out.fileno(), 65536).decode(errors="replace")
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        assert self._command.stdin is not None
+        self._command.stdin.write(line + "\n")
+        self._command.stdin.flush()
+
+    def leave(self) -> None:
+        """Leave it."""
+        self._command.communicate(input="\x1d", timeout=20)
+
+
+@pytest.fixture
+def node() -> Iterator[Cli]:
+    """A node of its own, in whose directory the files lie."""
+    cli = Cli()
+    try:
+        yield cli
+    finally:
+        cli.down()
+
+
+def test_an_installed_debian_runs_as_a_domain(node: Cli) -> None:
+    """By BIOS, its own loader, kernel and init, with the disk that the policy lets it have and no
+    other; console and power button serve, a command says at once that nobody is there to run it,
+    and its disk keeps what it wrote."""
+    disk = node.home / "installed.raw"
+    copy_disk(disk)
+    (node.home / "policy.toml").write_text(POLICY)
+    (node.home / "system.toml").write_text(SYSTEM)
+    began = node.run("up", str(node.home / "system.toml"), "--detach")
+    assert began.returncode == 3, began.stderr
+    assert "other-disk" in began.stderr, "the policy does not let it have the other disk"
+    assert [(r["name"], r["state"]) for r in node.rows("ps")] == [("own", "running")]
+    screen = Screen(node, "own")
+    screen.shows("SYSLINUX", 60)
+    screen.shows(installed.LOGGED_IN.decode(), BOOT_S)
+    screen.type("echo by-$(test -d /sys/firmware/efi && echo uefi || echo bios)")
+    screen.shows("by-bios", 20)
+    screen.type("cat /sys/block/vda/serial /proc/1/comm; echo; ls /sys/block")
+    screen.shows("systemsystemd", 20)
+    screen.type("ls /sys/block | grep -c vd; ls /dev/virtio-ports")
+    screen.shows("1\r\nls: cannot access '/dev/virtio-ports'", 20)
+    screen.type("echo written-to-the-$((6*7)) >/root/kept; sync; echo s-ynced | tr -d -")
+    screen.shows("synced", 20)
+    start = time.monotonic()
+    told = node.run("exec", "own", "--", "true")
+    assert (told.returncode, "no agent of ours" in told.stderr) == (1, True), told.stderr
+    assert "skerry console own" in told.stderr
+    assert time.monotonic() - start < 10
+    stopped = node.ok("stop", "own", "--timeout", str(int(STOP_S)))
+    assert "the guest switched itself off" in stopped
+    screen.leave()
+    assert b"written-to-the-42\n" in disk.read_bytes()
 
 
 def test_an_installed_debian_boots_by_uefi(host: Host, tmp_path: Path) -> None:
