@@ -33,7 +33,9 @@ _SECTOR = 512
 _BOOT_START, _BOOT_SECTORS = 2048, 96 << 11
 _ROOT_SECTORS = 640 << 11
 
-_COMMANDS = "console=ttyS0 root=/dev/vda2 rw net.ifnames=0 mitigations=off systemd.show_status=1"
+_COMMANDS = (
+    "console=ttyS0 root=/dev/vda2 rw net.ifnames=0 mitigations=off systemd.show_status=1 loglevel=7"
+)
 
 _INSTALL = r"""
 set -eu

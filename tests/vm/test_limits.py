@@ -25,7 +25,7 @@ name = "limits"
 policy = "dummy"
 
 [jail]
-accept-missing = ["cgroup"]
+accept-missing = ["cgroup", "swap"]
 
 [domains.limited]
 label = "dummy"
