@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 
 from skerry.channel import stream
-from skerry.channel.one_way import Relay
+from skerry.channel.one_way import Relay, is_pipe
 from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Helper
 from skerry.monitor.protocols import Bridges, Kind, Side
@@ -40,7 +40,9 @@ class AllBridges:
             if uses is None or "source" not in twins:
                 return _Remains(twins, process)
             return uses.adopt(twins, helper, entry.source)
-        if twins.keys() >= {"source", "sink"}:
+        if twins.keys() >= {"source", "sink"} and is_pipe(twins["source"]) is is_pipe(
+            twins["sink"]
+        ):
             return stream.adopt(twins, Relay(process, uid) if process is not None else None)
         return _Remains(twins, process) if entry is None else None
 
