@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from pathlib import Path
 
 from skerry.device.disk.header import HEADER_BYTES, BadImage, check_qcow2, check_raw
@@ -21,8 +22,13 @@ from skerry.system.model import ResourceSpec
 
 _PERM, _SHARED = 100, 200  # where QEMU's locks lie: what one does, and what one can't have done
 _READ, _WRITE, _RESIZE = 0, 1, 3
-_FLOCK = struct.Struct("=hhqqi4x")
+_FLOCK = struct.Struct("=hh4xqqi4x")
 F_OFD_GETLK, F_OFD_SETLK = 36, 37
+
+
+LOCK_S = 0.5
+"""How long a lock on an image is waited for, in seconds: one of a use that was just cut goes a
+moment after its daemon."""
 
 
 class DiskInUse(Denied):
@@ -149,12 +155,15 @@ def _lock(descriptor: int, path: Path, writes: bool, shared: bool) -> None:
     forbids = set() if shared else {_WRITE, _RESIZE}
     for at in sorted({_PERM + p for p in does} | {_SHARED + p for p in forbids}):
         fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
-    for at in sorted({_SHARED + p for p in does} | {_PERM + p for p in forbids}):
-        if _held(descriptor, at):
+    against = sorted({_SHARED + p for p in does} | {_PERM + p for p in forbids})
+    deadline = time.monotonic() + LOCK_S
+    while any(_held(descriptor, at) for at in against):
+        if time.monotonic() > deadline:
             raise DiskInUse(
                 f"{path} is in use by somebody else",
                 fix="end the other use; one that writes is alone, unless the disk is shared",
             )
+        time.sleep(LOCK_S / 50)
 
 
 def _held(descriptor: int, at: int) -> bool:

@@ -119,7 +119,8 @@ class DiskUse:
             control = daemon.Control(ours)
             stack.callback(control.close)
             stack.callback(theirs.close)
-            fds = {2: self._death, 4: self._listener.fileno() if self._listener else -1}
+            fds = {2: self._death}
+            fds[daemon.LISTENER_FD] = self._listener.fileno() if self._listener else -1
             # A cut closes the use's own meanwhile; their numbers may be others' then.
             lent = {number: os.dup(fd) for number, fd in fds.items()}
             for fd in lent.values():

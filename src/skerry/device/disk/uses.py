@@ -115,7 +115,7 @@ class DiskUses:
     async def opening(self, use: DiskUse, channel: int) -> None:
         """Have a use's daemon serve; one use of a disk at a time gets as far as that."""
         async with self._one_at_a_time:
-            if use.writes:
+            if use.writes and self.spec.shared:
                 await self._ask_readers(use)
             elif use.discards and self._before is not None:
                 # The monitor counts its user as a writer, and nothing that it writes stays.
