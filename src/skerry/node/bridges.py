@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Mapping
 
 from skerry.channel import stream
@@ -73,7 +74,8 @@ class _Remains:
             self._process.kill()
         while self._twins:
             twin = self._twins.popitem()[1]
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twin)) as sock:
-                sock.shutdown(socket.SHUT_RDWR)
+            if stat.S_ISSOCK(os.fstat(twin).st_mode):
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twin)) as sock:
+                    sock.shutdown(socket.SHUT_RDWR)
             os.close(twin)
         return 0
