@@ -279,7 +279,10 @@ def test_what_one_wrote_its_rival_never_gets_until_the_disk_is_released(node: Cl
 
     The control: bob gets, at once, the disk to which alice's writes never went.
     """
-    node.ok("stop", "alice")
+    os.kill(daemon(node, "small.img"), signal.SIGSTOP)
+    began = time.monotonic()
+    node.ok("stop", "alice", "--timeout", "5")
+    assert time.monotonic() - began < 10, "a frozen daemon does not keep a domain from ending"
     done = node.run("start", "bob")
     assert done.returncode == 3
     assert "data" in done.stderr

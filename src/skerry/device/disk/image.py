@@ -55,10 +55,11 @@ class Image:
             os.close(descriptor)
 
 
-def open_image(spec: ResourceSpec, writes: bool) -> Image:
+def open_image(spec: ResourceSpec, writes: bool, *, judge: bool = True) -> Image:
     """Find a disk's image, or make it where the system file gives a size, and lock it.
 
-    `writes`: the use changes it. Raises `BadImage`, `DiskInUse`.
+    `writes`: the use changes it; `judge`: what it holds must be whole. Raises `BadImage`,
+    `DiskInUse`.
     """
     path = Path(spec.file)
     try:
@@ -68,10 +69,10 @@ def open_image(spec: ResourceSpec, writes: bool) -> Image:
     try:
         if not new:
             _judge_kind(path, descriptor)
-            new = _is_empty(descriptor, spec, writes)
+            new = judge and _is_empty(descriptor, spec, writes)
             if new:
                 _extend(descriptor, spec)
-            else:
+            elif judge:
                 _judge(path, descriptor, spec)
         _lock(descriptor, path, writes, spec.shared)
         return Image(path.resolve(), descriptor, new)

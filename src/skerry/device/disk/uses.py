@@ -144,12 +144,12 @@ class DiskUses:
             return ""
         name, path = self.spec.name, self.spec.file
         if image.new:
-            key = self.means.keys.make(name, path)
+            key = self.means.keys.make(path, name)
             luks.lay_out(
                 image.descriptor, key, 0 if self.spec.format == "qcow2" else self.spec.size
             )
             return key
-        if key := self.means.keys.read(name, path):
+        if key := self.means.keys.read(path):
             return key
         raise keys.KeyLost(
             f"the disk {name} has no key here, so nothing can read {path}",

@@ -126,22 +126,22 @@ def test_two_containers_have_nothing_in_common(tmp_path: Path) -> None:
 def test_keys_are_durable_private_and_destroyed(tmp_path: Path) -> None:
     """A key stays the same, is its owner's alone, and leaves nothing when it is destroyed."""
     keys = Keys(tmp_path / "keys")
-    assert keys.read("data", "/a") == ""
-    key = keys.make("data", "/a")
-    assert (keys.make("data", "/a"), len(key)) == (key, 64)
-    assert keys.make("data", "/b") != key
+    assert keys.read("/a") == ""
+    key = keys.make("/a", "data")
+    assert (keys.make("/a", "renamed"), len(key)) == (key, 64)
+    assert keys.make("/b", "data") != key
     (file,) = (path for path in (tmp_path / "keys").iterdir() if key in path.read_text())
     assert file.stat().st_mode & 0o777 == 0o600
     opened = file.open()
-    keys.destroy("data", "/a")
+    keys.destroy("/a")
     assert key not in opened.read()
     opened.close()
-    assert keys.read("data", "/a") == ""
-    keys.destroy("data", "/a")
+    assert keys.read("/a") == ""
+    keys.destroy("/a")
     (other,) = (tmp_path / "keys").iterdir()
     other.write_text("short")
     with pytest.raises(KeyLost, match="damaged"):
-        keys.make("data", "/b")
+        keys.make("/b", "data")
 
 
 def test_zeroing_leaves_nothing_and_keeps_the_length(tmp_path: Path) -> None:

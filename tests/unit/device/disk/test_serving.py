@@ -16,6 +16,7 @@ import pytest
 
 from skerry.channel.transport import TcpPairs, passes_descriptor
 from skerry.device.disk.acl import XATTR
+from skerry.device.disk.header import BadImage
 from skerry.device.disk.image import DiskInUse
 from skerry.device.disk.keys import KeyLost
 from skerry.device.disk.uses import DiskUses
@@ -300,6 +301,25 @@ def test_a_released_disk_has_nothing_of_what_was_on_it() -> None:
                 assert CANARY not in fresh.read(0, 4 * MIB)
                 if format_ == "qcow2" or not encrypted:  # else noise, under another key
                     assert fresh.read(MIB, 16) == bytes(16)
+
+    served(run)
+
+
+def test_a_broken_disk_can_be_released() -> None:
+    """What is left of an image that no use gets any more goes like any other."""
+
+    async def run(made: Disks) -> None:
+        for encrypted in (False, True):
+            maker = made.maker(f"broken-{encrypted}".lower(), encrypted=encrypted)
+            (await made.use(maker)).cut()
+            with _open(maker) as file:
+                file.write(CANARY)
+                file.truncate(5000)
+            with pytest.raises(BadImage, match=r"is truncated|is not encrypted"):
+                await made.use(maker)
+            await maker.release()
+            assert encrypted or image_of(maker) == bytes(5000)
+        await made.use(maker)
 
     served(run)
 
