@@ -12,6 +12,7 @@ ROWS = {
     "stream-vs-bare": ("stream", "throughput"),
     "oneway-vs-pipe": ("oneway", "throughput"),
     "oneway-back-kbit-s": ("oneway", "covert"),
+    "disk-vs-bare": ("disk", "throughput"),
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),

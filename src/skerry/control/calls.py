@@ -14,6 +14,7 @@ from skerry.errors import LimitReached, PolicyError, StateError, WireError
 from skerry.label import Label
 from skerry.monitor.domain import State
 from skerry.monitor.table import Channel
+from skerry.node.disks import list_disks, release_disk
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.node.reconcile import Prepare, Reconciler
@@ -95,6 +96,10 @@ class Calls:
                 return channel_row(channel, channel.since)
             case wire.Cut(number):
                 return {"channel": number, "drained": monitor.cut(number)}
+            case wire.Disks():
+                return await list_disks(node, operator)
+            case wire.ReleaseDisk(disk):
+                return await release_disk(node, operator, disk)
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Mapping
 
 from skerry.channel import stream
-from skerry.channel.one_way import Relay
+from skerry.channel.one_way import Relay, is_pipe
 from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Helper
 from skerry.monitor.protocols import Bridges, Kind, Side
@@ -40,7 +41,9 @@ class AllBridges:
             if uses is None or "source" not in twins:
                 return _Remains(twins, process)
             return uses.adopt(twins, helper, entry.source)
-        if twins.keys() >= {"source", "sink"}:
+        if twins.keys() >= {"source", "sink"} and is_pipe(twins["source"]) is is_pipe(
+            twins["sink"]
+        ):
             return stream.adopt(twins, Relay(process, uid) if process is not None else None)
         return _Remains(twins, process) if entry is None else None
 
@@ -71,7 +74,8 @@ class _Remains:
             self._process.kill()
         while self._twins:
             twin = self._twins.popitem()[1]
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twin)) as sock:
-                sock.shutdown(socket.SHUT_RDWR)
+            if stat.S_ISSOCK(os.fstat(twin).st_mode):
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twin)) as sock:
+                    sock.shutdown(socket.SHUT_RDWR)
             os.close(twin)
         return 0

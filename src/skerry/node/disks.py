@@ -1,6 +1,7 @@
-"""Where a node's disks have their keys and overlays, and what connects machines to their daemons.
+"""The disks of a node: where their keys and overlays lie, what connects them, and their release.
 
-The rule: keys and overlays lie where only the node reaches, and no connection carries descriptors.
+The rules: keys and overlays lie where only the node reaches, and no connection carries descriptors;
+a disk is released after the policy's yes, and what was done stands in the trail.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from skerry.channel.transport import TcpPairs, unix_pair_holds, unix_waiting
 from skerry.device.disk.keys import Keys
 from skerry.device.disk.uses import DiskUses, Means, sweep
 from skerry.device.helper import Start
+from skerry.errors import Denied
+from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.monitor.protocols import Decider
 from skerry.node import paths
+from skerry.node.node import Node
 from skerry.node.resources import MakeUses
 from skerry.system.model import ResourceSpec
 
@@ -45,3 +49,52 @@ def disk_maker(start: Start, decider: Decider) -> MakeUses:
         return DiskUses(Means(start, decider, connections, roots, overlays, keys), spec, resource)
 
     return make
+
+
+async def list_disks(node: Node, operator: Label) -> list[dict[str, object]]:
+    """List the disks that an operator may release. Not recorded."""
+    rows: list[dict[str, object]] = []
+    for name, (spec, resource, users) in node.resources.disks().items():
+        if not await _may_release(node, operator, resource.label):
+            continue
+        rows.append(
+            {
+                "name": name,
+                "label": str(resource.label),
+                "file": spec.file,
+                "format": spec.format,
+                "encrypted": spec.encrypted,
+                "discard": spec.discard,
+                "shared": spec.shared,
+                "users": list(users),
+                "written": sorted(map(str, resource.written)),
+            }
+        )
+    return rows
+
+
+async def _may_release(node: Node, operator: Label, disk: Label) -> bool:
+    try:
+        parties = {"operator": operator, "disk": disk}
+        verdict = await node.monitor.mediator.judge("resource_remove", parties)
+    except Denied:
+        return False
+    return verdict.allowed
+
+
+async def release_disk(node: Node, operator: Label, name: str) -> dict[str, object]:
+    """Release a disk at an operator's wish; say what was done.
+
+    Raises `NotFound`, `StateError` while it is used, `Refused` or another `Denied`.
+    """
+    _, resource, _ = node.resources.disk(name)
+    mediator = node.monitor.mediator
+    grant = await mediator.permit(
+        "resource_remove",
+        lambda: {"operator": operator, "disk": resource.label},
+        {"resource": name},
+    )
+    written = sorted(map(str, resource.written))
+    done = await node.resources.release(name)
+    mediator.audit.note("released", {"resource": name, "written": written, "done": done})
+    return {"disk": name, "done": done, "written": written, "record": grant.record}

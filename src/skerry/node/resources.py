@@ -103,16 +103,21 @@ class Resources:
 
         Raises `NotFound`, `StateError`, or a `Denied`; then nothing was forgotten.
         """
-        disks = self.disks()
-        if name not in disks:
-            known = ", ".join(disks) or "none"
-            raise NotFound(f"there is no disk {name}", fix=f"the disks are: {known}")
+        self.disk(name)
         _, resource, uses = self._made[name]
         assert isinstance(uses, Released)
         done = await uses.release()
         resource.written = frozenset()
         await self.save()
         return done
+
+    def disk(self, name: str) -> tuple[ResourceSpec, Resource, tuple[str, ...]]:
+        """Return one of `disks`. Raises `NotFound`."""
+        disks = self.disks()
+        if name not in disks:
+            known = ", ".join(disks) or "none"
+            raise NotFound(f"there is no disk {name}", fix=f"the disks are: {known}")
+        return disks[name]
 
     def disks(self) -> dict[str, tuple[ResourceSpec, Resource, tuple[str, ...]]]:
         """Return what can be released, each with the domains that use it."""

@@ -47,7 +47,6 @@ MAX_LINES = 1000
 """Most lines that a daemon may say until it serves."""
 
 _JOB_S = 0.02
-_KEY_ITERATIONS_MS = 10  # a key of 256 random bits needs no slow derivation
 
 _NAMES = (
     "read", "write", "close", "fstat", "poll", "lseek", "mprotect", "munmap", "brk", "rt_sigaction",
@@ -85,8 +84,9 @@ class DiskFailed(Denied):
 class Plan(NamedTuple):
     """What a daemon is to serve.
 
-    `make` is the size in bytes of an image that is laid out first, 0 for one that is there; `key`
-    and `once` the keys of the image and of the overlay, empty for none; `rate` bytes a second.
+    `make` is the size in bytes of a qcow2 image that is laid out first, 0 for one that is there;
+    `key` and `once` open the LUKS containers of the image and of the overlay, empty for none;
+    `rate` is in bytes a second.
     """
 
     qcow2: bool
@@ -136,17 +136,19 @@ class Control:
         for name, key in (("key", plan.key), ("once", plan.once)):
             if key:
                 await self.execute("object-add", {"qom-type": "secret", "id": name, "data": key})
-        await self._add(_file("file", IMAGE, plan.writes))
+        base = await self._open("file", IMAGE, plan.writes, "key" if plan.key else "")
         if plan.make:
-            await self._create(_layout(plan.qcow2, "file", plan.make, "key" if plan.key else ""))
-        await self._add(_format(plan, "base"))
+            await self._create(base, plan.make)
+        node = {"file": base, "read-only": not plan.writes, "discard": "unmap", "node-name": "base"}
+        format_ = {"driver": "qcow2", "backing": None} if plan.qcow2 else {"driver": "raw"}
+        await self._add(node | format_)
         top = "base"
         if plan.once:
-            await self._add(_file("overlay-file", OVERLAY, True))
-            size = await self._size("base")
-            await self._create(_layout(True, "overlay-file", size, "once"))
-            overlay = _qcow2("overlay", "overlay-file", "once", True)
-            await self._add({**overlay, "backing": top})
+            over = await self._open("overlay-file", OVERLAY, True, "once")
+            await self._create(over, await self._size("base"))
+            await self._add(
+                {"driver": "qcow2", "node-name": "overlay", "file": over, "backing": "base"}
+            )
             top = "overlay"
         if plan.rate:
             limits = {"bps-total": plan.rate}
@@ -161,10 +163,25 @@ class Control:
             "block-export-add", {**export, "writable": plan.writes or bool(plan.once)}
         )
 
+    async def _open(self, name: str, path: str, writes: bool, secret: str) -> str:
+        """Open a file, by way of LUKS if it has a secret; return the name of the node."""
+        # The locks are on the descriptor that it was given, so that it needs none of its own.
+        node = {"driver": "file", "node-name": name, "filename": path, "locking": "off"}
+        how = {"read-only": not writes, "discard": "unmap"}
+        await self._add(node | how)
+        if not secret:
+            return name
+        locked = f"{name}-locked"
+        node = {"driver": "luks", "node-name": locked, "file": name, "key-secret": secret}
+        await self._add(node | how)
+        return locked
+
     async def _add(self, node: Mapping[str, object]) -> None:
         await self.execute("blockdev-add", node)
 
-    async def _create(self, options: Mapping[str, object]) -> None:
+    async def _create(self, file: str, size: int) -> None:
+        """Lay out an empty qcow2 image."""
+        options = {"driver": "qcow2", "file": file, "size": size}
         await self.execute("blockdev-create", {"job-id": "make", "options": options})
         while True:
             untrusted = await self.execute("query-jobs")
@@ -226,33 +243,3 @@ class Control:
 
 def _words(untrusted: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(untrusted)[:300])
-
-
-def _file(name: str, path: str, writes: bool) -> dict[str, object]:
-    # The locks are on the descriptor that it was given, so that it needs none of its own.
-    node = {"driver": "file", "node-name": name, "filename": path, "locking": "off"}
-    return {**node, "read-only": not writes, "discard": "unmap"}
-
-
-def _format(plan: Plan, name: str) -> dict[str, object]:
-    if plan.qcow2:
-        secret = "key" if plan.key else ""
-        return {**_qcow2(name, "file", secret, plan.writes), "backing": None}
-    node = {"node-name": name, "file": "file", "read-only": not plan.writes, "discard": "unmap"}
-    return node | ({"driver": "luks", "key-secret": "key"} if plan.key else {"driver": "raw"})
-
-
-def _qcow2(name: str, file: str, secret: str, writes: bool) -> dict[str, object]:
-    node: dict[str, object] = {"driver": "qcow2", "node-name": name, "file": file}
-    if secret:
-        node["encrypt"] = {"format": "luks", "key-secret": secret}
-    return {**node, "read-only": not writes, "discard": "unmap"}
-
-
-def _layout(qcow2: bool, file: str, size: int, secret: str) -> dict[str, object]:
-    """Return how an image that is empty is laid out."""
-    locked = {"key-secret": secret, "iter-time": _KEY_ITERATIONS_MS}
-    if not qcow2:
-        return {"driver": "luks", "file": file, "size": size, **locked}
-    options: dict[str, object] = {"driver": "qcow2", "file": file, "size": size}
-    return options | ({"encrypt": {"format": "luks", **locked}} if secret else {})

@@ -9,7 +9,6 @@ Layouts: QEMU's `docs/interop/qcow2.txt`; the LUKS1 on-disk format specification
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from skerry.errors import Denied
 
@@ -27,7 +26,6 @@ _FIELDS_3 = struct.Struct(">QQQII")
 _CORRUPT, _DATA_FILE = 1 << 1, 1 << 2
 _KNOWN = 0b11111
 _DATA_NAME, _BACKING_FORMAT = 0x44415441, 0xE2792ACA
-_NO_CRYPT, _LUKS_CRYPT = 0, 2
 _PAYLOAD = struct.Struct(">I")
 
 
@@ -35,13 +33,6 @@ class BadImage(Denied):
     """A disk image that is not served: broken, or not what it should be."""
 
     code = "DISK-IMAGE"
-
-
-class Header(NamedTuple):
-    """What a qcow2 image says of itself, bounded: the guest's size in bytes."""
-
-    size: int
-    encrypted: bool
 
 
 def check_raw(length: int, untrusted: bytes, encrypted: bool) -> None:
@@ -62,8 +53,8 @@ def check_raw(length: int, untrusted: bytes, encrypted: bool) -> None:
         raise BadImage("is truncated: its LUKS header reaches beyond its end")
 
 
-def read_qcow2(length: int, untrusted: bytes) -> Header:
-    """Read a qcow2 header; `length` is the file's, `untrusted` its first `HEADER_BYTES`.
+def check_qcow2(length: int, untrusted: bytes) -> None:
+    """Refuse a qcow2 image; `length` is the file's, `untrusted` its first `HEADER_BYTES`.
 
     Raises `BadImage`: it is none, is broken or cut off, or names another file.
     """
@@ -81,8 +72,8 @@ def read_qcow2(length: int, untrusted: bytes) -> Header:
         raise BadImage("has a broken qcow2 header: its cluster size is impossible")
     if not 0 < size <= MAX_DISK:
         raise BadImage(f"has a broken qcow2 header: a disk has 1 to {MAX_DISK} bytes")
-    if crypt not in (_NO_CRYPT, _LUKS_CRYPT):
-        raise BadImage("is encrypted in a way that is not safe; only LUKS is")
+    if crypt:
+        raise BadImage("is encrypted, but not as it is done here")
     tables = (
         (l1_at, l1_size * 8),
         (refcounts_at, refcount_clusters << cluster_bits),
@@ -93,7 +84,6 @@ def read_qcow2(length: int, untrusted: bytes) -> Header:
             raise BadImage("is truncated: its qcow2 tables lie beyond its end")
     if version == 3:
         _check_version_3(untrusted, 1 << cluster_bits)
-    return Header(size, crypt == _LUKS_CRYPT)
 
 
 def _check_version_3(untrusted: bytes, cluster: int) -> None:

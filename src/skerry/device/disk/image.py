@@ -13,16 +13,22 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from pathlib import Path
 
-from skerry.device.disk.header import HEADER_BYTES, BadImage, check_raw, read_qcow2
+from skerry.device.disk.header import HEADER_BYTES, BadImage, check_qcow2, check_raw
 from skerry.errors import Denied
 from skerry.system.model import ResourceSpec
 
 _PERM, _SHARED = 100, 200  # where QEMU's locks lie: what one does, and what one can't have done
 _READ, _WRITE, _RESIZE = 0, 1, 3
-_FLOCK = struct.Struct("=hhqqi4x")
+_FLOCK = struct.Struct("=hh4xqqi4x")
 F_OFD_GETLK, F_OFD_SETLK = 36, 37
+
+
+LOCK_S = 0.5
+"""How long a lock on an image is waited for, in seconds: one of a use that was just cut goes a
+moment after its daemon."""
 
 
 class DiskInUse(Denied):
@@ -49,10 +55,11 @@ class Image:
             os.close(descriptor)
 
 
-def open_image(spec: ResourceSpec, writes: bool) -> Image:
+def open_image(spec: ResourceSpec, writes: bool, *, judge: bool = True) -> Image:
     """Find a disk's image, or make it where the system file gives a size, and lock it.
 
-    `writes`: the use changes it. Raises `BadImage`, `DiskInUse`.
+    `writes`: the use changes it; `judge`: what it holds must be whole. Raises `BadImage`,
+    `DiskInUse`.
     """
     path = Path(spec.file)
     try:
@@ -61,7 +68,12 @@ def open_image(spec: ResourceSpec, writes: bool) -> Image:
         raise BadImage(f"{path} {_words(error)}", fix=_fix(error)) from None
     try:
         if not new:
-            _judge(path, descriptor, spec)
+            _judge_kind(path, descriptor)
+            new = judge and _is_empty(descriptor, spec, writes)
+            if new:
+                _extend(descriptor, spec)
+            elif judge:
+                _judge(path, descriptor, spec)
         _lock(descriptor, path, writes, spec.shared)
         return Image(path.resolve(), descriptor, new)
     except BaseException:
@@ -78,13 +90,11 @@ def _open(path: Path, spec: ResourceSpec, writes: bool) -> tuple[int, bool]:
     try:
         return os.open(path, mode | flags), False
     except FileNotFoundError:
-        if not spec.size or (not writes and (spec.encrypted or spec.format != "raw")):
+        if not spec.size or (not writes and spec.format != "raw"):
             raise  # to lay it out is to write it
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        if spec.format == "raw" and not spec.encrypted:
-            os.ftruncate(descriptor, spec.size)
-        os.fsync(descriptor)
+        _extend(descriptor, spec)
     except OSError:
         os.close(descriptor)
         path.unlink(missing_ok=True)
@@ -92,20 +102,33 @@ def _open(path: Path, spec: ResourceSpec, writes: bool) -> tuple[int, bool]:
     return descriptor, True
 
 
-def _judge(path: Path, descriptor: int, spec: ResourceSpec) -> None:
+def _is_empty(descriptor: int, spec: ResourceSpec, writes: bool) -> bool:
+    """Say whether a file was made and then never laid out: a node was killed in between."""
+    return bool(spec.size) and writes and os.fstat(descriptor).st_size == 0
+
+
+def _extend(descriptor: int, spec: ResourceSpec) -> None:
+    if spec.format == "raw" and not spec.encrypted:
+        os.ftruncate(descriptor, spec.size)
+    os.fsync(descriptor)
+
+
+def _judge_kind(path: Path, descriptor: int) -> None:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise BadImage(f"{path} is no regular file", fix="name the file of an image")
     if found.st_nlink != 1:  # who wrote it would be remembered under one name only
         raise BadImage(f"{path} has another name as well (a hard link)", fix="leave it one name")
+
+
+def _judge(path: Path, descriptor: int, spec: ResourceSpec) -> None:
     untrusted = os.pread(descriptor, HEADER_BYTES, 0)
+    length = os.fstat(descriptor).st_size
     try:
-        if spec.format == "raw":
-            check_raw(found.st_size, untrusted, spec.encrypted)
-        elif read_qcow2(found.st_size, untrusted).encrypted is not spec.encrypted:
-            raise BadImage(
-                "is encrypted by somebody else" if not spec.encrypted else "is not encrypted"
-            )
+        if spec.format == "raw" or spec.encrypted:  # what LUKS holds only the daemon sees
+            check_raw(length, untrusted, spec.encrypted)
+        else:
+            check_qcow2(length, untrusted)
     except BadImage as error:
         raise BadImage(f"{path} {error.message}", fix="give a whole image of that format") from None
 
@@ -133,12 +156,15 @@ def _lock(descriptor: int, path: Path, writes: bool, shared: bool) -> None:
     forbids = set() if shared else {_WRITE, _RESIZE}
     for at in sorted({_PERM + p for p in does} | {_SHARED + p for p in forbids}):
         fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
-    for at in sorted({_SHARED + p for p in does} | {_PERM + p for p in forbids}):
-        if _held(descriptor, at):
+    against = sorted({_SHARED + p for p in does} | {_PERM + p for p in forbids})
+    deadline = time.monotonic() + LOCK_S
+    while any(_held(descriptor, at) for at in against):
+        if time.monotonic() > deadline:
             raise DiskInUse(
                 f"{path} is in use by somebody else",
                 fix="end the other use; one that writes is alone, unless the disk is shared",
             )
+        time.sleep(LOCK_S / 50)
 
 
 def _held(descriptor: int, at: int) -> bool:

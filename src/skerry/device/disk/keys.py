@@ -34,16 +34,17 @@ class Keys:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def _file(self, name: str, path: str) -> Path:
-        # Two systems of one user may call different disks the same.
-        return self._folder / f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+    def _file(self, path: str, name: str = "") -> Path:
+        """Return the file of an image's key, whatever the disk was called when it was made."""
+        digest = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:32]
+        return next(self._folder.glob(f"*-{digest}"), self._folder / f"{name}-{digest}")
 
-    def read(self, name: str, path: str) -> str:
-        """Return the key of a disk of this name and image, empty if it has none.
+    def read(self, path: str) -> str:
+        """Return the key of an image, empty if it has none.
 
         Raises `KeyLost` for one that is damaged.
         """
-        file = self._file(name, path)
+        file = self._file(path)
         try:
             untrusted = file.read_bytes()[:128].decode("latin-1")
         except FileNotFoundError:
@@ -54,11 +55,14 @@ class Keys:
             raise KeyLost(f"{file} is damaged", fix="restore it from a backup")
         return untrusted
 
-    def make(self, name: str, path: str) -> str:
-        """Return the key of a disk, made and on disk if it had none. Raises `KeyLost`."""
-        if kept := self.read(name, path):
+    def make(self, path: str, name: str) -> str:
+        """Return the key of an image, made and on disk if it had none; `name` is for people.
+
+        Raises `KeyLost`.
+        """
+        if kept := self.read(path):
             return kept
-        file, key = self._file(name, path), one_time()
+        file, key = self._file(path, name), one_time()
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             new = file.with_name(f"{file.name}.new")
@@ -73,9 +77,9 @@ class Keys:
             raise KeyLost(f"{file} cannot be written: {error.strerror}") from None
         return key
 
-    def destroy(self, name: str, path: str) -> None:
+    def destroy(self, path: str) -> None:
         """Overwrite a key and remove it, both on disk on return. Raises `KeyLost`."""
-        file = self._file(name, path)
+        file = self._file(path)
         try:
             with file.open("r+b") as opened:
                 opened.write(b"0" * 64)

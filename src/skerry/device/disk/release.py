@@ -11,6 +11,8 @@ import ctypes
 import os
 from pathlib import Path
 
+import msgspec
+
 from skerry.device.disk.image import open_image
 from skerry.device.disk.keys import Keys
 from skerry.errors import StateError
@@ -34,25 +36,22 @@ def wipe(spec: ResourceSpec, keys: Keys) -> str:
             f"the disk {spec.name} could not be made again: the system file gives it no size",
             fix="add its size, and `skerry up` the file",
         )
-    if not path.exists():
-        keys.destroy(spec.name, spec.file)
+    if not os.path.lexists(path):
+        keys.destroy(spec.file)
         return "it was not there"
-    if spec.encrypted:
-        image = open_image(spec, writes=True)  # nobody else has it
-        image.close()
-        keys.destroy(spec.name, spec.file)
-        path.unlink()
-        _sync(path.parent)
-        return "its key was destroyed"
-    image = open_image(spec, writes=True)
+    # As one that is alone with it, whatever is left of it.
+    image = open_image(msgspec.structs.replace(spec, shared=False), writes=True, judge=False)
     try:
-        zero(image.descriptor)
+        if spec.encrypted:
+            keys.destroy(spec.file)
+        else:
+            zero(image.descriptor)
+        if again:
+            path.unlink()
+            _sync(path.parent)
     finally:
         image.close()
-    if again:
-        path.unlink()
-        _sync(path.parent)
-    return "its blocks were zeroed"
+    return "its key was destroyed" if spec.encrypted else "its blocks were zeroed"
 
 
 def zero(descriptor: int) -> None:

@@ -97,7 +97,9 @@ class DiskUse:
         """Start the daemon, which then serves. Raises a `Denied` or `SupervisorError`."""
         await self._maker.opening(self, channel)
 
-    async def start(self, channel: int, image: Image, overlay: Path | None, key: str) -> None:
+    async def start(
+        self, channel: int, image: Image, key: str, overlay: Path | None, once: str
+    ) -> None:
         """Start the daemon on an image that is judged and locked, and have it serve."""
         if not self._twins:  # it was cut meanwhile
             return
@@ -105,9 +107,9 @@ class DiskUse:
         plan = daemon.Plan(
             qcow2=spec.format == "qcow2",
             writes=self.writes,
-            make=spec.size if image.new and (key or spec.format == "qcow2") else 0,
+            make=spec.size if image.new and spec.format == "qcow2" else 0,
             key=key,
-            once=maker.one_time_key() if overlay else "",
+            once=once,
             rate=spec.rate,
         )
         bound = ((str(image.path), daemon.IMAGE),)
@@ -117,7 +119,8 @@ class DiskUse:
             control = daemon.Control(ours)
             stack.callback(control.close)
             stack.callback(theirs.close)
-            fds = {2: self._death, 4: self._listener.fileno() if self._listener else -1}
+            fds = {2: self._death}
+            fds[daemon.LISTENER_FD] = self._listener.fileno() if self._listener else -1
             # A cut closes the use's own meanwhile; their numbers may be others' then.
             lent = {number: os.dup(fd) for number, fd in fds.items()}
             for fd in lent.values():

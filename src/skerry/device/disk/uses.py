@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from skerry.device.disk import daemon, keys
+from skerry.device.disk import daemon, keys, luks
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.image import DiskInUse, Image, open_image
 from skerry.device.disk.release import wipe
@@ -103,11 +103,6 @@ class DiskUses:
         """The domains that use the disk now, by name."""
         return tuple(sorted(use.source for use in self._uses))
 
-    @staticmethod
-    def one_time_key() -> str:
-        """Return a key that is kept nowhere."""
-        return keys.one_time()
-
     async def root(self) -> Path:
         """Return the root of a daemon's jail. Raises `LayerMissing`."""
         try:
@@ -120,18 +115,18 @@ class DiskUses:
     async def opening(self, use: DiskUse, channel: int) -> None:
         """Have a use's daemon serve; one use of a disk at a time gets as far as that."""
         async with self._one_at_a_time:
-            if use.writes:
+            if use.writes and self.spec.shared:
                 await self._ask_readers(use)
             elif use.discards and self._before is not None:
                 # The monitor counts its user as a writer, and nothing that it writes stays.
                 self._resource().written = self._before
             image = await asyncio.to_thread(open_image, self.spec, use.writes)
-            overlay: Path | None = None
+            overlay, once = None, keys.one_time() if use.discards else ""
             try:
                 key = await asyncio.to_thread(self._key, image)
-                if use.discards:
-                    overlay = await asyncio.to_thread(self._overlay)
-                await use.start(channel, image, overlay, key)
+                if once:
+                    overlay = await asyncio.to_thread(self._overlay, once)
+                await use.start(channel, image, key, overlay, once)
             except BaseException as error:
                 if image.new:
                     image.path.unlink(missing_ok=True)
@@ -144,23 +139,35 @@ class DiskUses:
                     overlay.unlink(missing_ok=True)
 
     def _key(self, image: Image) -> str:
+        """Return the key of an encrypted disk; one that is new is laid out under it."""
         if not self.spec.encrypted:
             return ""
         name, path = self.spec.name, self.spec.file
         if image.new:
-            return self.means.keys.make(name, path)
-        if key := self.means.keys.read(name, path):
+            key = self.means.keys.make(path, name)
+            luks.lay_out(
+                image.descriptor, key, 0 if self.spec.format == "qcow2" else self.spec.size
+            )
+            return key
+        if key := self.means.keys.read(path):
             return key
         raise keys.KeyLost(
             f"the disk {name} has no key here, so nothing can read {path}",
             fix="restore its key from a backup, or remove the image, and it is made anew",
         )
 
-    def _overlay(self) -> Path:
-        """Make the file that an overlay is written to."""
+    def _overlay(self, once: str) -> Path:
+        """Make the file that an overlay is written to, under a key that is kept nowhere."""
         self.means.overlays.mkdir(mode=0o700, exist_ok=True)
         path = self.means.overlays / f"{self.spec.name}-{keys.one_time()[:16]}"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            luks.lay_out(descriptor, once, 0)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(descriptor)
         return path
 
     async def _ask_readers(self, use: DiskUse) -> None:
