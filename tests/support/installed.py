@@ -12,11 +12,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from tests.support.machines import cache
 
@@ -155,9 +155,18 @@ def _assemble(work: Path, disk: Path) -> None:
     with disk.open("wb") as file:
         file.write(record)
         for part, sector in ((fat, _BOOT_START), (work / "root.ext4", start)):
-            file.seek(sector * _SECTOR)
-            with part.open("rb") as content:
-                shutil.copyfileobj(content, file, 1 << 20)
+            _copy(part, file, sector * _SECTOR)
+        file.truncate((start + _ROOT_SECTORS) * _SECTOR)
+
+
+def _copy(part: Path, disk: BinaryIO, place: int) -> None:
+    """Copy a partition's content, and leave holes where it has nothing."""
+    with part.open("rb") as content:
+        while piece := content.read(1 << 16):
+            if piece.count(0) < len(piece):
+                disk.seek(place)
+                disk.write(piece)
+            place += len(piece)
 
 
 def _partition(active: bool, kind: int, start: int, sectors: int) -> bytes:
