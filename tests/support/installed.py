@@ -24,7 +24,7 @@ LOGGED_IN = b"root@unmodified"
 """What the serial console shows when the system is up and the console has logged itself in."""
 
 _PACKAGES = (
-    *("?essential", "apt", "systemd-sysv", "udev", "dbus", "kmod"),
+    *("?essential", "usr-is-merged", "systemd-sysv", "udev", "dbus", "kmod"),
     *("initramfs-tools", "linux-image-cloud-amd64"),
 )
 _TOOLS = ("mtools", "syslinux", "syslinux-common", "syslinux-efi")
@@ -42,8 +42,12 @@ set -eu
 work=$1
 root=$work/root
 mkdir "$root"
+mount -t tmpfs -o mode=755,size=1G root "$root"   # dpkg waits for the disk after each step
+for name in bin sbin lib lib64; do mkdir -p "$root/usr/$name"; ln -s "usr/$name" "$root/$name"; done
 # Extracted first, so that the packages' scripts find a shell; then installed as ever.
-for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$root"; done
+for deb in "$work"/debs/*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -p -C "$root" --keep-directory-symlink
+done
 mkdir -p "$root/debs" "$root/etc/initramfs-tools/conf.d" "$root/etc/systemd/system" \
     "$root/var/lib/dpkg/info" "$root/var/lib/dpkg/updates"
 : >"$root/var/lib/dpkg/status"
