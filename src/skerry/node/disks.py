@@ -75,7 +75,7 @@ async def list_disks(node: Node, operator: Label) -> list[dict[str, object]]:
 
 async def _may_release(node: Node, operator: Label, disk: Label) -> bool:
     try:
-        parties = {"operator": operator, "disk": disk}
+        parties = {"operator": operator, "sink": disk}
         verdict = await node.monitor.mediator.judge("resource_remove", parties)
     except Denied:
         return False
@@ -91,7 +91,7 @@ async def release_disk(node: Node, operator: Label, name: str) -> dict[str, obje
     mediator = node.monitor.mediator
     grant = await mediator.permit(
         "resource_remove",
-        lambda: {"operator": operator, "disk": resource.label},
+        lambda: {"operator": operator, "sink": resource.label},
         {"resource": name},
     )
     written = sorted(map(str, resource.written))

@@ -152,7 +152,7 @@ _TABLE = (
         "use",
         what="give a domain a resource, at an operator's wish",
     ),
-    Hook("resource_remove", (_q("operator", "disk", "resource", "remove"),), "use", what="release"),
+    Hook("resource_remove", (_q("operator", "sink", "resource", "remove"),), "use", what="release"),
     Hook(
         "resource_read",
         _used("source", "sink", "map_read"),
