@@ -107,6 +107,20 @@ class BareQemu:
             device = {"driver": "ivshmem-plain", "memdev": "memory", "addr": f"{slot:#x}"}
             self._order(answers, "device_add", {**device, "id": "window"})
 
+    def plug_disk(self, name: str, end: int) -> None:
+        """Add a disk over a connected NBD socket, which stays the caller's.
+
+        To be called once. Raises `SkerryError` with QEMU's words.
+        """
+        with self._near[QMP_FD].makefile("rb") as answers:
+            self._order(answers, "qmp_capabilities", {})
+            self._order(answers, "getfd", {"fdname": name}, end)
+            server = {"type": "fd", "str": name}
+            node = {"driver": "nbd", "node-name": name, "export": "disk", "discard": "unmap"}
+            self._order(answers, "blockdev-add", {**node, "server": server})
+            device = {"driver": "virtio-blk-pci", "drive": name, "serial": name}
+            self._order(answers, "device_add", {**device, "id": f"{name}-device"})
+
     def _order(
         self, answers: BinaryIO, command: str, arguments: Mapping[str, object], descriptor: int = -1
     ) -> Any:

@@ -29,8 +29,10 @@ from skerry.node import paths
 from skerry.node.helpers import Helpers, accepted_layers
 from skerry.node.jails import Identities
 from skerry.node.machines import Machines
+from skerry.node.makers import all_makers
 from skerry.node.node import Node
 from skerry.node.relays import Relays
+from skerry.node.resources import Resources
 from skerry.node.setup import load_setup
 from skerry.policy.history import FileHistory
 from skerry.policy.manager import PolicyManager
@@ -120,7 +122,8 @@ async def _open(
     exits.push_async_callback(machines.close)
     helpers = Helpers(supervisor, identities.take, accepted_layers(setup.system))
     exits.push_async_callback(helpers.close)
-    streams = StreamBridges(relay=Relays(helpers, identities.take).start)
+    relays = Relays(helpers, identities.take)
+    streams = StreamBridges(relay=relays.start)
     exits.callback(streams.close)
     manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
     kinds: dict[Kind, Bridges] = {
@@ -129,7 +132,10 @@ async def _open(
         "memory": MemoryBridges(streams),
     }
     monitor = Monitor(manager, trail, kinds, time.monotonic)
-    node = Node(setup, monitor, machines.make, time.monotonic)
+    resources = Resources(all_makers(relays.serve, manager))
+    exits.callback(resources.close)
+    resources.follow(monitor, setup)
+    node = Node(setup, monitor, machines.make, time.monotonic, resources=resources)
     exits.push_async_callback(node.down, 0.0)
     return RunningNode(node, streams, runner)
 

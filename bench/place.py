@@ -56,7 +56,7 @@ def system(
     one_way: bool = False,
 ) -> str:
     """Return a system file: domains with these `keys`, channels by name to their two domains."""
-    accepted = ["cgroup"] if open_domain_uids() else ["cgroup", "uid"]
+    accepted = ["cgroup", "swap"] if open_domain_uids() else ["cgroup", "swap", "uid"]
     lines = ['name = "bench"', 'policy = "policy.toml"', "[jail]", f"accept-missing = {accepted}"]
     for name in names:
         lines += [f"[domains.{name}]", 'label = "bench"', keys]

@@ -17,6 +17,7 @@ ROWS = {
     "memory-vs-bare": ("memory", "throughput"),
     "memory-rtt-vs-bare": ("memory", "round_trip"),
     "tpm-quote-vs-bare": ("tpm", "quote"),
+    "disk-vs-bare": ("disk", "throughput"),
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),

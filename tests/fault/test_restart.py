@@ -20,7 +20,7 @@ from tests.support.simulated import POLICY, SYSTEM, write_system
 
 LONG = bool(os.environ.get("SKERRY_LONG"))
 SEED = int(os.environ.get("SKERRY_FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
-ACCEPT = '\n[jail]\naccept-missing = ["cgroup"]\n'
+ACCEPT = '\n[jail]\naccept-missing = ["cgroup", "swap"]\n'
 KILLS = 10 if LONG else 1
 MAX_LIVE = 6
 """Channels beside `orders`: each takes memory of both guests' kernels."""

@@ -105,11 +105,12 @@ class Host:
 
     def confinement(self, spec: QemuSpec) -> Confinement:
         """Confine a machine as the product does, accepting only what this host cannot give."""
+        files = {} if spec.firmware else {KERNEL: spec.kernel, INITRD: spec.initrd}
         return Confinement(
-            root=str(qemu_root(cache() / "roots", spec.machine)),
+            root=str(qemu_root(cache() / "roots", spec.machine, uefi=spec.firmware == "uefi")),
             identity=self._identities.take(spec.name) if self._identities else own(),
             binds=(
-                *((str(spec.kernel), KERNEL), (str(spec.initrd), INITRD)),
+                *((str(file), inside) for inside, file in files.items()),
                 *own_descriptors(spec.machine),
             ),
             accepted=frozenset({"cgroup"} if self._identities else {"cgroup", "uid"}),

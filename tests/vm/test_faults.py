@@ -20,7 +20,7 @@ from tests.support.simulated import SYSTEM, write_system
 MAX_GROWTH = 24 << 20
 """Bytes that the service may grow by while a guest floods it; unbounded it would be hundreds."""
 
-ACCEPT = '\n[jail]\naccept-missing = ["cgroup"]\n'
+ACCEPT = '\n[jail]\naccept-missing = ["cgroup", "swap"]\n'
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ name = "stack"
 policy = ["xen.30", "walls.xml"]
 
 [jail]
-accept-missing = ["cgroup"]
+accept-missing = ["cgroup", "swap"]
 
 [domains.broker]
 label = {{ acm = "broker", flask = "{DOM_U}" }}

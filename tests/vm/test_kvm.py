@@ -15,6 +15,7 @@ from skerry.machine.qemu.accel import guest_runs
 from skerry.machine.qemu.command import BINARY
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.qmp import Qmp
+from skerry.machine.qemu.root import INITRD, KERNEL
 from skerry.node import paths
 from skerry.node.jails import Identities, Inmate, MachineJails
 from tests.support.machines import Host, cache
@@ -32,7 +33,8 @@ def home(monkeypatch: pytest.MonkeyPatch) -> None:
 def inmate(host: Host, kvm: bool) -> Inmate:
     """A machine that is never let run."""
     image = host.image
-    return Inmate("accelerated", "pc", image.kernel, image.initrd, 64 << 20, kvm)
+    files = {KERNEL: image.kernel, INITRD: image.initrd}
+    return Inmate("accelerated", "pc", files, 64 << 20, kvm)
 
 
 async def enabled(launcher: Launcher) -> object:

@@ -172,8 +172,8 @@ def test_the_probe_of_an_accelerator_boots_a_guest(host: Host) -> None:
     async def run() -> None:
         spec = host.spec("probe", board="pc")
         launcher = host.launcher(spec, jailed=False)
-        assert await guest_runs("tcg", launcher, spec.kernel, 60)
-        assert not await guest_runs("tcg", launcher, spec.initrd, 2)
+        assert await guest_runs("tcg", launcher, host.image.kernel, 60)
+        assert not await guest_runs("tcg", launcher, host.image.initrd, 2)
 
     host.run(run())
 

@@ -4,8 +4,9 @@ The rule it keeps (law 1): a pair made here cannot carry descriptors, by the nat
 leads nowhere else: the namespace dies with the pair. Run as a script of its own (`python -I -S`),
 so that the node never forks itself and never enters a namespace.
 
-On descriptor 0 it has a Unix stream: one byte asks for a pair, the answer is `+` with the two
-ends, or `-` and the reason. It ends when the stream does.
+On descriptor 0 it has a Unix stream: the byte `p` asks for a pair, `w` for a listener and a socket
+that waits at it; the answer is `+` with the two, or `-` and the reason. It ends when the stream
+does.
 """
 
 from __future__ import annotations
@@ -35,21 +36,31 @@ def _unshare(flags: int) -> None:
 
 def make_pair() -> tuple[socket.socket, socket.socket]:
     """Enter a fresh network namespace and connect two TCP sockets over its loopback."""
-    _unshare(CLONE_NEWNET)
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        fcntl.ioctl(listener, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        one = socket.create_connection(listener.getsockname())
+    listener, one = make_waiting()
+    with listener:
         other, _ = listener.accept()
-    for end in (one, other):
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return one, other
 
 
-def _answer(control: socket.socket) -> None:
+def make_waiting() -> tuple[socket.socket, socket.socket]:
+    """Enter a fresh network namespace; make a listener on its loopback, and connect to it.
+
+    What is accepted has the listener's options.
+    """
+    _unshare(CLONE_NEWNET)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    fcntl.ioctl(listener, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
+    one = socket.create_connection(listener.getsockname())
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener, one
+
+
+def _answer(control: socket.socket, what: bytes) -> None:
     try:
-        one, other = make_pair()
+        one, other = make_waiting() if what == b"w" else make_pair()
     except OSError as error:
         control.sendall(b"-" + str(error).encode()[:200])
         return
@@ -64,8 +75,8 @@ def main() -> None:
         _unshare(CLONE_NEWUSER)
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     with socket.socket(fileno=0) as control:
-        while control.recv(1):
-            _answer(control)
+        while what := control.recv(1):
+            _answer(control, what)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -49,6 +50,34 @@ def unix_pair(queue: int = QUEUE_BYTES) -> Pair:
         close_pair(pair)
         raise
     return pair
+
+
+def unix_waiting(folder: Path) -> Pair:
+    """Make a Unix listener and a socket that waits at it, neither of which takes a descriptor.
+
+    The listener's name lies in a folder that only its owner may enter, and is gone on return, so
+    nobody else can ever connect. Raises `OSError`; then nothing was made.
+    """
+    listener, connected = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # By way of the descriptor, because a socket's path must be short.
+    name = f"/proc/self/fd/{opened}/{secrets.token_hex(8)}"
+    try:
+        for end in (listener, connected):
+            end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
+        listener.bind(name)
+        listener.listen(1)
+        try:
+            connected.connect(name)
+        finally:
+            Path(name).unlink()
+    except OSError:
+        close_pair((listener, connected))
+        raise
+    finally:
+        os.close(opened)
+    return listener, connected
 
 
 def unix_pair_holds() -> bool:
@@ -94,9 +123,16 @@ class TcpPairs:
 
     def pair(self) -> Pair:
         """Make a TCP pair, each in a namespace of its own. Raises `OSError`, `TransportError`."""
+        return self._ask(b"p")
+
+    def waiting(self) -> Pair:
+        """Make a TCP listener and a socket that waits at it, as `pair` does."""
+        return self._ask(b"w")
+
+    def _ask(self, what: bytes) -> Pair:
         control = self._control or self._start()
         try:
-            control.sendall(b"p")
+            control.sendall(what)
             answer, ends, _, _ = socket.recv_fds(control, 256, 2)
         except OSError:
             self.close()

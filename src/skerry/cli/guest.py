@@ -101,14 +101,15 @@ def _terminal() -> Iterator[None]:
 
 @click.command()
 @domain_argument()
+@click.option("--read-only", is_flag=True, help="Only read: what you type is not sent.")
 @raw_option
-def console(domain: str, raw: bool) -> None:
+def console(domain: str, read_only: bool, raw: bool) -> None:
     """Open DOMAIN's serial console; leave it with Ctrl-]."""
     client = Client(control_socket())
-    client.send(Console(domain))
+    client.send(Console(domain, read_only))
     if os.isatty(0):
         click.echo(f"Connected to {domain}; leave with Ctrl-]", err=True)
-    threading.Thread(target=_keys, args=(client,), daemon=True).start()
+    threading.Thread(target=_keys, args=(client, read_only), daemon=True).start()
     with _terminal():
         try:
             client.result(lambda output: _write(1, output.data, raw))
@@ -118,11 +119,12 @@ def console(domain: str, raw: bool) -> None:
     click.echo("", err=True)
 
 
-def _keys(client: Client) -> None:
+def _keys(client: Client, read_only: bool) -> None:
     """Send what is typed until Ctrl-]; the end of a file or pipe only ends the typing."""
     with suppress(SkerryError, OSError):
         while keys := os.read(0, 1024):
             if ESCAPE in keys:
                 client.leave()
                 return
-            client.send(Input(keys))
+            if not read_only:
+                client.send(Input(keys))

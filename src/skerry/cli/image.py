@@ -51,8 +51,7 @@ def build_with_progress(name: str, cache: Path) -> store.Image:
 
 def build_for(system: System) -> None:
     """Build what a system's domains boot from, with a progress bar on a terminal."""
-    domains = system.domains.values()
-    for name in sorted({domain.image for domain in domains if domain.machine == "qemu"}):
+    for name in sorted(system.images):
         build_with_progress(name, paths.make_shared(paths.image_cache()))
 
 

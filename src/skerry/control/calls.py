@@ -17,6 +17,7 @@ from skerry.label import Label
 from skerry.monitor.domain import State
 from skerry.monitor.table import Channel
 from skerry.node import paths
+from skerry.node.disks import list_disks, release_disk
 from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.node.reconcile import Prepare, Reconciler
@@ -103,6 +104,10 @@ class Calls:
                 if is_memory:  # which only the machines can give up
                     await monitor.settle()
                 return {"channel": number, "drained": drained}
+            case wire.Disks():
+                return await list_disks(node, operator)
+            case wire.ReleaseDisk(disk):
+                return await release_disk(node, operator, disk)
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():
@@ -243,6 +248,11 @@ class Calls:
             stdin = await _collect(session, MAX_STDIN, "send larger data over a channel")
         await monitor.use("domain_exec", session.operator, call.domain, command=list(call.argv))
         domain.require({State.RUNNING}, "run a command in it")
+        if not self._node.has_agent(call.domain):
+            raise StateError(
+                f"domain {call.domain} boots its own disk: no agent of ours runs commands in it",
+                fix=f"use its console: `skerry console {call.domain}`",
+            )
 
         async def work() -> int:
             guest = guest_of(domain)
@@ -253,9 +263,8 @@ class Calls:
         return {"exit_code": code}
 
     async def _console(self, call: wire.Console, session: Session) -> None:
-        monitor = self._node.monitor
-        domain = monitor.domain(call.domain)
-        await monitor.use("domain_console", session.operator, call.domain)
+        domain = self._node.monitor.domain(call.domain)
+        hook = await self._node.open_console(session.operator, domain, writes=not call.read_only)
         console = guest_of(domain).console
         reading = console.subscribe()
         before = console.untrusted_text
@@ -274,10 +283,12 @@ class Calls:
 
         async def type_in() -> None:
             async for keys in session.inputs():
+                if call.read_only:
+                    raise StateError("this console was opened only to be read")
                 console.write(keys)
 
         try:
-            await self._session(call.domain, "domain_console", session, show(), type_in())
+            await self._session(call.domain, hook, session, show(), type_in())
         finally:
             reading.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skerry.errors import Denied, InputError, SkerryError
 from skerry.wire.control import Failed
-from skerry.xsm.explain import explain_error
+from skerry.xsm.explain import Refused, explain_error
 
 
 def failed(error: SkerryError) -> Failed:
@@ -13,6 +13,9 @@ def failed(error: SkerryError) -> Failed:
     if not isinstance(error, Denied) or isinstance(error, InputError):
         return Failed(error.message, error.fix, error.exit_code)
     explanation = explain_error(error)
+    text = explanation.text()
+    if isinstance(error, Refused) and error.fix:
+        text += f"\n  try:        {error.fix}"
     return Failed(
         error.message,
         error.fix,
@@ -20,5 +23,5 @@ def failed(error: SkerryError) -> Failed:
         error.code,
         error.record,
         explanation.as_dict(),
-        explanation.text(),
+        text,
     )

@@ -175,6 +175,7 @@ async def _greet(node: Node, report: Reporter) -> None:
             report({"event": "note", "text": f"warning: {error}"})
 
     running = [d.name for d in node.monitor.domains.values() if d.state is State.RUNNING]
+    running = [name for name in running if node.has_agent(name)]
     await asyncio.gather(*(greet(name) for name in running))
     report({"event": "ready"})
     notify("READY=1")

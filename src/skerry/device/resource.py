@@ -7,10 +7,11 @@ and its helper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 from skerry.device.helper import Helper
+from skerry.label import Label
 from skerry.monitor.protocols import Bridge, Bridges, Side
 
 
@@ -45,3 +46,25 @@ class Uses(Bridges, Protocol):
 
     def close(self) -> None:
         """Let go of what the maker itself holds. Uses that were minted live on."""
+
+
+@runtime_checkable
+class AsksLabels(Protocol):
+    """A maker that is told how to ask for a domain's label, by name."""
+
+    label: Callable[[str], Label] | None
+
+
+@runtime_checkable
+class Released(Protocol):
+    """A maker whose resource can be given back: then nothing of what was written can be read."""
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The domains that use it now, by name."""
+
+    async def release(self) -> str:
+        """Make what was written unreadable, and say what was done.
+
+        Raises `StateError` while it is used, or a `Denied`; then it is not to be forgotten.
+        """

@@ -43,6 +43,7 @@ _FILES = {
     "link-up": ("sbin/link-up", cpio.EXECUTABLE),
     "uplink-up": ("sbin/uplink-up", cpio.EXECUTABLE),
     "lease": ("lib/skerry/lease", cpio.EXECUTABLE),
+    "disk": ("lib/skerry/disk", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }

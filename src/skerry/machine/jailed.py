@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from skerry.supervisor.client import Process, SpawnFailed, SupervisorClient, Sup
 
 INTERPRETER = 3
 """Words of a jail's command before its first stage: the interpreter and its options."""
+
+ACL_USER = 0x02
+"""The tag of one user's entry in an access list."""
 
 
 def _require_reachable(jail: Confinement) -> None:
@@ -37,11 +41,22 @@ def _require_reachable(jail: Confinement) -> None:
             found = folder.stat()
         except OSError as error:
             raise JailError(f"the jail needs {folder}: {error.strerror}") from error
-        if not found.st_mode & stat.S_IXOTH and found.st_uid != jail.identity.uid:
+        uid = jail.identity.uid
+        if not (found.st_mode & stat.S_IXOTH or found.st_uid == uid or _is_let_in(folder, uid)):
             raise JailError(
                 f"the jail's uid {jail.identity.uid} cannot enter {folder}",
                 fix="let others enter it (chmod o+x), or set SKERRY_HOME to another directory",
             )
+
+
+def _is_let_in(folder: Path, uid: int) -> bool:
+    """Say whether a directory's access list lets this uid enter (Linux' `posix_acl_xattr.h`)."""
+    try:
+        listed = os.getxattr(folder, "system.posix_acl_access")
+    except OSError:
+        return False
+    entries = struct.iter_unpack("<HHI", listed[4:])
+    return any(tag == ACL_USER and who == uid and perm & 1 for tag, perm, who in entries)
 
 
 class JailedLauncher:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from skerry.errors import Denied, NotFound, StaleGeneration, StateError
+from skerry.errors import Denied, LimitReached, NotFound, StaleGeneration, StateError
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE, Domain, Resource
 from skerry.monitor.ends import Detaching, lent
@@ -25,7 +25,8 @@ class Binder:
     """The domains and channels of one node; `Monitor` adds the life of domains and policies.
 
     `withdrawn` is called with a domain's name and the reason in the very step in which what was
-    granted over it ends (relabel, stop, kill, end), so that sessions end with the channels.
+    granted over it ends (relabel, stop, kill, end), so that sessions end with the channels. `most`
+    says how many channels a domain may have.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Binder:
         self.resources: dict[str, Resource] = {}
         self.channels = ChannelTable(max_channels)
         self.withdrawn: Callable[[str, str], object] = lambda name, why: None
+        self.most: Callable[[str], int] = lambda name: MAX_CHANNELS
         self._audit = audit
         self._journal = journal or Journal()
         self._bridges = bridges
@@ -124,6 +126,9 @@ class Binder:
         channel.for_s, channel.overflow, channel.size = for_s, overflow, size
         for domain in channel.machines:
             domain.require(channel.states, "bind a channel to it")
+            if len(self.channels.of(domain)) >= self.most(domain.name):
+                full = f"domain {domain.name} has its {self.most(domain.name)} channels"
+                raise LimitReached(full, fix="cut one, or raise its `channels`")
             if self.channels.port_taken(domain, port):
                 raise StateError(f"domain {domain.name} already has a port {port}")
         self.channels.enter(channel)

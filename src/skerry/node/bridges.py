@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from skerry.channel import stream
 from skerry.channel.link import LinkBridges
 from skerry.channel.memory import MemoryBridge, MemoryBridges, Twin
-from skerry.channel.one_way import Relay
+from skerry.channel.one_way import Relay, is_pipe
 from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Helper, Process
 from skerry.monitor.protocols import Bridges, Kind, Side
@@ -64,7 +64,9 @@ class AllBridges:
             if isinstance(use, Reporting):
                 use.known_as(entry.number, entry.source.split("/")[1])
             return use
-        if twins.keys() >= {"source", "sink"}:
+        if twins.keys() >= {"source", "sink"} and is_pipe(twins["source"]) is is_pipe(
+            twins["sink"]
+        ):
             return stream.adopt(twins, relay)
         return _Remains(twins, process) if entry is None else None
 

@@ -21,6 +21,7 @@ from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
 from skerry.node.assertions import violations
 from skerry.node.coalitions import Coalitions
+from skerry.node.consoles import asked_now, may_read, question
 from skerry.node.kept import SetupKeeper
 from skerry.node.resources import Resources
 from skerry.node.sessions import Sessions
@@ -28,7 +29,7 @@ from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
 from skerry.policy.signature import require_signed
 from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
-from skerry.xsm.explain import explain_error
+from skerry.xsm.explain import Refused, explain_error
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -70,6 +71,7 @@ class Changing:
         self.sessions = Sessions()
         self.coalitions = Coalitions(monitor, self.resources)
         monitor.withdrawn = self._withdrawn
+        monitor.most = self._most_channels
         self._keeper = keeper
         self._changing = asyncio.Lock()  # held from what is proposed until it is in force
         self._clock = clock
@@ -78,6 +80,10 @@ class Changing:
         """End with what was granted over a domain the sessions and the uses of switches."""
         self.sessions.cut(name, why)
         self.coalitions.withdrawn(name, why)
+
+    def _most_channels(self, name: str) -> int:
+        domain = self.setup.system.domains.get(name)
+        return domain.channels if domain else 0  # it is in no file any more, and is being removed
 
     async def load(
         self,
@@ -167,7 +173,7 @@ class Changing:
                 adopting.taken(before)
             await changing.aclose()
             apart.update(await self.coalitions.judge())
-            cut = await self._judge_sessions()
+            cut = await self._judge_sessions("the policy changed")
 
         about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
         async with changing:  # the next change may go on, also where this can't be undone
@@ -223,6 +229,7 @@ class Changing:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)
             before, self.setup = self.setup, new
             adopting.taken(before)
+            await self._judge_sessions("the system file changed")
             await self._settle(new)
 
     def _require_base(self, adopting: Adoption | None) -> None:
@@ -301,19 +308,41 @@ class Changing:
             )
         return lost
 
-    async def _judge_sessions(self) -> int:
-        """End the open sessions that the policy in force refuses; return how many."""
+    async def open_console(self, operator: Label, domain: Domain, *, writes: bool) -> str:
+        """Ask for a domain's console, on record; return the hook. Raises a `Denied`.
+
+        Whoever may only read it is told so.
+        """
+        mediator = self.monitor.mediator
+        for _ in range(MAX_TRIES):
+            hook, asked = question(self.setup, operator, domain, writes=writes)
+            try:
+                await mediator.permit(
+                    hook,
+                    lambda: question(self.setup, operator, domain, writes=writes)[1],
+                    {"domain": domain.name},
+                )
+            except Refused as refusal:
+                if writes and await may_read(mediator, self.setup, operator, domain):
+                    refusal.fix = f"`skerry console --read-only {domain.name}`: that is allowed"
+                raise
+            if question(self.setup, operator, domain, writes=writes) == (hook, asked):
+                return hook
+        raise StaleGeneration("the console's label kept changing", fix="try again")
+
+    async def _judge_sessions(self, why: str) -> int:
+        """End the open sessions that are refused now; return how many."""
         cut = 0
         for session in self.sessions:
             try:
                 domain = self.monitor.domain(session.domain)
-                parties = {"operator": session.operator, "domain": domain.label}
-                verdict = await self.monitor.mediator.judge(session.hook, parties)
+                asked = asked_now(session.hook, self.setup, session.operator, domain)
+                verdict = await self.monitor.mediator.judge(*asked)
                 allowed = verdict.allowed
             except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if not allowed:
-                session.end("the policy changed")
+                session.end(why)
                 cut += 1
         return cut
 

@@ -16,7 +16,7 @@ from skerry.node.plan import words
 from skerry.node.setup import Setup, carried, carry
 from skerry.system.model import ChannelSpec, DomainSpec
 
-RESTART_KEYS = ("image", "memory", "cpus", "board", "accel", "machine")
+RESTART_KEYS = ("image", "boot", "memory", "cpus", "cpu", "board", "accel", "machine")
 """What a running machine can't change: a domain with another value is stopped and started."""
 
 

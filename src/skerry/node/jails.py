@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from skerry.jail.filter import PROFILES
 from skerry.jail.identity import Identity, IdentityPool, open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
-from skerry.machine.qemu.root import INITRD, KERNEL, own_descriptors, qemu_root
+from skerry.machine.qemu.root import own_descriptors, qemu_root
 from skerry.machine.qemu.tpm import TPM_CALLS
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
@@ -39,15 +39,19 @@ KVM_FIX = 'load the KVM module and let the jails open /dev/kvm (mode 0666), or u
 
 
 class Inmate(msgspec.Struct, frozen=True):
-    """What a machine's jail is made from; `memory` in bytes, `kvm`: it may use KVM; `tpm`: it may
-    have a TPM."""
+    """What a machine's jail is made from: `files` are those it may read, by their places inside.
+
+    `memory` in bytes, `cpu` in hundredths of a core; `kvm`: it may use KVM, `uefi`: it needs that,
+    `tpm`: it may have a TPM.
+    """
 
     name: str
     board: Board
-    kernel: Path
-    initrd: Path
+    files: Mapping[str, Path]
     memory: int
     kvm: bool
+    uefi: bool = False
+    cpu: int = 0
     tpm: bool = False
 
 
@@ -109,7 +113,7 @@ class MachineJails:
         self._identities = identities
         self._starts = itertools.count(1)
         self._leaving: set[asyncio.Future[None]] = set()
-        self._roots: dict[tuple[Board, bool], Path] = {}
+        self._roots: dict[tuple[Board, bool, bool], Path] = {}
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""
@@ -164,7 +168,7 @@ class MachineJails:
             identity,
             profile=(*profile, *TPM_CALLS) if inmate.tpm else profile,
             binds=(
-                *((str(inmate.kernel), KERNEL), (str(inmate.initrd), INITRD)),
+                *((str(file), inside) for inside, file in inmate.files.items()),
                 *own_descriptors(inmate.board),
             ),
             devices=((str(kvm), str(device.KVM)),) if kvm else (),
@@ -177,7 +181,7 @@ class MachineJails:
 
         A root never changes, and to read all that goes into it costs as much as the whole jail.
         """
-        kind = inmate.board, inmate.kvm
+        kind = inmate.board, inmate.kvm, inmate.uefi
         if kind not in self._roots or not self._roots[kind].is_dir():
             try:
                 self._roots[kind] = qemu_root(paths.make_shared(paths.roots_dir()), *kind)
@@ -186,7 +190,7 @@ class MachineJails:
         return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
-        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS)
+        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS, cpu=inmate.cpu)
         return make_groups(f"{inmate.name}.{next(self._starts)}", limits, self._accepted)
 
 

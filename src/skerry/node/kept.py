@@ -38,6 +38,7 @@ class KeptSetup(msgspec.Struct, frozen=True):
     operators: Mapping[int, Label]
     owner: Label
     policy_key: bytes
+    consoles: Mapping[str, Label]
 
 
 def save_setup(folder: pathlib.Path, setup: Setup) -> str:
@@ -49,6 +50,7 @@ def save_setup(folder: pathlib.Path, setup: Setup) -> str:
         setup.operators,
         setup.owner,
         setup.policy_key,
+        setup.consoles,
     )
     content = msgspec.msgpack.encode(kept, enc_hook=str)
     path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
@@ -92,6 +94,7 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
         kept.owner,
         warnings,
         kept.policy_key,
+        kept.consoles,
     )
 
 

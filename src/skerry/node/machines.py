@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from skerry.errors import MachineError, SkerryError
@@ -19,6 +20,7 @@ from skerry.label import Label
 from skerry.machine.qemu.accel import PROBE_MEMORY, PROBE_S, guest_runs, kvm_runs
 from skerry.machine.qemu.command import Accel, Board, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.root import INITRD, KERNEL
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths, prefixes
@@ -35,6 +37,11 @@ Report = Callable[[Mapping[str, object]], None]
 def _board(domain: DomainSpec) -> Board:
     """Return the board: the quickest to start that has slots where something needs one."""
     return "pc" if domain.slots and domain.board == "auto" else domain.board
+
+
+def _files(kernel: Path | None, initrd: Path | None) -> dict[str, Path]:
+    """Return what of an image a machine reads, by its place in the jail."""
+    return {KERNEL: kernel, INITRD: initrd} if kernel and initrd else {}
 
 
 class Machines:
@@ -62,9 +69,8 @@ class Machines:
 
     def load_images(self) -> list[SkerryError]:
         """Load and verify the images that are not yet loaded; return what kept one from it."""
-        wanted = {d.image for d in self._system.domains.values() if d.machine == "qemu"}
         failed: list[SkerryError] = []
-        for name in sorted(wanted - self._images.keys()):
+        for name in sorted(self._system.images - self._images.keys()):
             try:
                 image = store.load(paths.image_cache(), name)
                 store.verify(image)
@@ -133,6 +139,11 @@ class Machines:
                     fix='use accel = "auto", which takes TCG here',
                 )
             self._kvm[name] = works
+        # A system of its own can't be tried out: it gets KVM where one of ours runs under it.
+        wanted = {accel for image, accel in asked if not image}
+        if "kvm" in wanted and not usable:
+            raise MachineError(NO_KVM, fix=KVM_FIX)
+        self._kvm[""] = usable and ("kvm" in wanted or any(self._kvm.values()))
 
     def _has_kvm(self) -> bool:
         return self._jails is not None and self._jails.has_kvm()
@@ -144,7 +155,9 @@ class Machines:
         async def probe() -> bool:
             text = f"trying the image {name} under KVM: up to {PROBE_S:g} s, once per boot"
             report({"event": "note", "text": text})
-            inmate = Inmate("probe", "pc", image.kernel, image.initrd, PROBE_MEMORY, kvm=True)
+            inmate = Inmate(
+                "probe", "pc", _files(image.kernel, image.initrd), PROBE_MEMORY, kvm=True
+            )
             jail = jails.make(inmate)
             try:
                 works = await guest_runs("kvm", jail.launcher, image.kernel)
@@ -160,7 +173,7 @@ class Machines:
         if domain.accel != "tcg" and self._kvm.get(domain.image, False):
             return "kvm"
         if domain.accel == "kvm":
-            raise MachineError(f"KVM was not found to run the image {domain.image}")
+            raise MachineError(f"KVM was not found to run {domain.image or 'a disk of its own'}")
         return "tcg"
 
     def make(self, domain: DomainSpec, label: Label) -> Machine:
@@ -170,7 +183,7 @@ class Machines:
 
             return SimulatedMachine(domain.name)
         image, accel, jails = self._images.get(domain.image), self._accel(domain), self._jails
-        if image is None or jails is None:
+        if jails is None or (image is None and domain.boot == "kernel"):
             raise MachineError(f"the image {domain.image} is not there", fix="restart the node")
         board = _board(domain)
         # A PVH kernel overwrites the tables by which a guest finds its TPM on these boards.
@@ -178,10 +191,11 @@ class Machines:
         spec = QemuSpec(
             name=domain.name,
             label=str(label),
-            kernel=image.bzimage if classical else image.kernel,
-            bzimage=image.bzimage,
-            initrd=image.initrd,
+            kernel=(image.bzimage if classical else image.kernel) if image else None,
+            bzimage=image.bzimage if image else None,
+            initrd=image.initrd if image else None,
             cmdline=CMDLINE,
+            firmware=None if domain.boot == "kernel" else domain.boot,
             memory=domain.memory,
             cpus=domain.cpus,
             board=board,
@@ -189,8 +203,16 @@ class Machines:
             tsc_khz=tsc_khz() if accel == "tcg" else 0,  # under KVM the guest can ask for it
             tpm=domain.tpm,
         )
-        what = spec.name, spec.machine, spec.kernel, spec.initrd, spec.memory
-        inmate = Inmate(*what, kvm=accel == "kvm", tpm=spec.tpm)
+        inmate = Inmate(
+            spec.name,
+            spec.machine,
+            _files(spec.kernel, spec.initrd),
+            spec.memory,
+            accel == "kvm",
+            uefi=spec.firmware == "uefi",
+            cpu=domain.cpu,
+            tpm=spec.tpm,
+        )
         jail = jails.make(inmate)
         incarnation = f"{prefixes.DOMAIN}{domain.name}/{secrets.token_hex(4)}"
         machine = QemuMachine(spec, jail.launcher, incarnation)

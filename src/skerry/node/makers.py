@@ -10,6 +10,7 @@ from skerry.device.helper import Start
 from skerry.device.switch import engine
 from skerry.device.switch.uses import SwitchUses
 from skerry.monitor.protocols import Decider
+from skerry.node.disks import disk_maker
 from skerry.node.helpers import command
 from skerry.node.resources import MakeUses
 from skerry.node.tpms import make_tpm
@@ -21,6 +22,7 @@ def all_makers(start: Start, decider: Decider) -> Mapping[ResourceKind, MakeUses
     """Return the maker for each kind. `start` starts the helper of a use."""
     switch = command(engine.__name__)
     return {
+        "disk": disk_maker(start, decider),
         "uplink": partial(make_uplink, start),
         "switch": lambda spec, resource: SwitchUses(
             spec.name, resource, start, switch, StreamBridges()

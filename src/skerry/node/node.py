@@ -305,6 +305,10 @@ class Node(Changing):
             )
         await greeting
 
+    def has_agent(self, name: str) -> bool:
+        """Say whether a domain runs an image of ours, with an agent in it."""
+        return self.known(name).boot == "kernel"
+
     async def may_see(self, operator: Label, label: Label) -> bool:
         """Say whether the operator may list a domain with this label. Not recorded."""
         try:

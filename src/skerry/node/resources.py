@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 
-from skerry.device.resource import Uses
+from skerry.device.resource import AsksLabels, Released, Uses
 from skerry.device.switch.uses import SwitchUses
 from skerry.device.uplink.use import Uplinks
-from skerry.errors import Denied, StateError
+from skerry.errors import Denied, NotFound, StateError
 from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.monitor.monitor import Monitor
@@ -26,7 +26,7 @@ MakeUses = Callable[[ResourceSpec, Callable[[], Resource]], Uses]
 
 def lives_on(spec: ResourceSpec) -> str:
     """Return what it is that outlives a use, whatever the file calls it; empty if nothing does."""
-    if spec.kind == "disk" and not spec.discard:
+    if spec.kind == "disk":
         return f"disk:{os.path.realpath(spec.file)}"
     return f"tpm:{spec.name}" if spec.kind == "tpm" else ""
 
@@ -60,6 +60,8 @@ class Resources:
                     uses.note = monitor.mediator.audit.note
                 if isinstance(uses, SwitchUses):
                     uses.meet(monitor)
+                if isinstance(uses, AsksLabels):
+                    uses.label = lambda domain: monitor.domain(domain).label
             if name in self._made:
                 self._made[name][1].label = setup.labels[name]
         monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
@@ -93,7 +95,7 @@ class Resources:
             return
         try:
             for spec, resource, _ in list(self._made.values()):
-                if lives_on(spec):
+                if lives_on(spec) and not spec.discard:
                     await self._written.keep(lives_on(spec), resource.written)
         except OSError as error:
             raise Denied(
@@ -105,6 +107,35 @@ class Resources:
     def uses_of(self, name: str) -> Uses | None:
         """Return the maker of a resource's uses, None if there is no such resource."""
         return self._made[name][2] if name in self._made else None
+
+    async def release(self, name: str) -> str:
+        """Release a disk, and forget who has written it; say what was done.
+
+        Raises `NotFound`, `StateError`, or a `Denied`; then nothing was forgotten.
+        """
+        self.disk(name)
+        _, resource, uses = self._made[name]
+        assert isinstance(uses, Released)
+        done = await uses.release()
+        resource.written = frozenset()
+        await self.save()
+        return done
+
+    def disk(self, name: str) -> tuple[ResourceSpec, Resource, tuple[str, ...]]:
+        """Return one of `disks`. Raises `NotFound`."""
+        disks = self.disks()
+        if name not in disks:
+            known = ", ".join(disks) or "none"
+            raise NotFound(f"there is no disk {name}", fix=f"the disks are: {known}")
+        return disks[name]
+
+    def disks(self) -> dict[str, tuple[ResourceSpec, Resource, tuple[str, ...]]]:
+        """Return what can be released, each with the domains that use it."""
+        return {
+            name: (spec, resource, uses.users)
+            for name, (spec, resource, uses) in self._made.items()
+            if isinstance(uses, Released)
+        }
 
     def close(self) -> None:
         """Let go of what the makers hold."""

@@ -1,4 +1,4 @@
-"""The self-test before `up`: the escape probes in a throw-away jail.
+"""The self-test before `up`: the escape probes in a throw-away jail, and the host's swap.
 
 The rule: a layer that is missing or does not hold is named, and nothing starts unless the system
 file accepts that layer's absence by name.
@@ -17,6 +17,7 @@ from skerry.jail.errors import JailError
 from skerry.jail.identity import Identity
 from skerry.jail.probe.probes import LayerResult, probe, require
 from skerry.monitor.protocols import Bridges
+from skerry.node.swap import plain_swap
 
 
 async def self_test(
@@ -33,12 +34,19 @@ async def self_test(
         )
         with source, sink:
             results = await asyncio.to_thread(probe, roots, identity, (source, sink))
+        results.append(_swap())
         require(results, frozenset(accepted))
     except JailError as error:
         raise LayerMissing(error.message, fix=error.fix) from None
     finally:
         bridge.cut()
     return {result.layer: _standing(result) for result in results}
+
+
+def _swap() -> LayerResult:
+    plain = plain_swap()
+    detail = f"not encrypted: {', '.join(map(ascii, plain))}" if plain else ""
+    return LayerResult("swap", not plain, detail)
 
 
 def _standing(result: LayerResult) -> str:

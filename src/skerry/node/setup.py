@@ -29,7 +29,8 @@ class Setup(msgspec.Struct, frozen=True):
     """A system whose policy is loaded and whose labels the policy defines.
 
     `labels` maps each domain and resource to its label, `operators` each uid to its label; `owner`
-    is the label of the user who runs this; `warnings` say what the policy lacks for domains. Where
+    is the label of the user who runs this; `consoles` the label of each console that has one of its
+    own, by its domain; `warnings` say what the policy lacks for domains. Where
     there is a `policy_key` (32 bytes, Ed25519), it has signed every policy.
     """
 
@@ -40,6 +41,7 @@ class Setup(msgspec.Struct, frozen=True):
     owner: Label
     warnings: tuple[Problem, ...] = ()
     policy_key: bytes = b""
+    consoles: Mapping[str, Label] = {}
 
     @property
     def stack(self) -> Stack:
@@ -126,6 +128,11 @@ def _setup(
         name: reader.read(resource.label, system.line(("resources", name, "label")), "resource")
         for name, resource in system.resources.items()
     }
+    consoles = {
+        name: reader.read(domain.console, system.line(("domains", name, "console")), "resource")
+        for name, domain in system.domains.items()
+        if domain.console
+    }
     operators = {
         uid: reader.read(label, system.operator_line(uid))
         for uid, label in system.operators.items()
@@ -137,7 +144,7 @@ def _setup(
     if os.getuid() not in operators:
         operators[os.getuid()] = _owner(stack, system)
     owner = operators[os.getuid()]
-    return Setup(system, policy, labels, operators, owner, tuple(warnings), required)
+    return Setup(system, policy, labels, operators, owner, tuple(warnings), required, consoles)
 
 
 def _signed(system: System, policy: Policy, key: KeyFile, signatures: Mapping[str, bytes]) -> bytes:
@@ -180,6 +187,7 @@ def carried(setup: Setup, policy: Policy) -> Setup:
         labels={name: new(label) for name, label in setup.labels.items()},
         operators={uid: new(label) for uid, label in setup.operators.items()},
         owner=new(setup.owner),
+        consoles={name: new(label) for name, label in setup.consoles.items()},
     )
 
 

@@ -16,11 +16,13 @@ from skerry.system.files import read_text
 from skerry.system.model import (
     DUMMY_POLICY,
     JAIL_LAYERS,
+    MAX_DOMAIN_CHANNELS,
     Accel,
     Alarm,
     Assertion,
     Audit,
     Board,
+    Boot,
     ChannelKind,
     ChannelSpec,
     DomainSpec,
@@ -31,6 +33,7 @@ from skerry.system.model import (
     System,
 )
 from skerry.system.resources import (
+    check_domains,
     read_resources,
     read_uses,
     with_slots,
@@ -46,6 +49,13 @@ MAX_POLICIES = 8
 
 MAX_UID = (1 << 32) - 2
 """Highest uid that `[operators]` may name (the next one means none); a higher one is an error."""
+
+MIN_CPU = 10
+"""Least share of processors that a domain may be given, in hundredths of a core: with less, a
+machine does not answer in time."""
+
+MAX_CPU = 6400
+"""Largest share of processors, in hundredths of a core; a larger one is an error."""
 
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PORT = re.compile(r"(?!skerry\.)[a-z0-9][a-z0-9.-]{0,30}")
@@ -79,6 +89,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
     between = _channels(top.sections("channels"), domains)
     channels = (*between, *read_uses(top, domains, resources, between))
     domains = with_slots(top, domains, channels)
+    check_domains(top, domains, channels)
     alarms = _alarms(top.section("alarm"), domains)
     system = System(
         path=path,
@@ -139,16 +150,26 @@ def _domains(section: Section) -> dict[str, DomainSpec]:
 
 def _domain(table: Section, name: str) -> DomainSpec:
     table.require("label", 'label = "a label of the policy"')
+    boot: Boot = table.choice("boot", "kernel", Boot)
+    if boot != "kernel" and "image" in table:
+        table.problem("image", f'with boot = "{boot}" a domain has its disk for an image')
+    if boot != "kernel" and table.value("machine") == "simulator":
+        table.problem("machine", f'only a machine of the kind "qemu" can boot = "{boot}"')
+    image = table.text("image", "minimal", _IMAGE, "the name of an image")
     domain = DomainSpec(
         name=name,
         label=table.label("label") if "label" in table else "",
-        image=table.text("image", "minimal", _IMAGE, "the name of an image"),
+        console=table.label("console") if "console" in table else "",
+        image=image if boot == "kernel" else "",
+        cpu=table.number("cpu", 0, MIN_CPU, MAX_CPU),
+        channels=table.number("channels", MAX_DOMAIN_CHANNELS, 0, MAX_DOMAIN_CHANNELS),
         memory=table.size("memory", 192 << 20, "64M", "1T"),
         cpus=table.number("cpus", 1, 1, 64),
         board=table.choice("board", "auto", Board),
         accel=table.choice("accel", "auto", Accel),
         machine=table.choice("machine", "qemu", MachineKind),
         autostart=table.flag("autostart", True),
+        boot=boot,
     )
     table.texts("uses")  # read with the resources
     table.end()

@@ -26,6 +26,7 @@ Format = Literal["raw", "qcow2"]
 Overflow = Literal["block", "drop"]
 Board = Literal["auto", "microvm", "q35", "pc"]
 Accel = Literal["auto", "tcg", "kvm"]
+Boot = Literal["kernel", "bios", "uefi"]
 MachineKind = Literal["qemu", "simulator"]
 
 DUMMY_POLICY = "dummy"
@@ -36,6 +37,10 @@ MAX_DOMAINS = 256
 
 MAX_CHANNELS = 4096
 """Live channels of a system where `[limits]` does not say; one more is refused."""
+
+MAX_DOMAIN_CHANNELS = 64
+"""Channels and uses of one domain where its `channels` does not say; one more is refused, and not
+recorded as a decision, because none is taken."""
 
 AUDIT_ROTATE = 64 << 20
 """Bytes at which a segment of the audit trail is closed where `[audit]` does not say."""
@@ -57,12 +62,19 @@ JAIL_LAYERS = (
     "core-dumps",
     "no-new-privs",
     "descriptors",
+    "swap",
 )
-"""The layers whose absence a system file may accept by name."""
+"""The layers whose absence a system file may accept by name: the jail's, and swap that encrypts."""
 
 
 class DomainSpec(msgspec.Struct, frozen=True):
-    """One `[domains.NAME]`; `memory` in bytes."""
+    """One `[domains.NAME]`; `memory` in bytes.
+
+    `boot`: what starts it, the kernel of its `image`, or a firmware that reads the first disk of
+    its `uses`; then `image` is empty. `cpu`: hundredths of a core that all of its machine may use,
+    0 for no limit; `channels`: most channels and uses. `console`: the console's own label, empty
+    for none.
+    """
 
     name: str
     label: RawLabel
@@ -73,6 +85,10 @@ class DomainSpec(msgspec.Struct, frozen=True):
     accel: Accel = "auto"
     machine: MachineKind = "qemu"
     autostart: bool = True
+    boot: Boot = "kernel"
+    cpu: int = 0
+    channels: int = MAX_DOMAIN_CHANNELS
+    console: RawLabel = ""
     slots: bool = False
     """Whether something of the file needs a board with slots: a disk, a network, a memory."""
     tpm: bool = False
@@ -99,10 +115,10 @@ class ResourceSpec(msgspec.Struct, frozen=True):
     """One `[resources.NAME]`: what domains get from their host, under a label of its own.
 
     A disk: `file` (absolute), `format`, `size` in bytes for one that is made (0: it must be
-    there), `encrypted`, `discard`: what is written is thrown away with the use. An uplink: `allow`,
-    destinations as `NAME-OR-ADDRESS:PORT`, or `served_by`, a domain; `resolvers`, the name servers
-    as `ADDRESS:PORT`, none for the host's. `rate`: bytes a second of a disk or an uplink, 0 for no
-    limit.
+    there), `encrypted`, `discard`: what is written is thrown away with the use, `shared`: others
+    may use it beside one that writes. An uplink: `allow`, destinations as `NAME-OR-ADDRESS:PORT`,
+    or `served_by`, a domain; `resolvers`, the name servers as `ADDRESS:PORT`, none for the host's.
+    `rate`: bytes a second of a disk or an uplink, 0 for no limit.
     """
 
     name: str
@@ -113,6 +129,7 @@ class ResourceSpec(msgspec.Struct, frozen=True):
     size: int = 0
     encrypted: bool = False
     discard: bool = False
+    shared: bool = False
     allow: tuple[str, ...] = ()
     served_by: str = ""
     resolvers: tuple[str, ...] = ()
@@ -171,6 +188,12 @@ class System(msgspec.Struct, frozen=True):
     alarms: Mapping[str, Alarm] = {}
     policy_key: str = ""
     lines: Mapping[Path, int] = {}
+
+    @property
+    def images(self) -> frozenset[str]:
+        """The images that domains boot from."""
+        found = self.domains.values()
+        return frozenset(d.image for d in found if d.machine == "qemu" and d.boot == "kernel")
 
     def line(self, path: Path) -> int:
         """Return the line of a part of the file: `("domains", "x", "label")`; 0 if it has none."""

@@ -6,8 +6,9 @@ name is no domain's.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -34,6 +35,13 @@ MAX_RESOLVERS = 3
 MAX_PORTS = 64
 """Different ports among an uplink's destinations; one more is an error."""
 
+MAX_DISK_NAME = 20
+"""Longest name of a disk, in characters: its guest sees it as a serial number, which has no more.
+A longer one is an error."""
+
+SECTOR = 512
+"""Bytes of a sector: a disk has a whole number of them."""
+
 _DESTINATION = re.compile(
     r"((?=.{1,253}:)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)"
     r"(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*|\[[0-9a-f:.]{2,45}\]):([1-9][0-9]{0,4})"
@@ -42,7 +50,7 @@ _READ_ONLY = ":ro"
 _SLOTS = frozenset({"link", "memory", "disk", "uplink", "switch"})
 
 _KEYS: Mapping[str, frozenset[str]] = {
-    "disk": frozenset({"file", "format", "size", "encrypted", "discard", "rate"}),
+    "disk": frozenset({"file", "format", "size", "encrypted", "discard", "shared", "rate"}),
     "uplink": frozenset({"allow", "served-by", "resolvers", "rate"}),
     "switch": frozenset(),
     "tpm": frozenset(),
@@ -55,12 +63,16 @@ def read_resources(
 ) -> dict[str, ResourceSpec]:
     """Read every `[resources.NAME]`."""
     resources: dict[str, ResourceSpec] = {}
+    images: dict[str, str] = {}
     for name in section.names():
         if not NAME.fullmatch(name):
             section.problem(name, f"a resource's name must be {NAME_WORDS}, not {echo(name)}")
         if name in domains:
             section.problem(name, f"{name} is a domain already; give the resource another name")
         resources[name] = _resource(section.section(name), name, domains, folder)
+        file = os.path.realpath(resources[name].file) if resources[name].file else ""
+        if file and (other := images.setdefault(file, name)) != name:
+            section.problem(name, f"the disks {other} and {name} have the same file")
     if len(resources) > MAX_RESOURCES:
         section.problem(name, f"{len(resources)} resources; there can be {MAX_RESOURCES}")
     return resources
@@ -91,6 +103,7 @@ def _resource(
         size=table.size("size", 0, "1M", "64T"),
         encrypted=table.flag("encrypted", False),
         discard=table.flag("discard", False),
+        shared=table.flag("shared", False),
         allow=_allowed(table),
         served_by=str(served or ""),
         resolvers=_resolvers(table),
@@ -98,8 +111,19 @@ def _resource(
     )
     if kind == "uplink" and bool(resource.allow) is bool(resource.served_by):
         table.problem("kind", "an uplink has allow (destinations) or served-by (a domain)")
+    if kind == "disk":
+        _check_disk(table, resource)
     table.end()
     return resource
+
+
+def _check_disk(table: Section, disk: ResourceSpec) -> None:
+    if len(disk.name) > MAX_DISK_NAME:
+        table.problem("kind", f"a disk's name has {MAX_DISK_NAME} characters at most: {disk.name}")
+    if disk.size % SECTOR:
+        table.problem("size", f"a disk has a whole number of sectors of {SECTOR} bytes")
+    if disk.shared and (disk.format != "raw" or disk.discard):
+        table.problem("shared", "only a raw disk without discard can be shared")
 
 
 def _file(table: Section, folder: Path) -> str:
@@ -199,3 +223,17 @@ def with_slots(
         name: msgspec.structs.replace(domain, slots=name in need, tpm=name in secure)
         for name, domain in domains.items()
     }
+
+
+def check_domains(
+    top: Section, domains: Mapping[str, DomainSpec], channels: Collection[ChannelSpec]
+) -> None:
+    """Report the domains that lack the disk they boot from, or have more channels than they may."""
+    for name, domain in domains.items():
+        table = top.section("domains").section(name)
+        own = [channel for channel in channels if name in (channel.source, channel.sink)]
+        if len(own) > domain.channels:
+            what = f"{len(own)} channels and uses, but channels = {domain.channels}"
+            table.problem("channels", f"domain {name!r} has {what}")
+        if domain.boot != "kernel" and not any(channel.kind == "disk" for channel in own):
+            table.problem("boot", f'boot = "{domain.boot}" needs a disk: name one in uses')

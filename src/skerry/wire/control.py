@@ -153,6 +153,16 @@ class Cut(_Message, frozen=True, tag="cut"):
     channel: Annotated[int, Meta(ge=1, lt=2**53)]
 
 
+class Disks(_Message, frozen=True, tag="disks"):
+    """List the disks that the operator may release."""
+
+
+class ReleaseDisk(_Message, frozen=True, tag="release-disk"):
+    """Make what is on a disk unreadable, and forget who wrote it."""
+
+    disk: Name
+
+
 class Exec(_Message, frozen=True, tag="exec"):
     """Run a command in a guest; `Input` carries its standard input, an empty one ends it."""
 
@@ -163,9 +173,13 @@ class Exec(_Message, frozen=True, tag="exec"):
 
 
 class Console(_Message, frozen=True, tag="console"):
-    """Read a domain's console, its last output first, and write what `Input` carries."""
+    """Read a domain's console, its last output first, and write what `Input` carries.
+
+    `read_only`: nothing may be written, and only reading is asked for.
+    """
 
     domain: Name
+    read_only: bool = False
 
 
 class Down(_Message, frozen=True, tag="down"):
@@ -197,8 +211,8 @@ class Restart(_Message, frozen=True, tag="restart"):
 
 Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
-    | Kill | Pause | Resume | Relabel | Connect | Cut | Exec | Console | Down | Reconcile | Restart
-    | TpmStatement
+    | Kill | Pause | Resume | Relabel | Connect | Cut | Disks | ReleaseDisk | Exec | Console | Down
+    | Reconcile | Restart | TpmStatement
 )  # fmt: skip
 
 

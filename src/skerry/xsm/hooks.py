@@ -77,10 +77,16 @@ def _used(domain: str, resource: str, *access: str) -> tuple[Question, ...]:
     return _q(domain, resource, "resource", "use"), _q(domain, resource, "grant", *access)
 
 
-def _operator(permission: str, what: str, tclass: str = "domain") -> Hook:
-    return Hook(
-        f"domain_{permission}", (_q("operator", "domain", tclass, permission),), "use", what=what
-    )
+def _operator(permission: str, what: str) -> Hook:
+    return _opened(f"domain_{permission}", what, _q("operator", "domain", "domain", permission))
+
+
+def _opened(name: str, what: str, *asks: Question) -> Hook:
+    return Hook(name, asks, "use", what=what)
+
+
+def _bound(name: str, what: str, *asks: Question) -> Hook:
+    return Hook(name, asks, "bind", "bind", what=what)
 
 
 _TABLE = (
@@ -107,49 +113,38 @@ _TABLE = (
         admission="start",
         what="give a running domain another label",
     ),
-    Hook(
+    _bound(
         "channel_two_way",
-        _two_way("source", "sink"),
-        "bind",
-        admission="bind",
-        what="a two-way stream or link between two domains",
+        "a two-way stream or link between two domains",
+        *_two_way("source", "sink"),
     ),
-    Hook(
-        "channel_one_way",
-        _one_way("source", "sink"),
-        "bind",
-        admission="bind",
-        what="a one-way stream from source to sink",
-    ),
-    Hook(
+    _bound("channel_one_way", "a one-way stream from source to sink", *_one_way("source", "sink")),
+    _bound(
         "memory_read",
-        (
-            _q("sink", "source", "grant", "map_read"),
-            *_event_ends("source", "sink"),
-            _q("source", "source->sink", "event", "send"),
-        ),
-        "bind",
-        admission="bind",
-        what="memory of the source that the sink reads, with a doorbell",
+        "memory of the source that the sink reads, with a doorbell",
+        _q("sink", "source", "grant", "map_read"),
+        *_event_ends("source", "sink"),
+        _q("source", "source->sink", "event", "send"),
     ),
-    Hook(
+    _bound(
         "memory_both",
-        _two_way("source", "sink"),
-        "bind",
-        admission="bind",
-        what="memory that both write, with doorbells both ways",
+        "memory that both write, with doorbells both ways",
+        *_two_way("source", "sink"),
     ),
-    Hook(
-        "domain_exec",
-        _two_way("operator", "domain"),
-        "use",
-        what="run a command in a domain: information flows both ways",
+    _opened("domain_exec", "run a command in a domain", *_two_way("operator", "domain")),
+    _opened("domain_console", "read and write a console", *_two_way("operator", "domain")),
+    _opened("domain_console_read", "only read a console", *_one_way("domain", "operator")),
+    _opened(
+        "console_read",
+        "only read a console that has a label of its own",
+        *_used("operator", "console", "map_read"),
+        *_used("domain", "console", "map_read", "map_write"),
     ),
-    Hook(
-        "domain_console",
-        _two_way("operator", "domain"),
-        "use",
-        what="read and write a domain's serial console",
+    _opened(
+        "console_both",
+        "read and write a console that has a label of its own",
+        *_used("operator", "console", "map_read", "map_write"),
+        *_used("domain", "console", "map_read", "map_write"),
     ),
     Hook(
         "resource_attach",
@@ -157,6 +152,7 @@ _TABLE = (
         "use",
         what="give a domain a resource, at an operator's wish",
     ),
+    Hook("resource_remove", (_q("operator", "sink", "resource", "remove"),), "use", what="release"),
     Hook(
         "resource_read",
         _used("source", "sink", "map_read"),

@@ -58,6 +58,34 @@ def test_a_limit_of_processes_holds() -> None:
     assert not any(Path(group).exists() for group in groups)
 
 
+FILL = """
+import sys
+for directory in sys.argv[1:]:
+    with open(directory + '/cgroup.procs', 'w') as file:
+        file.write('0')
+held = bytearray(192 << 20)
+held[:: 4096] = bytes(len(held) // 4096 + (len(held) % 4096 > 0)).replace(b'\\0', b'x')
+print('held')
+"""
+
+
+def test_a_limit_of_memory_ends_who_goes_beyond_it() -> None:
+    """By the kernel, at once; outside of the group the same process holds what it asked for."""
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        pytest.skip("on a host with swap the rest goes there")
+    try:
+        groups = cgroup.create("memory", Limits(memory=64 << 20))
+    except LayerOff as error:
+        pytest.skip(str(error))
+    try:
+        for directories, ended in ((groups, -9), ((), 0)):
+            words = [sys.executable, "-I", "-S", "-c", FILL, *directories]
+            done = subprocess.run(words, capture_output=True, check=False)
+            assert done.returncode == ended, done.stderr
+    finally:
+        cgroup.remove(groups)
+
+
 def test_a_host_without_groups_lacks_the_layer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

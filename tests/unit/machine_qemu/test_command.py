@@ -84,3 +84,29 @@ def test_files_have_the_names_of_the_jail() -> None:
 def test_memory_is_in_bytes() -> None:
     """Memory reaches QEMU to the byte."""
     assert "size=268435456B" in _argv(memory=256 << 20)
+
+
+def _firmware(firmware: str) -> list[str]:
+    return _argv(firmware=firmware, kernel=None, bzimage=None, initrd=None)
+
+
+def test_a_firmware_has_no_kernel_and_its_guest_no_agent() -> None:
+    """The board has slots for the disk; nothing of ours is in the guest; the console is there."""
+    argv = _firmware("bios")
+    assert _option(argv, "-machine")[0].startswith("pc,")
+    assert not {"-kernel", "-initrd", "-append"} & set(argv)
+    assert not [word for word in argv if "agent" in word]
+    assert [word for word in _argv() if "agent" in word], "the control: an image has one"
+    assert _option(argv, "-serial") == ["chardev:console"]
+
+
+def test_uefi_has_its_code_read_only_and_its_variables_by_descriptor() -> None:
+    """No file of the host is written; the BIOS needs neither."""
+    argv = _firmware("uefi")
+    code, variables = _option(argv, "-blockdev")
+    assert "read-only=on" in code
+    assert "filename=/dev/fdset/" in variables
+    assert {"pflash0=uefi-code", "pflash1=uefi-variables"} <= set(
+        _option(argv, "-machine")[0].split(",")
+    )
+    assert _option(_firmware("bios"), "-blockdev") == []

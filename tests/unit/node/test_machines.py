@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from skerry.errors import LayerMissing
+from skerry.errors import LayerMissing, MachineError
 from skerry.node.machines import Machines
 from skerry.system.load import parse_system
 
@@ -23,6 +23,23 @@ image = "minimal"
 SYSTEM = parse_system(QEMU, Path("/m.toml"))
 BARE = parse_system(QEMU.replace('image = "minimal"', 'machine = "simulator"'), Path("/m.toml"))
 ACCEPTING = msgspec.structs.replace(SYSTEM, accept_missing=("uid",))
+
+
+OWN = parse_system(
+    """
+name = "m"
+policy = "dummy"
+[domains.own]
+label = "a"
+boot = "bios"
+uses = ["disk"]
+[resources.disk]
+kind = "disk"
+label = "a"
+file = "d"
+""",
+    Path("/m.toml"),
+)
 
 
 class Tried(Machines):
@@ -82,5 +99,39 @@ def test_a_self_test_that_failed_is_not_passed_by_trying_again() -> None:
                 await prepare(found, SYSTEM)
         (await prepare(found, ACCEPTING))()
         assert found.accepted == {"uid"}
+
+    asyncio.run(scene())
+
+
+class Openable(Machines):
+    """Machines on a host whose KVM can be opened, or not."""
+
+    usable = True
+
+    def _has_kvm(self) -> bool:
+        return self.usable
+
+
+@pytest.mark.parametrize(
+    ("accel", "usable", "got"),
+    [("auto", True, "tcg"), ("kvm", True, "kvm"), ("tcg", True, "tcg"), ("auto", False, "tcg")],
+)
+def test_a_disk_of_its_own_gets_kvm_only_at_its_owners_word(
+    accel: str, usable: bool, got: str
+) -> None:
+    """Nobody can try out whether it runs under it; who asks for KVM never gets less."""
+
+    async def scene() -> None:
+        domain = msgspec.structs.replace(OWN.domains["own"], accel=accel)
+        system = msgspec.structs.replace(OWN, domains={"own": domain})
+        found = Openable(system, cast(Any, None), cast(Any, None))
+        found.usable = usable
+        assert found.load_images() == [], "no image is looked for"
+        await found.choose_accel(lambda _: None)
+        assert found._accel(domain) == got
+        found.usable = False
+        if accel == "kvm":
+            with pytest.raises(MachineError, match="no /dev/kvm"):
+                await found.choose_accel(lambda _: None)
 
     asyncio.run(scene())

@@ -161,3 +161,37 @@ def test_what_was_being_bound_is_taken_apart_as_far_as_it_got(tmp_path: Path) ->
         given.close()
 
     asyncio.run(main())
+
+
+def test_a_half_bound_use_with_a_pipe_is_taken_apart(tmp_path: Path) -> None:
+    """A connection and a pipe are a disk's, and no stream: shut down and closed."""
+
+    async def main() -> None:
+        given, twin = socket.socketpair()
+        read, write = os.pipe()
+        helper = Held()
+        kept = {twin_name(7, "source"): os.dup(twin.fileno()), twin_name(7, "sink"): read}
+        journal = await NodeJournal.open(tmp_path / "journal.log", Store(), Standing())
+        world = World(journal)
+        recovery = Recovery(
+            world.monitor,
+            journal,
+            Inherited({relay_name(7): helper}, kept),
+            NotImplemented,
+            lambda _: None,
+            lambda number, process: None,
+            AllBridges(StreamBridges(), Resources({})).adopt,
+        )
+        found = await recovery.run(lambda: world.decider)
+        assert found.undone == ["channel 7"]
+        assert helper.killed
+        assert given.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            os.write(write, b"x")
+        os.close(write)
+        twin.close()
+        given.close()
+        with pytest.raises(OSError):
+            os.fstat(read)
+
+    asyncio.run(main())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import NamedTuple, cast
 
+import msgspec
 import pytest
 
 from skerry.device.resource import Uses
@@ -13,6 +15,7 @@ from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.node.journal import NodeJournal
 from skerry.node.resources import Resources, lives_on
+from skerry.node.setup import Setup
 from skerry.node.standing import Standing
 from skerry.node.written import Written
 from skerry.system.model import ResourceSpec
@@ -120,6 +123,34 @@ def test_a_relabel_that_loses_the_use_writes_nobody_down(tmp_path: Path) -> None
         scene.world.close()
 
     asyncio.run(main())
+
+
+def test_who_writes_what_is_thrown_away_is_not_written_down(tmp_path: Path) -> None:
+    """A use with discard counts who wrote the image before, and adds nobody."""
+
+    async def main() -> None:
+        path = tmp_path / "written.json"
+        written = Written(path)
+        await written.keep(lives_on(DISK), [label("a")])
+        resources = Resources({"disk": lambda spec, resource: ToyUses()}, written)
+        thrown = msgspec.structs.replace(DISK, discard=True)
+        resource, _ = resources._make(thrown, cast(Setup, Labels({"vault": label("vault")})))
+        assert resource.written == {label("a")}
+        resources._made["vault"] = thrown, resource, ToyUses()
+        resource.written |= {label("b")}
+        await resources.save()
+        assert Written(path).of(lives_on(DISK)) == {label("a")}
+        resources._made["vault"] = DISK, resource, ToyUses()
+        await resources.save()
+        assert Written(path).of(lives_on(DISK)) == {label("a"), label("b")}, "the control"
+
+    asyncio.run(main())
+
+
+class Labels(NamedTuple):
+    """What of a setup says the labels."""
+
+    labels: dict[str, Label]
 
 
 def test_where_it_cannot_be_written_down_there_is_no_use(tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_an_uplink_that_a_domain_serves_is_a_link_to_it() -> None:
         ('file = "vault.img"\n', "", "missing key 'file' in resources.vault"),
         ('file = "vault.img"', "file = 7", "6: file must name a file"),
         ('size = "64M"', 'size = "64"', "7: size must be a size with its unit"),
+        (
+            "resources.vault]",
+            f"resources.{'v' * 21}]",
+            "4: a disk's name has 20 characters at most",
+        ),
+        ('size = "64M"', "shared = true\ndiscard = true", "7: only a raw disk without discard"),
+        ('size = "64M"', 'shared = true\nformat = "qcow2"', "7: only a raw disk without discard"),
+        (
+            "[resources.web]",
+            '[resources.again]\nkind = "disk"\nlabel = "v"\nfile = "./vault.img"\n[resources.web]',
+            "the disks vault and again have the same file",
+        ),
         ('size = "64M"', 'allow = ["a:1"]', "7: allow is no key of a resource of the kind disk"),
         ("[resources.vault]", "[resources.a]", "3: a is a domain already"),
         ("[resources.vault]", "[resources.Vault]", "3: a resource's name must be"),

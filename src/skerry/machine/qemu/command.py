@@ -13,6 +13,8 @@ from typing import Literal
 
 import msgspec
 
+from skerry.machine.qemu.firmware import Firmware, firmware_files, firmware_machine
+
 Board = Literal["auto", "microvm", "q35", "pc"]
 Accel = Literal["tcg", "kvm"]
 
@@ -37,14 +39,18 @@ _RESIDUE = "mem-merge=off,dump-guest-core=off"
 
 class QemuSpec(msgspec.Struct, frozen=True):
     """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest, `tpm`:
-    it may have a TPM."""
+    it may have a TPM.
+
+    It has a kernel and an initrd, or a `firmware` that looks for a disk; then no agent either.
+    """
 
     name: str
     label: str
-    kernel: Path
-    bzimage: Path
-    initrd: Path
-    cmdline: str
+    kernel: Path | None = None
+    bzimage: Path | None = None
+    initrd: Path | None = None
+    cmdline: str = ""
+    firmware: Firmware | None = None
     memory: int = 192 << 20
     cpus: int = 1
     board: Board = "auto"
@@ -54,8 +60,10 @@ class QemuSpec(msgspec.Struct, frozen=True):
 
     @property
     def machine(self) -> Board:
-        """The board that is really used: microvm unless another is asked for."""
-        return "microvm" if self.board == "auto" else self.board
+        """The board that is really used: unless another is asked for, the quickest that will do."""
+        if self.board == "auto":
+            return "pc" if self.firmware else "microvm"
+        return self.board
 
 
 def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
@@ -63,18 +71,22 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     argv = [BINARY, *("-name", _comma(spec.name))]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
     argv += ["-sandbox", SANDBOX]
-    argv += ["-machine", f"{spec.machine},{_RESIDUE}", "-accel", spec.accel]
+    machine = [spec.machine, _RESIDUE, *firmware_machine(spec.firmware)]
+    argv += ["-machine", ",".join(machine), "-accel", spec.accel]
     if spec.accel == "kvm":
         argv += ["-cpu", "host"]
     argv += ["-smp", str(spec.cpus), "-m", f"size={spec.memory}B"]
-    argv += ["-kernel", path(spec.kernel), "-initrd", path(spec.initrd)]
-    argv += ["-append", _cmdline(spec)]
+    if spec.kernel and spec.initrd:
+        argv += ["-kernel", path(spec.kernel), "-initrd", path(spec.initrd)]
+        argv += ["-append", _cmdline(spec)]
+    argv += firmware_files(spec.firmware)
     argv += [*_socket("qmp", QMP_FD), "-mon", "chardev=qmp,mode=control"]
     argv += [*_socket("console", CONSOLE_FD), "-serial", "chardev:console"]
     bus = "virtio-serial-device" if spec.machine == "microvm" else "virtio-serial-pci"
     argv += ["-device", f"{bus},id=ports,max_ports={MAX_PORTS + 2}"]
-    argv += _socket("agent", AGENT_FD)
-    argv += ["-device", f"virtserialport,bus=ports.0,id=agent,chardev=agent,name={AGENT_PORT}"]
+    if spec.firmware is None:
+        port = f"virtserialport,bus=ports.0,id=agent,chardev=agent,name={AGENT_PORT}"
+        argv += [*_socket("agent", AGENT_FD), "-device", port]
     for item, text in (("label", spec.label), ("name", spec.name)):
         argv += ["-fw_cfg", f"name=opt/skerry/{item},string={_comma(text)}"]
     return argv

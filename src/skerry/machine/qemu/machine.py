@@ -17,6 +17,7 @@ from typing import NamedTuple
 from skerry.errors import MachineError, SkerryError, StateError
 from skerry.machine.agent import Agent
 from skerry.machine.console import RESTARTED, Console, Tail
+from skerry.machine.qemu.blocks import Blocks
 from skerry.machine.qemu.command import (
     AGENT_FD,
     CONSOLE_FD,
@@ -27,6 +28,7 @@ from skerry.machine.qemu.command import (
 )
 from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
+from skerry.machine.qemu.firmware import VARIABLES_FD, open_variables
 from skerry.machine.qemu.launch import KEPT, Launcher, Process
 from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
@@ -69,6 +71,7 @@ class QemuMachine:
         from the start on, under `launch.kept_names(incarnation)`, until they are dropped.
         """
         self._set_up(spec.name, spec.accel)
+        self._has_agent = spec.firmware is None
         self._start = _Start(spec, launcher, incarnation)
 
     def _set_up(self, name: str, accel: Accel) -> None:
@@ -86,7 +89,9 @@ class QemuMachine:
         self._tpms = Tpms(name, self._qmp)
         self._devices["tpm"] = self._tpms
         self._devices |= dict.fromkeys(CARDS, Nics(name, self._qmp))
+        self._devices["disk"] = Blocks(name, self._qmp)
         self._running = self._killed = False
+        self._has_agent = True
         self._shutdown_cause = self._condemned = ""
         self._watcher: asyncio.Task[None] | None = None
 
@@ -182,8 +187,12 @@ class QemuMachine:
         """Ask an adopted QEMU what it is and does."""
         untrusted_kvm = await self._qmp.execute("query-kvm")
         untrusted_status = await self._qmp.execute("query-status")
+        untrusted_sockets = await self._qmp.execute("query-chardev")
         if not isinstance(untrusted_kvm, dict) or not isinstance(untrusted_status, dict):
             raise MachineError(f"{self._name}: QEMU does not say what it does")
+        sockets = untrusted_sockets if isinstance(untrusted_sockets, list) else []
+        labels = [item.get("label") for item in sockets if isinstance(item, dict)]
+        self._has_agent = "agent" in labels
         self._accel = "kvm" if untrusted_kvm.get("enabled") is True else "tcg"
         self._running = untrusted_status.get("running") is True
         for devices in self._each():
@@ -214,17 +223,26 @@ class QemuMachine:
         self._running = False
 
     async def shutdown(self, deadline_s: float) -> None:
-        """Ask the guest's agent to switch off; kill the process when the deadline has passed."""
+        """Ask the guest's agent to switch off; kill the process when the deadline has passed.
+
+        A guest without an agent has its power button pressed.
+        """
         if self._process is not None:
             with contextlib.suppress(SkerryError, TimeoutError):
                 async with asyncio.timeout(deadline_s):
                     # Its channels are cut; what it shares it gives up before it has its time.
                     for channel in self._memories.channels:
                         await self.detach(channel)
-                    await self.agent.poweroff()
+                    await self._ask_to_end()
                     await asyncio.shield(self._exited)
         self.kill()
         await asyncio.shield(self._exited)
+
+    async def _ask_to_end(self) -> None:
+        if self._has_agent:
+            await self.agent.poweroff()
+        else:
+            await self._qmp.execute("system_powerdown")
 
     def kill(self) -> None:
         """End the process at once: SIGKILL through its pidfd."""
@@ -292,13 +310,18 @@ class QemuMachine:
         fds |= given
         argv = [*command(start.spec, start.launcher.path), *more]
         null = os.open(os.devnull, os.O_RDONLY)
+        variables = -1
         try:
             fds |= {0: null, 1: fds[2]}
+            if start.spec.firmware == "uefi":
+                variables = fds[VARIABLES_FD] = open_variables()
             process = await start.launcher.launch(
                 start.incarnation or self._name, argv, fds, keep=names if start.incarnation else {}
             )
         finally:
             os.close(null)
+            if variables >= 0:
+                os.close(variables)
         self._tpms.launched()
         self._run(process)
 

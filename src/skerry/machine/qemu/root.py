@@ -11,6 +11,7 @@ from skerry.jail.device import KVM
 from skerry.jail.errors import JailError
 from skerry.jail.root import build
 from skerry.machine.qemu.command import BINARY
+from skerry.machine.qemu.firmware import CODE
 
 _MODULES = Path("/usr/lib/x86_64-linux-gnu/qemu")
 _FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
@@ -32,19 +33,24 @@ def own_descriptors(machine: str) -> tuple[tuple[str, str], ...]:
     return ((DESCRIPTORS, DESCRIPTORS),) if machine == "pc" else ()
 
 
-def qemu_root(directory: Path, machine: str, kvm: bool = False) -> Path:
+def qemu_root(directory: Path, machine: str, kvm: bool = False, uefi: bool = False) -> Path:
     """Return the root for QEMU with one machine type: `microvm`, `q35` or `pc`.
 
-    With `kvm` it has a mount point for the device.
+    With `kvm` it has a mount point for the device, with `uefi` that firmware.
 
     Raises JailError, naming the file, where the package qemu-system-x86 is not installed.
     """
     accelerator = _MODULES / "accel-tcg-x86_64.so"
     programs = [Path(BINARY), *([accelerator] if accelerator.exists() else [])]
     blobs = [_firmware(name) for name in _BLOBS[machine]]
+    if uefi:
+        if not CODE.exists():
+            raise JailError(f"{CODE} is not installed", fix="install ovmf")
+        blobs.append(CODE)
     points = (KERNEL, INITRD, *([str(KVM)] if kvm else []))
     points += tuple(f"{inside}/" for _, inside in own_descriptors(machine))
-    return build(directory, f"qemu-{machine}", programs, blobs, points)
+    name = f"qemu-{machine}{'-uefi' if uefi else ''}"
+    return build(directory, name, programs, blobs, points)
 
 
 def _firmware(name: str) -> Path:

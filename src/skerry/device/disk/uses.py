@@ -1,0 +1,215 @@
+"""The maker of one disk's uses: who may have it at once, and its release.
+
+The rules it keeps: a use that writes is alone, unless the disk is shared and the policy lets those
+who read it exchange with who writes it; a disk is released only while nobody uses it, and what was
+on it is gone before it is forgotten who wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from skerry.device.disk import daemon, keys, luks
+from skerry.device.disk.header import BadImage
+from skerry.device.disk.image import DiskInUse, Image, open_image
+from skerry.device.disk.release import wipe
+from skerry.device.disk.use import DiskUse
+from skerry.device.helper import Helper, Start
+from skerry.errors import LayerMissing, LimitReached, StateError
+from skerry.jail.errors import JailError
+from skerry.label import Label
+from skerry.monitor.domain import Resource
+from skerry.monitor.mediate import explain_for, judge
+from skerry.monitor.protocols import Decider, Side
+from skerry.monitor.table import WRITER
+from skerry.system.model import ResourceSpec
+from skerry.xsm.explain import Refused
+
+Waiting = Callable[[], tuple[socket.socket, socket.socket]]
+"""Makes a listener without a name and a socket that waits at it, over which no descriptor passes.
+
+Raises `OSError`, or a `Denied`.
+"""
+
+
+class Means(NamedTuple):
+    """What the disks of a node need of it.
+
+    `roots` is where jail roots lie, `overlays` where what is thrown away is written.
+    """
+
+    start: Start
+    decider: Decider
+    waiting: Waiting
+    roots: Path
+    overlays: Path
+    keys: keys.Keys
+
+
+class DiskUses:
+    """Implements `device.resource.Uses` for one disk."""
+
+    def __init__(self, means: Means, spec: ResourceSpec, resource: Callable[[], Resource]) -> None:
+        """Serve a disk; `label` must be set before it is used: it gives a domain's, by name."""
+        self.means, self.spec = means, spec
+        self.label: Callable[[str], Label] | None = None
+        self._resource = resource
+        self._uses: set[DiskUse] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._releasing = False
+        self._before: frozenset[Label] | None = None
+
+    def mint(
+        self, one_way: bool, overflow: str = "block", *, size: int = 0, source: str = ""
+    ) -> DiskUse:
+        """Make a use, `one_way`: one that only reads. Raises `LimitReached`, `DiskInUse`."""
+        if self._releasing:
+            raise DiskInUse(f"the disk {self.spec.name} is being released", fix="try again")
+        try:
+            writes = not one_way and not self.spec.discard
+            use = DiskUse(self, source, writes, self.means.waiting())
+        except OSError as error:
+            raise LimitReached(
+                f"no connection for the disk {self.spec.name}: {error.strerror}",
+                fix="raise the open-files limit (RLIMIT_NOFILE) or cut unused channels",
+            ) from error
+        use.discards = self.spec.discard and not one_way
+        if self._before is None:
+            self._before = self._resource().written
+        self._uses.add(use)
+        return use
+
+    def adopt(self, twins: Mapping[Side, int], helper: Helper | None, source: str) -> DiskUse:
+        """Take over a use that was handed over."""
+        use = DiskUse.adopt(self, twins, helper, source)
+        self._uses.add(use)
+        return use
+
+    def close(self) -> None:
+        """Hold nothing: uses live on."""
+
+    def ended(self, use: DiskUse) -> None:
+        """A use was cut."""
+        self._uses.discard(use)
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """The domains that use the disk now, by name."""
+        return tuple(sorted(use.source for use in self._uses))
+
+    async def root(self) -> Path:
+        """Return the root of a daemon's jail. Raises `LayerMissing`."""
+        try:
+            return await asyncio.to_thread(daemon.daemon_root, self.means.roots)
+        except JailError as error:
+            raise LayerMissing(
+                error.message, fix=error.fix or "install qemu-system-common"
+            ) from None
+
+    async def opening(self, use: DiskUse, channel: int) -> None:
+        """Have a use's daemon serve; one use of a disk at a time gets as far as that."""
+        async with self._one_at_a_time:
+            if use.writes and self.spec.shared:
+                await self._ask_readers(use)
+            elif use.discards and self._before is not None:
+                # The monitor counts its user as a writer, and nothing that it writes stays.
+                self._resource().written = self._before
+            image = await asyncio.to_thread(open_image, self.spec, use.writes)
+            overlay, once = None, keys.one_time() if use.discards else ""
+            try:
+                key = await asyncio.to_thread(self._key, image)
+                if once:
+                    overlay = await asyncio.to_thread(self._overlay, once)
+                await use.start(channel, image, key, overlay, once)
+            except BaseException as error:
+                if image.new:
+                    image.path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise BadImage(f"{self.spec.file} is not served: {error.strerror}") from None
+                raise
+            finally:
+                image.close()
+                if overlay is not None:
+                    overlay.unlink(missing_ok=True)
+
+    def _key(self, image: Image) -> str:
+        """Return the key of an encrypted disk; one that is new is laid out under it."""
+        if not self.spec.encrypted:
+            return ""
+        name, path = self.spec.name, self.spec.file
+        if image.new:
+            key = self.means.keys.make(path, name)
+            luks.lay_out(
+                image.descriptor, key, 0 if self.spec.format == "qcow2" else self.spec.size
+            )
+            return key
+        if key := self.means.keys.read(path):
+            return key
+        raise keys.KeyLost(
+            f"the disk {name} has no key here, so nothing can read {path}",
+            fix="restore its key from a backup, or remove the image, and it is made anew",
+        )
+
+    def _overlay(self, once: str) -> Path:
+        """Make the file that an overlay is written to, under a key that is kept nowhere."""
+        self.means.overlays.mkdir(mode=0o700, exist_ok=True)
+        path = self.means.overlays / f"{self.spec.name}-{keys.one_time()[:16]}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            luks.lay_out(descriptor, once, 0)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        return path
+
+    async def _ask_readers(self, use: DiskUse) -> None:
+        """Raise `Refused` if one who reads the disk now may not exchange with who will write it.
+
+        Who writes it besides was asked about with the use itself: it has written the disk.
+        """
+        assert self.label is not None
+        writer = self.label(use.source)
+        for other in self._uses - {use}:
+            reader = self.label(other.source)
+            if reader == writer:
+                continue
+            parties = {"source": reader, "sink": self._resource().label, f"{WRITER}0": writer}
+            verdict = await judge(self.means.decider, "resource_read", parties)
+            if not verdict.allowed:
+                raise Refused(explain_for(verdict, parties))
+
+    async def release(self) -> str:
+        """Make what is on the disk unreadable; say what was done. Who wrote it may be forgotten.
+
+        Raises `StateError` while it is used, `BadImage`, `DiskInUse`, `KeyLost`.
+        """
+        if self._uses or self._releasing:
+            users = ", ".join(self.users) or "its release"
+            raise StateError(
+                f"the disk {self.spec.name} is used by {users}",
+                fix="stop these domains, or cut their use of it",
+            )
+        if self.spec.discard:
+            raise StateError(f"nothing is ever written to the disk {self.spec.name}")
+        self._releasing = True
+        try:
+            return await asyncio.to_thread(wipe, self.spec, self.means.keys)
+        except OSError as error:
+            raise BadImage(f"{self.spec.file} could not be released: {error.strerror}") from None
+        finally:
+            self._releasing = False
+
+
+def sweep(overlays: Path) -> None:
+    """Remove the overlays that a killed node left: nothing has a key to them."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in overlays.iterdir():
+            path.unlink(missing_ok=True)

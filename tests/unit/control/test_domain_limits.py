@@ -1,0 +1,93 @@
+"""How many channels a domain may have: refused beyond, given after a cut, raised by a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from skerry.errors import Denied, InputError, LimitReached
+from skerry.machine.qemu.blocks import MAX_DISKS
+from skerry.machine.qemu.command import MAX_PORTS
+from skerry.node.difference import needs_restart
+from skerry.system.load import MAX_CPU, MIN_CPU, parse_system
+from skerry.system.model import MAX_DOMAIN_CHANNELS, DomainSpec
+from skerry.wire import control as wire
+from tests.support.reconciling import OPERATED, up
+from tests.unit.control.test_calls import Client, Host, play
+
+ONE = OPERATED.replace('[domains.a]\nlabel = "red"', '[domains.a]\nlabel = "red"\nchannels = 1')
+TWO = ONE.replace("channels = 1", "channels = 2")
+
+
+async def connect(host: Host, port: str) -> int:
+    """Bind one more channel between the two domains."""
+    row = await host.handle(wire.Connect("a", "b", port=port), Client("op"))
+    assert isinstance(row, dict)
+    return int(row["id"])
+
+
+def test_a_domain_gets_no_more_channels_than_it_may_have(tmp_path: Path) -> None:
+    """The next is refused by name and leaves nothing; a cut makes room; the control has no key."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        (first,) = host.monitor.channels
+        with pytest.raises(LimitReached, match="domain a has its 1 channels"):
+            await connect(host, "more")
+        assert list(host.monitor.channels) == [first]
+        host.monitor.cut(first.number)
+        await connect(host, "more")
+
+    play(tmp_path, scene, system=ONE)
+
+    async def control(host: Host) -> None:
+        await host.up()
+        await connect(host, "more")
+
+    play(tmp_path, control, system=OPERATED)
+
+
+def test_the_number_is_raised_by_another_file_and_needs_no_restart(tmp_path: Path) -> None:
+    """The machine is the same one; the channel that was refused is bound."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        machine = host.machines["a"]
+        with pytest.raises(Denied):
+            await connect(host, "more")
+        await up(host, TWO)
+        await connect(host, "more")
+        assert host.machines["a"] is machine
+
+    play(tmp_path, scene, system=ONE)
+
+
+def _problem(text: str) -> str:
+    with pytest.raises(InputError) as wrong:
+        parse_system(text, Path("/x/system.toml"))
+    return str(wrong.value)
+
+
+def test_a_file_that_gives_a_domain_more_than_it_may_have_is_wrong() -> None:
+    """It says so at its line; as do shares of processors that no machine can have."""
+    more = '[[channels]]\nkind = "stream"\nfrom = "a"\nto = "b"\nname = "more"\n'
+    assert "domain 'a' has 2 channels and uses, but channels = 1" in _problem(ONE + more)
+    parse_system(TWO + more, Path("/x/system.toml"))
+    for wrong in (MIN_CPU - 1, MAX_CPU + 1):
+        assert "cpu" in _problem(ONE.replace("channels = 1", f"cpu = {wrong}"))
+    system = parse_system(ONE.replace("channels = 1", "cpu = 150"), Path("/x/system.toml"))
+    assert (system.domains["a"].cpu, system.domains["b"].cpu) == (150, 0)
+
+
+def test_what_a_machine_is_made_with_needs_a_restart_to_change() -> None:
+    """Another share of processors, or another way to boot; how many channels is the node's."""
+    domain = DomainSpec("a", "red")
+    assert needs_restart(domain, DomainSpec("a", "red", cpu=50)) == ["cpu"]
+    assert needs_restart(domain, DomainSpec("a", "red", image="", boot="bios")) == ["image", "boot"]
+    assert needs_restart(domain, DomainSpec("a", "red", channels=1)) == []
+
+
+def test_the_highest_number_is_above_what_any_machine_takes_of_one_kind() -> None:
+    """So that without the key a domain is bounded by its machine alone."""
+    assert MAX_DOMAIN_CHANNELS > MAX_PORTS + MAX_DISKS

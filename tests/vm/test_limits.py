@@ -1,0 +1,92 @@
+"""What a domain may use of its host, measured on real guests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skerry.jail import cgroup
+from skerry.jail.confinement import Limits
+from skerry.jail.errors import LayerOff
+from tests.support.cli import Cli
+
+SHARE = 20
+"""Hundredths of a core that the limited domain may use."""
+
+MEASURE_S = 4.0
+TRIES = 8
+
+SYSTEM = f"""
+name = "limits"
+policy = "dummy"
+
+[jail]
+accept-missing = ["cgroup", "swap"]
+
+[domains.limited]
+label = "dummy"
+cpu = {SHARE}
+
+[domains.free]
+label = "dummy"
+"""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Cli]:
+    """Two domains, one of which may use part of a core."""
+    try:
+        cgroup.remove(cgroup.create("limits", Limits(memory=1 << 30, pids=9, cpu=SHARE)))
+    except LayerOff as error:
+        pytest.skip(f"this host gives no control groups, and so no limits: {error}")
+    cli = Cli()
+    (cli.home / "system.toml").write_text(SYSTEM)
+    try:
+        cli.ok("up", str(cli.home / "system.toml"), "--detach")
+        yield cli
+    finally:
+        cli.down()
+
+
+def qemu_of(node: Cli, domain: str) -> int:
+    """Return a domain's QEMU."""
+    (pid,) = [
+        pid
+        for pid, words in node.processes().items()
+        if words.startswith("/usr/bin/qemu-system") and f"-name {domain} " in words
+    ]
+    return pid
+
+
+def share(pid: int) -> float:
+    """Return how many cores a process used over a while."""
+
+    def used() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before, began = used(), time.monotonic()
+    time.sleep(MEASURE_S)
+    return (used() - before) / (time.monotonic() - began)
+
+
+def busy(node: Cli, domain: str) -> int:
+    """Let a guest do nothing but count, and return its QEMU."""
+    node.ok("exec", domain, "--", "sh", "-c", "while :; do :; done >/dev/null 2>&1 &")
+    return qemu_of(node, domain)
+
+
+def test_a_busy_guest_gets_its_share_of_a_core_and_no_more(node: Cli) -> None:
+    """A loop in the guest; the control, without `cpu`, gets more on the same host."""
+    node.ok("pause", "free")
+    limited = 100 * share(busy(node, "limited"))
+    assert 0.3 * SHARE < limited < 1.2 * SHARE
+    node.ok("pause", "limited")
+    node.ok("resume", "free")
+    pid = busy(node, "free")
+    # Others use this host too, so the best of some tries counts.
+    assert any(100 * share(pid) > 1.3 * SHARE for _ in range(TRIES))
