@@ -116,7 +116,7 @@ def system(uses: str = 'uses = ["lan"]', more: str = "", names: Collection[str] 
     """Return a system file whose domains use the switch `lan`; `policy.conf` lies beside it."""
     domains = "".join(f'[domains.{name}]\nlabel = "{label(name)}"\n{uses}\n' for name in names)
     return (
-        'name = "switched"\npolicy = "policy.conf"\n[jail]\naccept-missing = ["cgroup"]\n'
+        'name = "switched"\npolicy = "policy.conf"\n[jail]\naccept-missing = ["cgroup", "swap"]\n'
         f'[resources.lan]\nkind = "switch"\nlabel = "{label("lan")}"\n{domains}{more}'
     )
 

@@ -113,7 +113,7 @@ file = "full/small.img"
 size = "16M"
 
 [jail]
-accept-missing = ["cgroup"]
+accept-missing = ["cgroup", "swap"]
 """
 
 

@@ -40,7 +40,7 @@ SYSTEM = """
 name = "frames"
 policy = "policy.toml"
 [jail]
-accept-missing = ["cgroup"]
+accept-missing = ["cgroup", "swap"]
 [domains.camera]
 label = "camera"
 [domains.viewer]

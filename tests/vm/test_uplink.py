@@ -41,7 +41,7 @@ SYSTEM = """
 name = "uplink"
 policy = "policy.toml"
 [jail]
-accept-missing = ["cgroup"]
+accept-missing = ["cgroup", "swap"]
 [domains.agent]
 label = "agent"
 uses = ["web"]

@@ -34,7 +34,7 @@ SYSTEM = """
 name = "served"
 policy = "policy.toml"
 [jail]
-accept-missing = ["cgroup"]
+accept-missing = ["cgroup", "swap"]
 [domains.client]
 label = "client"
 uses = ["web"]

@@ -61,9 +61,10 @@ def test_every_hook_is_decided_by_the_policy_in_force() -> None:
 
     async def run() -> None:
         manager = PolicyManager(BANKS, MemoryHistory())
-        ledger = {**PARTIES, "sink": _label("resource:ledger-a")}
+        disk = _label("resource:ledger-a")
+        ledger = {**PARTIES, "sink": disk, "console": disk, "operator": _label("bank-a")}
         for hook in HOOKS:
-            parties = ledger if hook in ("resource_read", "resource_both") else PARTIES
+            parties = ledger if hook.startswith(("resource_", "console_")) else PARTIES
             assert (await manager.decide(hook, parties)).allowed, hook
         rivals = {**PARTIES, "sink": _label("bank-b")}
         for hook in ("channel_two_way", "channel_one_way", "memory_read", "memory_both"):
