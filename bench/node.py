@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from bench.place import home, image
 from skerry.audit.writer import AuditTrail
+from skerry.channel.link import LinkBridges
 from skerry.channel.stream import StreamBridges
 from skerry.image.minimal import CMDLINE
 from skerry.machine.agent import Agent
@@ -22,6 +23,7 @@ from skerry.machine.qemu.command import Accel, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.monitor import Monitor
+from skerry.monitor.protocols import Bridges, Kind
 from skerry.node import paths
 from skerry.node.helpers import Helpers, accepted_layers
 from skerry.node.jails import Identities
@@ -120,7 +122,8 @@ async def _open(
     streams = StreamBridges(relay=Relays(helpers, identities.take).start)
     exits.callback(streams.close)
     manager = PolicyManager(setup.stack, FileHistory(paths.history_file()))
-    monitor = Monitor(manager, trail, {"stream": streams, "link": streams}, time.monotonic)
+    between: dict[Kind, Bridges] = {"stream": streams, "link": LinkBridges(streams)}
+    monitor = Monitor(manager, trail, between, time.monotonic)
     node = Node(setup, monitor, machines.make, time.monotonic)
     exits.push_async_callback(node.down, 0.0)
     return RunningNode(node, streams, runner)

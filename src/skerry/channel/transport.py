@@ -34,8 +34,8 @@ Pair = tuple[socket.socket, socket.socket]
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def unix_pair() -> Pair:
-    """Make a Unix stream pair that no descriptor can pass.
+def unix_pair(queue: int = QUEUE_BYTES) -> Pair:
+    """Make a Unix stream pair that no descriptor can pass, with this queue (0: the kernel's own).
 
     Raises `OSError` where the kernel has no `SO_PASSRIGHTS`: then nothing was made.
     """
@@ -43,7 +43,8 @@ def unix_pair() -> Pair:
     try:
         for end in pair:
             end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE_BYTES)
+            if queue:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, queue)
     except OSError:
         close_pair(pair)
         raise

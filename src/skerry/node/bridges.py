@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from skerry.channel import stream
+from skerry.channel.link import LinkBridges
 from skerry.channel.one_way import Relay
 from skerry.channel.stream import StreamBridges
 from skerry.device.helper import Helper, Process
@@ -34,7 +35,7 @@ class AllBridges:
     """The makers of a node's channels, by kind."""
 
     def __init__(self, streams: StreamBridges, resources: Resources) -> None:
-        self.between: dict[Kind, Bridges] = {"stream": streams, "link": streams}
+        self.between: dict[Kind, Bridges] = {"stream": streams, "link": LinkBridges(streams)}
         self._resources = resources
 
     def adopt(
