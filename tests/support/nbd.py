@@ -25,14 +25,16 @@ class BareDisk:
             writable = "off" if read_only else "on"
             file = f"driver=file,filename={image},locking=off,discard=unmap"
             file += f",read-only={given},node-name=file"
-            argv = [DAEMON, "--blockdev", file]
+            # In a session of its own, as a service manager starts it: the scheduler of a busy host
+            # gives each session its share, and client and daemon in one would wait less.
+            argv = ["setpriv", "--pdeathsig", "KILL", DAEMON, "--blockdev", file]
             argv += [
                 "--blockdev",
                 f"driver={driver},file=file,node-name=d,read-only={given},discard=unmap",
             ]
             argv += ["--nbd-server", f"addr.type=fd,addr.str={number}"]
             argv += ["--export", f"type=nbd,id=e,node-name=d,name=disk,writable={writable}"]
-            self.process = subprocess.Popen(argv, pass_fds=(number,))
+            self.process = subprocess.Popen(argv, pass_fds=(number,), start_new_session=True)
             self.end = socket.socket(socket.AF_UNIX)
             self.end.connect(path)
 

@@ -235,6 +235,9 @@ def test_a_frozen_daemon_holds_up_its_guest_and_nobody_else(node: Cli) -> None:
     reader = node.popen("exec", "alice", "--", "sh", "-c", read("data") + "; echo over")
     time.sleep(2)
     assert reader.poll() is None
+    paused = node.run("pause", "alice")
+    assert paused.returncode == 1
+    assert "did not answer stop in time" in paused.stderr
     began = time.monotonic()
     node.ok("ps")
     node.ok("channels")
@@ -243,6 +246,7 @@ def test_a_frozen_daemon_holds_up_its_guest_and_nobody_else(node: Cli) -> None:
     out, _ = reader.communicate(timeout=30)
     assert "over" in out
     assert CANARY not in out
+    assert sh(node, "alice", "echo alive") == "alive\n", "what was not paused in time goes on"
     node.ok("connect", "alice", "data", "--name", "data")
     settled(node, "alice", "data")
     assert sh(node, "alice", read("data")) == CANARY

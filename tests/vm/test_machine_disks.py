@@ -88,17 +88,17 @@ def test_a_read_only_export_is_a_read_only_disk(
 def test_a_disk_attached_before_the_start_is_there_at_boot(host: Host, tmp_path: Path) -> None:
     """What is attached to a machine whose processors do not run yet is there when its guest is."""
 
-    async def run(disk: BareDisk) -> None:
+    async def run() -> None:
         machine = await host.make("cold-disk", board="pc")
-        await machine.attach(1, "disk", "early", disk.end.fileno())
-        await machine.resume()
-        await machine.agent.ready(60)
-        assert (await sh(machine, "test -b /dev/disk/early"))[0] == 0
-        machine.kill()
-        await machine.exited
+        with served(tmp_path / "early") as disk:
+            await machine.attach(1, "disk", "early", disk.end.fileno())
+            await machine.resume()
+            await machine.agent.ready(60)
+            assert (await sh(machine, "test -b /dev/disk/early"))[0] == 0
+            machine.kill()
+            await machine.exited
 
-    with served(tmp_path / "early") as disk:
-        host.run(run(disk))
+    host.run(run())
 
 
 def test_a_disk_whose_daemon_died_fails_and_the_guest_goes_on(
@@ -126,23 +126,23 @@ def test_a_disk_whose_daemon_died_fails_and_the_guest_goes_on(
 def test_an_adopted_machine_gives_its_disk_up(host: Host, tmp_path: Path) -> None:
     """A next node finds the disks that a machine has, and can take them away."""
 
-    async def run(disk: BareDisk) -> None:
+    async def run() -> None:
         machine = await host.boot("adopted-disk", incarnation="d/adopted/1", board="pc")
-        await machine.attach(4, "disk", "kept", disk.end.fileno())
-        assert await appears(machine, "kept")
-        await host.abandon(machine)
-        heir = await host.heir("adopted-disk", "d/adopted/1")
-        await heir.adopt()
-        assert heir.attached == {4}
-        await heir.agent.ready(30)
-        assert (await sh(heir, "head -c 1 /dev/disk/kept >/dev/null"))[0] == 0
-        await heir.detach(4)
-        assert heir.attached == frozenset()
-        heir.kill()
-        await heir.exited
+        with served(tmp_path / "kept") as disk:  # which waits ten seconds for its client
+            await machine.attach(4, "disk", "kept", disk.end.fileno())
+            assert await appears(machine, "kept")
+            await host.abandon(machine)
+            heir = await host.heir("adopted-disk", "d/adopted/1")
+            await heir.adopt()
+            assert heir.attached == {4}
+            await heir.agent.ready(30)
+            assert (await sh(heir, "head -c 1 /dev/disk/kept >/dev/null"))[0] == 0
+            await heir.detach(4)
+            assert heir.attached == frozenset()
+            heir.kill()
+            await heir.exited
 
-    with served(tmp_path / "kept") as disk:
-        host.run(run(disk))
+    host.run(run())
 
 
 def test_limits_are_named_before_anything_is_tried(host: Host, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from skerry.machine.qemu.firmware import VARIABLES_FD, open_variables
 from skerry.machine.qemu.launch import KEPT, Launcher, Process
 from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
-from skerry.machine.qemu.qmp import Qmp
+from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.shared import SharedMemories
 from skerry.machine.qemu.tpm import Tpms
 from skerry.monitor.protocols import Exit, Kind
@@ -46,6 +46,9 @@ SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
 
 LAST_WORDS_S = 1.0
 """How long the sockets of an ended QEMU may take to be read to their end."""
+
+GO_ON_S = 1.0
+"""The pause before a QEMU that does not answer is told again to run on, in seconds."""
 
 
 class _Start(NamedTuple):
@@ -219,7 +222,14 @@ class QemuMachine:
 
     async def pause(self) -> None:
         """Stop the processors; memory and ports stay."""
-        await self._qmp.execute("stop")
+        try:
+            await self._qmp.execute("stop")
+        except QemuRefused:
+            raise
+        except MachineError:
+            # QEMU may do late what it did not answer in time.
+            self._going_on = asyncio.get_running_loop().create_task(self._go_on())
+            raise
         self._running = False
 
     async def shutdown(self, deadline_s: float) -> None:
@@ -358,6 +368,17 @@ class QemuMachine:
         self._tpms.close()
         for reader in self._readers:
             reader.close()
+
+    async def _go_on(self) -> None:
+        """Have the processors run on after a pause that failed, as soon as QEMU hears again."""
+        while self._running and not self._exited.done():
+            try:
+                await self._qmp.execute("cont")
+                return
+            except QemuRefused:
+                return
+            except MachineError:
+                await asyncio.sleep(GO_ON_S)
 
     def _event(self, name: str, untrusted_data: Mapping[str, object]) -> None:
         if name == "SHUTDOWN":
