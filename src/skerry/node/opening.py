@@ -228,7 +228,7 @@ async def _try_out(
 def _cut_if_there(monitor: Monitor, channel: int) -> None:
     """Cut a channel whose relay has ended; that it was cut before is the rule."""
     with contextlib.suppress(NotFound):
-        monitor.cut(channel, "its relay has ended")
+        monitor.cut(channel, "its relay or helper has ended")
 
 
 async def _close(journal: NodeJournal, state: Path) -> None:

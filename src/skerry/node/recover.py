@@ -43,7 +43,7 @@ END_S = 2.0
 """How long killed processes may take to end; then they are dying, and act no more."""
 
 CUTTING = "it was being cut"
-UNBRIDGED = "it was being cut, or its relay has ended"
+UNBRIDGED = "it was being cut, or its relay or helper has ended"
 GONE = "one of its domains does not go on"
 MEANWHILE = "it was ended before its machines were adopted"
 
