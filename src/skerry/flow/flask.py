@@ -8,7 +8,7 @@ no flow is missing. For domains with their whole contexts there is the graph of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import bitset
@@ -43,7 +43,7 @@ def flask_graph(
     chosen = (permission_map or shipped_map(policy.flavour)).without(exclude_classes, policy)
     flows = TypeFlows(module, chosen, min_weight, any_booleans)
     if not skip_unknown:
-        _refuse_unknown(policy, chosen, flows.rules())
+        check_map(policy, chosen, flows.rules())
     digest = policy.digest if any_booleans else module.digest
     about = About("flask", {"flask": digest}, chosen.digest, min_weight, any_booleans)
     return flows.graph(about)
@@ -161,9 +161,8 @@ class TypeFlows:
         return f"allow {names} {{ {permissions} }};"
 
 
-def _refuse_unknown(
-    policy: FlaskPolicy, permission_map: PermissionMap, rules: Iterator[TeRule]
-) -> None:
+def check_map(policy: FlaskPolicy, permission_map: PermissionMap, rules: Iterable[TeRule]) -> None:
+    """Raise `InputError` where the map lacks a permission that a rule grants, by class."""
     lacking = permission_map.lacking(policy, rules)
     if not lacking:
         return
@@ -172,6 +171,6 @@ def _refuse_unknown(
     listed = "; ".join(shown[:_SHOWN_CLASSES]) + (f"; and {more} more classes" if more > 0 else "")
     message = (
         f"the permission map {permission_map.file} does not say which way information flows by:"
-        f" {listed}; give a map that does, or leave them out as no flow"
+        f" {listed}; give a map that does, or --skip-unknown to take them for no flow"
     )
     raise InputError([Problem(policy.file, 0, message)])
