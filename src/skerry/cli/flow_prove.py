@@ -154,7 +154,7 @@ def _evidence(
 ) -> tuple[dict[str, Any], list[str], list[tuple[int, int]], tuple[str, ...]]:
     """Return what a certificate must be about, and the flows, none of them from a graph."""
     graph = source.graph()
-    about = msgspec.to_builtins(graph.about)
+    about = json.loads(msgspec.json.encode(graph.about))
     left_out = graph.named(graph.gone)
     if source.system is None:
         from skerry.flow.evidence import policy_evidence

@@ -77,7 +77,8 @@ class SystemFlows:
             {module.name: module.digest for module in stack.modules},
             system=hashlib.sha256(msgspec.json.encode(parts)).hexdigest(),
         )
-        return Graph(self.names, rows, groups=groups, about=about, reason=self.reasons)
+        reason = self.reasons if extent == "possible" else self.channels
+        return Graph(self.names, rows, groups=groups, about=about, reason=reason)
 
     def configured(self) -> list[Configured]:
         """Return the file's channels and uses, each with the policy's answer."""
@@ -106,11 +107,24 @@ class SystemFlows:
         return bool(self._hooks(source, sink))
 
     def reasons(self, source: str, sink: str) -> Sequence[str]:
-        """Return by what the flow is possible, and the rules that allow it."""
-        return tuple(
-            f"{HOOKS[hook].what}: {'; '.join(self._rules(hook, *self._parties(source, sink)))}"
-            for hook in self._hooks(source, sink)
-        )
+        """Return by what the flow is possible, and why the policy allows that."""
+        hooks = self._hooks(source, sink)
+        parties = self._parties(source, sink)
+        found = dict.fromkeys(why for hook in hooks for why in self._why(hook, *parties))
+        return (f"possible as {', '.join(hooks)}", *found)
+
+    def channels(self, source: str, sink: str) -> Sequence[str]:
+        """Return the file's channels that make a flow, and why the policy allows them."""
+        found = []
+        for one in self.configured():
+            ways = {one.ends} if one.one_way else {one.ends, one.ends[::-1]}
+            if one.allowed and (source, sink) in ways:
+                channel = one.channel
+                hook = hook_of(channel.kind, channel.one_way)
+                labels = self._setup.labels
+                why = self._why(hook, labels[channel.source], labels[channel.sink])
+                found += [f"configured as {channel.kind} {channel.name}", *why]
+        return found
 
     def _hooks(self, source: str, sink: str) -> list[str]:
         one, two = self._parties(source, sink)
@@ -189,8 +203,13 @@ class SystemFlows:
         except Denied:  # what the channel would be made of has no label, so it can't be made
             return ()
 
-    def _rules(self, hook: str, one: Label, two: Label) -> list[str]:
-        stack = self._setup.stack
-        decisions = [stack.decide(request, 0) for request in self._requests(hook, one, two)]
-        rules = (str(answer.rule) for decision in decisions for answer in decision.answers)
-        return list(dict.fromkeys(rule for rule in rules if rule))
+    def _why(self, hook: str, one: Label, two: Label) -> list[str]:
+        """Return the reasons of the answers between the two, the ends of channels left aside."""
+        found: dict[str, None] = {}
+        for request in self._requests(hook, one, two):
+            if one != two and request.subject == request.target:
+                continue
+            for answer in self._setup.stack.decide(request, 0).answers:
+                where = f" ({answer.rule.file}:{answer.rule.line})" if answer.rule.line else ""
+                found[answer.reason + where] = None
+        return list(found)
