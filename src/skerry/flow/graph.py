@@ -114,6 +114,10 @@ class Graph:
         names = self.names
         return tuple([names[number] for number in members(bits)])
 
+    def named_path(self, path: Sequence[int]) -> tuple[str, ...]:
+        """Return the names along a path, in its order."""
+        return tuple([self.names[number] for number in path])
+
     def bits(self, names: Iterable[str]) -> int:
         """Return the set of some nodes. Raises `InputError` for a name that there is not."""
         found = 0

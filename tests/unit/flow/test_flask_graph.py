@@ -1,0 +1,177 @@
+"""The graph of a FLASK policy: against SETools, and against a direct reading of the rules."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+from skerry.errors import InputError
+from skerry.flow import search
+from skerry.flow.flask import flask_graph
+from skerry.flow.graph import Graph
+from skerry.flow.permission_map import PermissionMap, read_map, shipped_map
+from skerry.flow.policy import Options, policy_graph
+from skerry.xsm.flask.model import Conditional, TeRule
+from skerry.xsm.stack import Stack
+from tests.support import policies
+from tests.support import setools_oracle as setools
+from tests.unit.flow.sample import by_reading, compiled, loaded, pairs
+
+SEEDS = range(12)
+
+
+def setools_map() -> PermissionMap:
+    """Return SETools' own map as we read it."""
+    return read_map(setools.own_map().read_bytes(), "perm_map")
+
+
+def edge_digests(graph: Graph) -> dict[str, str]:
+    """Return, for each type with a flow out of it, a digest of where to."""
+    rows = zip(graph.names, graph.rows, strict=True)
+    return {name: setools.digest(graph.named(row)) for name, row in rows if row}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_flows_paths_and_reach_are_those_of_setools(seed: int, tmp_path: Path) -> None:
+    """Over a policy at random, any booleans: edges, reach, all shortest and simple paths."""
+    path = compiled(seed, tmp_path)
+    graph = flask_graph(loaded(path), permission_map=setools_map(), any_booleans=True)
+    chance = random.Random(seed)
+    pairs_ = [tuple(chance.sample(graph.names, 2)) for _ in range(12)]
+    questions = [
+        {
+            "weight": weight,
+            "reach": list(graph.names),
+            "shortest": pairs_,
+            "simple": [(*pair, 3) for pair in pairs_],
+        }
+        for weight in (1, 5)
+    ]
+    for weight, theirs in zip((1, 5), setools.ask(path, setools.own_map(), questions), strict=True):
+        ours = flask_graph(
+            loaded(path), permission_map=setools_map(), min_weight=weight, any_booleans=True
+        )
+        assert ours.edges() == theirs["count"]
+        assert edge_digests(ours) == theirs["edges"]
+        for name in ours.names:
+            reached = ours.named(search.reach(ours, ours.find(name)))
+            assert setools.digest(reached) == theirs["reach"][name]
+        for (one, two), paths, count in zip(
+            pairs_, theirs["shortest"], theirs["simple"], strict=True
+        ):
+            ends = ours.find(one), ours.find(two)
+            found = [list(ours.named_path(p)) for p in search.all_shortest_paths(ours, *ends)]
+            assert sorted(path[:-1] for path in found) == sorted(paths)
+            assert sum(1 for _ in search.simple_paths(ours, *ends, 3)) == count
+
+
+def test_xens_flows_are_those_of_setools_with_our_map(tmp_path: Path) -> None:
+    """SETools has no map for Xen's classes; given ours, it finds the same flows."""
+    xen_map = tmp_path / "xen.map"
+    xen_map.write_text(shipped_map("xen").setools())
+    theirs = setools.ask(policies.xen(), xen_map, [{"weight": weight} for weight in (1, 5, 10)])
+    for weight, answer in zip((1, 5, 10), theirs, strict=True):
+        ours = flask_graph(loaded(policies.xen()), min_weight=weight, any_booleans=True)
+        assert edge_digests(ours) == answer["edges"]
+        assert ours.edges() > 200
+    (own,) = setools.ask(policies.xen(), setools.own_map(), [{"weight": 1}])
+    assert own["count"] < 10  # the control: only the class `security` is in its map
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("states", list(itertools.product((False, True), repeat=2)))
+def test_booleans_count_as_the_rules_say(
+    seed: int, states: tuple[bool, bool], tmp_path: Path
+) -> None:
+    """Under each setting, the flows are those of the rules in force, read one by one."""
+    booleans = dict(zip(("one", "two"), states, strict=True))
+    module = loaded(compiled(seed, tmp_path), booleans)
+    policy = module.policy
+    in_force = [*policy.rules, *conditional_rules(policy.conditionals, states)]
+    for weight in (1, 5, 7, 10):
+        graph = flask_graph(module, min_weight=weight)
+        assert pairs(graph) == by_reading(policy, in_force, shipped_map("selinux"), weight)
+        turned = {(two, one) for two, row in zip(graph.names, graph.back, strict=True)
+                  for one in graph.named(row)}  # fmt: skip
+        assert {(two, one) for one, two in turned} == pairs(graph)
+
+
+def conditional_rules(
+    conditionals: tuple[Conditional, ...], states: tuple[bool, bool]
+) -> list[TeRule]:
+    """Return the conditional rules in force, by evaluating the three conditions of the sample."""
+    one, two = states
+    truth = {("one",): one, ("two",): two, ("one", "two", "not", "and"): one and not two}
+    names = {1: "one", 2: "two"}
+    found: list[TeRule] = []
+    for conditional in conditionals:
+        words = tuple(names.get(v, w) if w == "bool" else w for w, v in conditional.expression)
+        found += conditional.if_true if truth[words] else conditional.if_false
+    return found
+
+
+def test_an_edge_names_exactly_the_rules_that_make_it(tmp_path: Path) -> None:
+    """Taking the named rules away takes the flow away; with them alone it is there."""
+    module = loaded(compiled(3, tmp_path))
+    graph = flask_graph(module)
+    rules = list(module.rules_in_force())
+    texts = {rule_text(module.policy, rule): rule for rule in rules}
+    for one, two in pairs(graph):
+        named = [texts[text] for text in graph.reasons(one, two)]
+        assert named
+        for rule in named:
+            assert (one, two) in by_reading(module.policy, [rule], shipped_map("selinux"), 1)
+        others = [rule for rule in rules if rule not in named]
+        assert (one, two) not in by_reading(module.policy, others, shipped_map("selinux"), 1)
+
+
+def rule_text(policy: object, rule: TeRule) -> str:
+    """Write a rule as a policy does."""
+    from skerry.xsm.flask.model import FlaskPolicy
+
+    assert isinstance(policy, FlaskPolicy)
+    tclass = policy.classes[rule[2]]
+    names = " ".join(tclass.names(rule[4]))
+    sides = f"{policy.type_name(rule[0])} {policy.type_name(rule[1])}"
+    return f"allow {sides}:{tclass.name} {{ {names} }};"
+
+
+def test_a_map_that_lacks_classes_is_reported_by_class() -> None:
+    """Xen's policy under SELinux's map is an error that names each class, never 'no flows'."""
+    module = loaded(policies.xen())
+    with pytest.raises(InputError) as caught:
+        flask_graph(module, permission_map=shipped_map("selinux"))
+    message = caught.value.problems[0].message
+    for tclass in ("domain {", "event { bind create", "grant {", "mmu {"):
+        assert tclass in message
+    graph = flask_graph(module, permission_map=shipped_map("selinux"), skip_unknown=True)
+    assert graph.edges() < 20
+
+
+def test_what_is_left_out_has_no_flow_and_can_not_be_named() -> None:
+    """Excluded types, attributes and patterns are gone, and a question about them is an error."""
+    stack = Stack([loaded(policies.xen())])
+    whole = policy_graph(stack)
+    graph = policy_graph(stack, Options(exclude=("dom0_t", "event_type", "xenstore*")))
+    gone = {"dom0_t", "xenstore_t", "domU_t_channel", "xenstore_t_channel"}
+    assert gone <= set(graph.named(graph.gone))
+    assert pairs(graph) == {
+        (one, two) for one, two in pairs(whole) if not {one, two} & set(graph.named(graph.gone))
+    }
+    with pytest.raises(InputError, match="left out"):
+        graph.find("dom0_t")
+    assert "dom0_t" not in graph.named(graph.find("xen_type"))
+
+
+def test_a_class_left_out_makes_no_flow() -> None:
+    """Xen's policy lets every domain send to every other by Argo; without it, they need dom0."""
+    module = loaded(policies.xen())
+    with_argo = flask_graph(module)
+    assert ("domU_t", "isolated_domU_t") in pairs(with_argo)
+    without = flask_graph(module, exclude_classes=("argo",))
+    assert ("domU_t", "isolated_domU_t") not in pairs(without)
+    with pytest.raises(InputError, match="no class 'argos'"):
+        flask_graph(module, exclude_classes=("argos",))
