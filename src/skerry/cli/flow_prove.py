@@ -128,11 +128,12 @@ def verify(source: Source, as_json: bool, certificate: str) -> None:
 
     found = _read(certificate)
     about, names, flows, left_out = _evidence(source)
-    claimed = found.get("about") if isinstance(found, dict) else None
+    made_for = found.get("about") if isinstance(found, dict) else None
+    claimed = made_for if isinstance(made_for, dict) else {}
     differing = [
-        f"{key} is {_shown((claimed or {}).get(key))} there and {_shown(value)} here"
+        f"{key} is {_shown(claimed.get(key))} there and {_shown(value)} here"
         for key, value in about.items()
-        if not isinstance(claimed, dict) or claimed.get(key) != value
+        if claimed.get(key) != value
     ]
     if differing:
         message = f"{certificate}: it was made for something else: {'; '.join(differing)}"

@@ -51,13 +51,13 @@ class Replay:
             self._follow(record)
             return None
         hook, parties = record.fields.get("hook"), _texts(record.fields.get("parties"))
-        if hook not in HOOKS or not parties:
+        if not isinstance(hook, str) or hook not in HOOKS or not parties:
             self.skipped += 1
             return None
         allowed = record.event == "allow"
-        answered = await self._answer(record.n, str(hook), parties, allowed)
+        answered = await self._answer(record.n, hook, parties, allowed)
         if allowed:
-            await self._happened(record, str(hook), parties)
+            await self._happened(record, hook, parties)
         return answered
 
     async def _answer(

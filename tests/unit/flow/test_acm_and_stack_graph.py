@@ -52,7 +52,7 @@ def may_exchange(module: AcmModule, one: str, two: str) -> bool:
 
 
 @given(samples.policies())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_labels_exchange_where_the_module_lets_them(policy: AcmPolicy) -> None:
     """Over policies at random, every pair of labels, resources too, and each label with itself."""
     if find_problems(policy):
@@ -66,7 +66,7 @@ def test_labels_exchange_where_the_module_lets_them(policy: AcmPolicy) -> None:
 
 
 @given(samples.policies())
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_the_evidence_of_a_policy_is_its_graph(policy: AcmPolicy) -> None:
     """What the checker is handed says the same as the graph, though no code is shared."""
     if find_problems(policy):
