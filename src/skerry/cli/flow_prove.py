@@ -34,19 +34,21 @@ REFUTED = 1
 @graph_options
 @click.option("--claims", metavar="FILE", help="Claims, one a line; # begins a comment.")
 @click.option("--certificate", metavar="FILE", help="Write a certificate of what is proven.")
+@click.option("--history", is_flag=True, help="Count walls with history along whole paths.")
 @json_option
 @click.argument("words", nargs=-1, metavar="['A -/-> B except G,H']...")
 def prove(
     source: Source,
     claims: str | None,
     certificate: str | None,
+    history: bool,
     as_json: bool,
     words: tuple[str, ...],
 ) -> None:
     """Prove that nothing flows from A to B but through G or H, or show the path (exit 1).
 
     A, B and G are labels, several set apart by commas. Of a system without a claim, its own
-    assertions are proven.
+    assertions are proven. Of what holds only by walls with history there is no certificate.
     """
     from skerry.flow.proof import certificate as written
     from skerry.flow.proof import prove as proven
@@ -57,17 +59,17 @@ def prove(
     proofs: list[Proof] = []
     for claim in asked:
         try:
-            proofs.append(proven(graph, claim))
+            proofs.append(proven(graph, claim, history=history))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
     for proof in proofs:
         _show(graph, proof, as_json)
-    holding = [proof for proof in proofs if proof.holds]
-    if certificate and holding:
-        Path(certificate).write_bytes(written(graph.about, holding))
-    if len(holding) < len(proofs):
+    certified = [proof for proof in proofs if proof.closed]
+    if certificate and certified:
+        Path(certificate).write_bytes(written(graph.about, certified))
+    if not all(proof.holds for proof in proofs):
         sys.exit(REFUTED)
 
 
@@ -97,6 +99,7 @@ def _show(graph: Graph, proof: Proof, as_json: bool) -> None:
         shown: dict[str, Any] = {"claim": str(proof.claim), "holds": proof.holds}
         if proof.holds:
             shown["closed"] = len(proof.closed)
+            shown["by_history"] = proof.by_history
         else:
             pairs = zip(proof.path, proof.path[1:], strict=False)
             shown["path"] = list(proof.path)
@@ -104,6 +107,8 @@ def _show(graph: Graph, proof: Proof, as_json: bool) -> None:
                 {"from": one, "to": two, "rules": graph.reasons(one, two)} for one, two in pairs
             ]
         click.echo(json.dumps(shown))
+    elif proof.by_history:
+        click.echo(f"proven: {escape(str(proof.claim))} (walls with history close every path)")
     elif proof.holds:
         reached = counted(len(proof.closed) - len(proof.sources), "other label")
         click.echo(f"proven: {escape(str(proof.claim))} ({reached} reached)")

@@ -39,16 +39,11 @@ class LabelFlows:
         """Return, for each Simple Type Enforcement type, the labels that have it."""
         return _holders(self._ste)
 
-    def apart(self, *, history: bool = False) -> list[int]:
-        """Return, for each label for domains, those that can't run beside it.
-
-        With `history` only the conflict sets count that keep one.
-        """
+    def apart(self) -> list[int]:
+        """Return, for each label for domains, those that can't run beside it."""
         holders = _holders(self._cw)
         apart = [0] * len(self.names)
         for conflict in self._policy.conflicts:
-            if history and not conflict.history:
-                continue
             for kind in set(conflict.types):
                 others = bitset(
                     label
@@ -58,6 +53,12 @@ class LabelFlows:
                 for label in each(holders.get(kind, 0)):
                     apart[label] |= others
         return apart
+
+    def conflicts(self) -> list[list[int]]:
+        """Return, for each conflict set with history, the labels that hold each of its types."""
+        holders = _holders(self._cw)
+        sets = [set(one.types) for one in self._policy.conflicts if one.history]
+        return [[holders[kind] for kind in sorted(types & holders.keys())] for types in sets]
 
     def graph(self, about: About) -> Graph:
         """Make the graph."""
@@ -77,7 +78,14 @@ class LabelFlows:
             rows.append(row & ~(1 << number))
         groups = {f"type:{kind}": held for kind, held in holders.items()}
         return Graph(
-            self.names, rows, rows, own=own, groups=groups, about=about, reason=self.reasons
+            self.names,
+            rows,
+            rows,
+            own=own,
+            groups=groups,
+            conflicts=self.conflicts(),
+            about=about,
+            reason=self.reasons,
         )
 
     def reasons(self, source: str, sink: str) -> Sequence[str]:

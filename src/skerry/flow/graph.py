@@ -57,6 +57,7 @@ class Graph:
         own: int = 0,
         groups: Mapping[str, int] | None = None,
         gone: int = 0,
+        conflicts: Sequence[Sequence[int]] = (),
         about: About | None = None,
         reason: Reason = _no_reason,
     ) -> None:
@@ -64,7 +65,9 @@ class Graph:
 
         `back` is the same turned round, made here where it is not given. `own` holds the nodes
         that stand for several things which may send to each other; `groups` names sets of nodes;
-        `gone` are nodes left out, without flows. Raises `InputError` beyond `MAX_NODES`.
+        `gone` are nodes left out, without flows; `conflicts` holds, for each conflict set of a
+        Chinese Wall with history, the nodes that hold each of its types. Raises `InputError`
+        beyond `MAX_NODES`.
         """
         if len(names) > MAX_NODES:
             message = f"{len(names)} labels, but a graph of flows has at most {MAX_NODES}"
@@ -75,6 +78,7 @@ class Graph:
         self.own = own
         self.groups = groups or {}
         self.gone = gone
+        self.conflicts = tuple(tuple(types) for types in conflicts)
         self.about = about or About("graph")
         self._index = {name: number for number, name in enumerate(self.names)}
         self._reason = reason
@@ -169,6 +173,7 @@ class Graph:
             own=self.own & keep,
             groups=self.groups,
             gone=gone,
+            conflicts=self.conflicts,
             about=about,
             reason=self._reason,
         )

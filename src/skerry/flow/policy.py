@@ -6,8 +6,10 @@ a part for each module, so the nodes are all their combinations, written `acm=br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from itertools import product
+from operator import or_
 
 import msgspec
 
@@ -94,12 +96,14 @@ def _joined(graphs: Sequence[tuple[str, Graph]]) -> Graph:
             for text in graph.reasons(one, two)
         ]
 
+    groups = _groups(parts, size)
     return Graph(
         names,
         [row & ~(1 << number) for number, row in enumerate(rows)],
         [row & ~(1 << number) for number, row in enumerate(back)],
         own=own,
-        groups=_groups(parts, size),
+        groups=groups,
+        conflicts=_conflicts(parts, groups),
         about=_about([graph.about for _, graph in parts]),
         reason=reasons,
     )
@@ -135,6 +139,19 @@ def _groups(parts: Sequence[tuple[str, Graph]], size: int) -> dict[str, int]:
         for place, name in enumerate(graph.names):
             found[f"{module}={name}"] = (((1 << inner) - 1) << place * inner) * repeated
     return found
+
+
+def _conflicts(parts: Sequence[tuple[str, Graph]], groups: Mapping[str, int]) -> list[list[int]]:
+    """Return the conflict sets of the parts, over the combinations that hold each type."""
+
+    def spread(module: str, graph: Graph, held: int) -> int:
+        return reduce(or_, (groups[f"{module}={name}"] for name in graph.named(held)), 0)
+
+    return [
+        [spread(module, graph, held) for held in types]
+        for module, graph in parts
+        for types in graph.conflicts
+    ]
 
 
 def _about(parts: Sequence[About]) -> About:

@@ -15,6 +15,7 @@ import msgspec
 
 from skerry.flow.claim import Claim, resolve
 from skerry.flow.graph import About, Graph
+from skerry.flow.history import open_path
 from skerry.flow.search import closure, shortest_path
 from skerry.flow.verify import FORMAT
 
@@ -22,7 +23,9 @@ from skerry.flow.verify import FORMAT
 class Proof(msgspec.Struct, frozen=True):
     """What came of a claim: `closed` is the certificate's set, `path` a way that breaks the claim.
 
-    Exactly one of the two is not empty. `sources`, `sinks` and `trusted` are labels, no patterns.
+    Exactly one of the two is not empty, but for a claim that holds `by_history`: then walls with
+    history close every path, and no certificate says so. `sources`, `sinks` and `trusted` are
+    labels, no patterns.
     """
 
     claim: Claim
@@ -31,6 +34,7 @@ class Proof(msgspec.Struct, frozen=True):
     trusted: tuple[str, ...]
     closed: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
+    by_history: bool = False
 
     @property
     def holds(self) -> bool:
@@ -38,16 +42,21 @@ class Proof(msgspec.Struct, frozen=True):
         return not self.path
 
 
-def prove(graph: Graph, claim: Claim) -> Proof:
-    """Prove a claim or find a shortest path that breaks it. Raises `InputError` (see `resolve`)."""
+def prove(graph: Graph, claim: Claim, *, history: bool = False) -> Proof:
+    """Prove a claim or find a path that breaks it, a shortest one. Raises `InputError`.
+
+    With `history` a path breaks it only if no Chinese Wall with history closes the path; without,
+    such walls count for each exchange by itself, which errs to the safe side.
+    """
     sides = resolve(claim, graph)
     named = graph.named
     found = named(sides.sources), named(sides.sinks), named(sides.trusted)
     closed = closure(graph.rows, graph.back, sides.sources, sides.trusted)
     if not closed & sides.sinks:
         return Proof(claim, *found, closed=named(closed))
-    path = shortest_path(graph, sides.sources, sides.sinks, sides.trusted)
-    return Proof(claim, *found, path=tuple(graph.names[node] for node in path))
+    ask = open_path if history else shortest_path
+    path = graph.named_path(ask(graph, sides.sources, sides.sinks, sides.trusted))
+    return Proof(claim, *found, path=path, by_history=not path)
 
 
 def certificate(about: About, proofs: Sequence[Proof]) -> bytes:
@@ -64,7 +73,7 @@ def certificate(about: About, proofs: Sequence[Proof]) -> bytes:
                 "closed": proof.closed,
             }
             for proof in proofs
-            if proof.holds
+            if proof.closed
         ],
     }
     return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"

@@ -21,6 +21,7 @@ from skerry.label import Label
 from skerry.monitor.table import hook_of
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec
+from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.hooks import HOOKS, expand
 from skerry.xsm.request import Request
 
@@ -78,7 +79,10 @@ class SystemFlows:
             system=hashlib.sha256(msgspec.json.encode(parts)).hexdigest(),
         )
         reason = self.reasons if extent == "possible" else self.channels
-        return Graph(self.names, rows, groups=groups, about=about, reason=reason)
+        conflicts = self._conflicts()
+        return Graph(
+            self.names, rows, groups=groups, conflicts=conflicts, about=about, reason=reason
+        )
 
     def configured(self) -> list[Configured]:
         """Return the file's channels and uses, each with the policy's answer."""
@@ -174,6 +178,23 @@ class SystemFlows:
                 rows[source] |= 1 << sink
                 rows[sink] |= 0 if one.one_way else 1 << source
         return rows
+
+    def _conflicts(self) -> list[list[int]]:
+        """Return, for each conflict set with history, the domains that hold each of its types."""
+        acm = next((m for m in self._setup.stack.modules if isinstance(m, AcmModule)), None)
+        if acm is None:
+            return []
+        types = {label.name: frozenset(label.cw) for label in acm.policy.labels}
+        domains = [
+            (1 << number, types.get(self._setup.labels[name].of(acm.name), frozenset()))
+            for number, name in enumerate(self.names)
+            if name not in self._resources
+        ]
+        return [
+            [sum(bit for bit, held in domains if kind in held) for kind in sorted(set(one.types))]
+            for one in acm.policy.conflicts
+            if one.history
+        ]
 
     def _run_together(self, one: Label, two: Label) -> bool:
         """Tell whether the walls let two domains run at once and exchange, given no history."""
