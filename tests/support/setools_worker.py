@@ -42,6 +42,8 @@ def digest(names: Iterable[str]) -> str:
 def ask(analysis: Any, question: Any) -> dict[str, Any]:
     """Answer everything that is asked at one weight."""
     analysis.min_weight = question["weight"]
+    if "booleans" in question:
+        analysis.booleans = question["booleans"]
     analysis._build_subgraph()
     graph = analysis.subG
     named = {str(node): node for node in graph.nodes()}

@@ -69,6 +69,9 @@ def prove(
     certified = [proof for proof in proofs if proof.closed]
     if certificate and certified:
         Path(certificate).write_bytes(written(graph.about, certified))
+    if certificate and len(certified) < len(proofs):
+        without = counted(len(proofs) - len(certified), "claim")
+        click.echo(f"{certificate}: without {without}, refuted or held by history", err=True)
     if not all(proof.holds for proof in proofs):
         sys.exit(REFUTED)
 

@@ -18,7 +18,8 @@ from skerry.xsm.flask.model import Conditional, TeRule
 from skerry.xsm.stack import Stack
 from tests.support import policies
 from tests.support import setools_oracle as setools
-from tests.unit.flow.sample import by_reading, compiled, loaded, pairs
+from tests.support.policies import compile_conf
+from tests.unit.flow.sample import HEAD, by_reading, compiled, loaded, pairs
 
 SEEDS = range(12)
 
@@ -111,6 +112,32 @@ def conditional_rules(
         words = tuple(names.get(v, w) if w == "bool" else w for w, v in conditional.expression)
         found += conditional.if_true if truth[words] else conditional.if_false
     return found
+
+
+DISABLED = """\
+type a_t;
+type b_t;
+bool one false;
+role r;
+role r types { a_t b_t };
+allow a_t b_t:file getattr;
+if (one) { allow a_t b_t:file read; }
+user u roles r;
+sid kernel u:r:a_t
+sid security u:r:a_t
+"""
+
+
+def test_a_rule_that_is_not_in_force_leaves_no_weight_behind(tmp_path: Path) -> None:
+    """Reading is off, so at weight 10 nothing flows. SETools says that it does: its known error."""
+    path = compile_conf(HEAD + DISABLED, tmp_path / "disabled", "selinux", 33)
+    graph = flask_graph(loaded(path), permission_map=setools_map(), min_weight=10)
+    assert pairs(graph) == set()
+    enabled = flask_graph(loaded(path, {"one": True}), permission_map=setools_map(), min_weight=10)
+    assert pairs(enabled) == {("b_t", "a_t")}
+    question = {"weight": 10, "booleans": {"one": False}}
+    (theirs,) = setools.ask(path, setools.own_map(), [question])
+    assert theirs["count"] == 1
 
 
 def test_an_edge_names_exactly_the_rules_that_make_it(tmp_path: Path) -> None:
