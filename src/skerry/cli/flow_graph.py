@@ -71,6 +71,8 @@ def _drawing(source: Source, possible: bool, refused: bool) -> Drawing:
     if source.system is None:
         files = ", ".join(Path(file).name for file in source.policies)
         return draw_graph(source.graph(), files)
+    if source.relabels or source.operators:
+        return draw_graph(source.graph(), source.system.name)
     setup = source.setup()
     if possible:
         return draw_possible(setup, source.graph())

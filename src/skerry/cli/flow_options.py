@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skerry.flow.graph import Graph
     from skerry.flow.permission_map import PermissionMap
     from skerry.flow.policy import Options
+    from skerry.node.flows import SystemFlows
     from skerry.node.setup import Setup
     from skerry.xsm.stack import Stack
 
@@ -27,6 +28,8 @@ class Source(msgspec.Struct, frozen=True):
     policies: tuple[str, ...] = ()
     system: Path | None = None
     configured: bool = False
+    relabels: bool = False
+    operators: bool = False
     map_file: str = ""
     min_weight: int = 1
     exclude: tuple[str, ...] = ()
@@ -39,14 +42,16 @@ class Source(msgspec.Struct, frozen=True):
         """Raise `UsageError` for options that do not go together."""
         if bool(self.policies) is bool(self.system):
             raise click.UsageError("name either --policy FILE (one or several) or --system FILE")
-        if self.configured and not self.system:
-            raise click.UsageError("--configured goes with --system")
+        if not self.system and (self.configured or self.relabels or self.operators):
+            raise click.UsageError("--configured, --relabels and --operators go with --system")
+        if self.configured and (self.relabels or self.operators):
+            raise click.UsageError("--configured is what the file names, without operators")
         if self.boolean and self.any_booleans:
             raise click.UsageError("--boolean and --any-booleans contradict each other")
         only = (self.map_file, self.exclude_class, self.boolean, self.any_booleans)
         if self.system and (any(only) or self.skip_unknown or self.min_weight != 1):
-            message = "only --exclude and --configured go with --system: its channels are asked"
-            raise click.UsageError(f"{message} with all that decides, not by a permission map")
+            message = "a --system is asked with all that decides, not by a permission map"
+            raise click.UsageError(f"{message}: leave its options out")
 
     def stack(self) -> Stack:
         """Load the policies, with the booleans set."""
@@ -65,6 +70,12 @@ class Source(msgspec.Struct, frozen=True):
             raise click.UsageError("name --system FILE")
         return load_setup(self.system)
 
+    def system_flows(self) -> SystemFlows:
+        """Return what asks the system."""
+        from skerry.node.flows import SystemFlows
+
+        return SystemFlows(self.setup(), relabels=self.relabels, operators=self.operators)
+
     def options(self) -> Options:
         """Return what counts as a flow under policies."""
         from skerry.flow.policy import Options
@@ -81,12 +92,10 @@ class Source(msgspec.Struct, frozen=True):
     def graph(self) -> Graph:
         """Make the graph that is asked."""
         from skerry.flow.policy import policy_graph
-        from skerry.node.flows import SystemFlows
 
         if self.system is None:
             return policy_graph(self.stack(), self.options())
-        flows = SystemFlows(self.setup())
-        graph = flows.graph("configured" if self.configured else "possible")
+        graph = self.system_flows().graph("configured" if self.configured else "possible")
         return graph.without(graph.bits(self.exclude)) if self.exclude else graph
 
 
@@ -122,6 +131,16 @@ _OPTIONS = (
         "--configured",
         is_flag=True,
         help="Of a system, only the channels of the file; else all that could be bound.",
+    ),
+    click.option(
+        "--relabels",
+        is_flag=True,
+        help="Of a system: also under the labels that operators may give its domains.",
+    ),
+    click.option(
+        "--operators",
+        is_flag=True,
+        help="Of a system: operators carry words where they may open a console or run commands.",
     ),
     click.option("--map", "map_file", metavar="FILE", help="Another permission map."),
     click.option(

@@ -170,9 +170,7 @@ def _evidence(
 
         names, flows = policy_evidence(source.stack(), source.options())
         return about, names, flows, left_out
-    from skerry.node.flows import SystemFlows
-
-    asked = SystemFlows(source.setup())
+    asked = source.system_flows()
     return about, asked.names, asked.evidence(source.configured), left_out
 
 

@@ -3,22 +3,25 @@
 The rules this module keeps: each flow is asked as the monitor asks it, with the whole labels of
 both ends, so user, role, level and constraints count; two domains whose labels may not run at the
 same time exchange nothing. *Configured* are the channels of the file that the policy allows;
-*possible* is every channel that an operator could bind between its domains under this policy.
-Labels given later (`relabel`) and domains that the file does not name are not covered.
+*possible* is every channel that an operator could bind between its domains under this policy, and
+on request what comes with the labels that an operator could give them, and with operators who
+carry words from one domain to another. Domains that the file does not name are not covered.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from skerry.errors import Denied
+from skerry.flow.bits import members
 from skerry.flow.graph import About, Graph
 from skerry.label import Label
 from skerry.monitor.table import hook_of
+from skerry.node.relabels import Relabels
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec
 from skerry.xsm.acm.module import AcmModule
@@ -27,9 +30,11 @@ from skerry.xsm.request import Request
 
 Extent = Literal["possible", "configured"]
 
-_DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
 CHANNELS = ("stream", "link", "memory")
 """The kinds of channels between two domains; the others are uses of a resource."""
+
+_DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
+_OPERATED = ("domain_exec", "domain_console")
 
 
 class Configured(msgspec.Struct, frozen=True):
@@ -51,37 +56,58 @@ class Configured(msgspec.Struct, frozen=True):
         return (sink, source) if reads else (source, sink)
 
 
-class SystemFlows:
-    """Asks a system's policy what may flow between its domains and resources."""
+class Thing(msgspec.Struct, frozen=True):
+    """A domain or resource under one label, or an operator."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.names = [*setup.system.domains, *setup.system.resources]
+    name: str
+    label: Label
+    kind: Literal["domain", "resource", "operator"]
+
+
+class SystemFlows:
+    """Asks a system's policy what may flow between its domains and resources.
+
+    With `relabels` a domain that operators may relabel stands there under each label that it can
+    get, as `NAME@LABEL`; with `operators` each operator's label does, as `operator:LABEL`.
+    """
+
+    def __init__(self, setup: Setup, *, relabels: bool = False, operators: bool = False) -> None:
+        """Raise `InputError` if the labels to be tried are too many."""
         self._setup = setup
-        self._resources = setup.system.resources
         self._answers: dict[tuple[str, Label, Label], bool] = {}
         self._together: dict[tuple[Label, Label], bool] = {}
+        self._extra = (relabels, operators)
+        self._relabels = Relabels(setup) if relabels else None
+        named = list(self._things(operators))
+        self.things = [thing for _, thing in named]
+        self.names = [name for name, _ in named]
+        self._place = {name: number for number, name in enumerate(self.names)}
 
     def graph(self, extent: Extent = "possible") -> Graph:
-        """Make the graph. Its groups are the labels: each stands for all that have it."""
+        """Make the graph. Labels, and domains with several, are groups: all that have them.
+
+        Raises `ValueError` for what is configured beside labels given later or operators.
+        """
+        if extent == "configured" and any(self._extra):
+            raise ValueError("a system file configures neither relabels nor operators")
         rows = self._possible() if extent == "possible" else self._configured()
-        groups: dict[str, int] = {}
-        for number, name in enumerate(self.names):
-            text = str(self._setup.labels[name])
-            if text not in self.names:
-                groups[text] = groups.get(text, 0) | 1 << number
         stack = self._setup.stack
-        meaning = [(n, str(self._setup.labels[n]), n in self._resources) for n in self.names]
+        meaning = [(name, thing.kind) for name, thing in zip(self.names, self.things, strict=True)]
+        labels = [str(thing.label) for thing in self.things]
         channels = [msgspec.to_builtins(c) for c in self._setup.system.channels]
-        parts = [meaning, channels if extent == "configured" else []]
+        parts = [meaning, labels, self._extra, channels if extent == "configured" else []]
         about = About(
             f"system-{extent}",
             {module.name: module.digest for module in stack.modules},
             system=hashlib.sha256(msgspec.json.encode(parts)).hexdigest(),
         )
-        reason = self.reasons if extent == "possible" else self.channels
-        conflicts = self._conflicts()
         return Graph(
-            self.names, rows, groups=groups, conflicts=conflicts, about=about, reason=reason
+            self.names,
+            rows,
+            groups=self._groups(),
+            conflicts=self._conflicts(),
+            about=about,
+            reason=self.reasons if extent == "possible" else self.channels,
         )
 
     def configured(self) -> list[Configured]:
@@ -98,7 +124,7 @@ class SystemFlows:
 
     def evidence(self, configured: bool = False) -> list[tuple[int, int]]:
         """Return the flows as a checker of certificates takes them, each pair asked by itself."""
-        place = {name: 1 << number for number, name in enumerate(self.names)}
+        place = {name: 1 << number for name, number in self._place.items()}
         if configured:
             ends = [(*one.ends, one.one_way) for one in self.configured() if one.allowed]
             back = [(place[two], place[one]) for one, two, one_way in ends if not one_way]
@@ -108,12 +134,16 @@ class SystemFlows:
 
     def flows(self, source: str, sink: str) -> bool:
         """Tell whether the policy would let `source` send to `sink` by any channel or use."""
-        return bool(self._hooks(source, sink))
+        one, two = self._thing(source), self._thing(sink)
+        return self._becomes(one, two) if one.name == two.name else bool(self._hooks(one, two))
 
     def reasons(self, source: str, sink: str) -> Sequence[str]:
         """Return by what the flow is possible, and why the policy allows that."""
-        hooks = self._hooks(source, sink)
-        parties = self._parties(source, sink)
+        one, two = self._thing(source), self._thing(sink)
+        if one.name == two.name:
+            return ("possible as domain_relabel: what the domain holds goes on under the label",)
+        hooks = self._hooks(one, two)
+        parties = _parties(one, two)
         found = dict.fromkeys(why for hook in hooks for why in self._why(hook, *parties))
         return (f"possible as {', '.join(hooks)}", *found)
 
@@ -130,13 +160,51 @@ class SystemFlows:
                 found += [f"configured as {channel.kind} {channel.name}", *why]
         return found
 
-    def _hooks(self, source: str, sink: str) -> list[str]:
-        one, two = self._parties(source, sink)
-        if source in self._resources and sink in self._resources:
+    def _things(self, operators: bool) -> Iterator[tuple[str, Thing]]:
+        setup = self._setup
+        for name in setup.system.domains:
+            labels = [setup.labels[name]]
+            if self._relabels:
+                labels = self._relabels.of(setup.labels[name])
+            for label in labels:
+                written = name if len(labels) == 1 else f"{name}@{label}"
+                yield written, Thing(name, label, "domain")
+        for name in setup.system.resources:
+            yield name, Thing(name, setup.labels[name], "resource")
+        if operators:
+            for label in sorted({setup.owner, *setup.operators.values()}):
+                yield f"operator:{label}", Thing(f"operator:{label}", label, "operator")
+
+    def _thing(self, name: str) -> Thing:
+        return self.things[self._place[name]]
+
+    def _groups(self) -> dict[str, int]:
+        """Return the sets that a name stands for; a label that is called as a domain does not."""
+        groups: dict[str, int] = {}
+        named = {thing.name for thing in self.things}
+        for number, thing in enumerate(self.things):
+            texts = {thing.name} | {str(thing.label)} - named
+            if thing.kind == "operator":
+                texts = {"operator"}
+            for text in texts - self._place.keys():
+                groups[text] = groups.get(text, 0) | 1 << number
+        return groups
+
+    def _becomes(self, one: Thing, two: Thing) -> bool:
+        """Tell whether a domain may get from one of its labels to another at once."""
+        relabels = self._relabels
+        return relabels is not None and relabels.allowed(one.label, two.label)
+
+    def _hooks(self, source: Thing, sink: Thing) -> list[str]:
+        one, two = _parties(source, sink)
+        kinds = {source.kind, sink.kind}
+        if "domain" not in kinds:
             return []
-        if sink in self._resources:
-            hooks: Sequence[str] = ("resource_both",)
-        elif source in self._resources:
+        if "operator" in kinds:
+            hooks: Sequence[str] = _OPERATED
+        elif sink.kind == "resource":
+            hooks = ("resource_both",)
+        elif source.kind == "resource":
             hooks = ("resource_read", "resource_both")
         elif not self._run_together(one, two):
             return []
@@ -144,36 +212,33 @@ class SystemFlows:
             hooks = _DIRECTED
         return [hook for hook in hooks if self._allowed(hook, one, two)]
 
-    def _parties(self, source: str, sink: str) -> tuple[Label, Label]:
-        """Return the labels as a hook's source and sink: a resource is always the sink."""
-        labels = self._setup.labels
-        if source in self._resources:
-            source, sink = sink, source
-        return labels[source], labels[sink]
-
     def _possible(self) -> list[int]:
-        """Ask once for all that have the same label and are of the same sort."""
-        groups: dict[tuple[Label, bool], list[int]] = {}
-        for number, name in enumerate(self.names):
-            key = self._setup.labels[name], name in self._resources
-            groups.setdefault(key, []).append(number)
+        """Ask once for all that have the same label and are of the same kind."""
+        groups: dict[tuple[Label, str], list[int]] = {}
+        same: dict[str, int] = {}
+        for number, thing in enumerate(self.things):
+            groups.setdefault((thing.label, thing.kind), []).append(number)
+            same[thing.name] = same.get(thing.name, 0) | 1 << number
         sets = {key: sum(1 << number for number in held) for key, held in groups.items()}
-        rows = [0] * len(self.names)
+        rows = [0] * len(self.things)
         for held in groups.values():
-            source = self.names[held[0]]
             row = 0
             for key, others in groups.items():
-                if self.flows(source, self.names[others[-1]]):
+                if self._hooks(self.things[held[0]], self.things[others[0]]):
                     row |= sets[key]
             for number in held:
-                rows[number] = row & ~(1 << number)
+                own = same[self.things[number].name]
+                rows[number] = row & ~own | self._relabelled(number, own & ~(1 << number))
         return rows
 
+    def _relabelled(self, number: int, others: int) -> int:
+        one = self.things[number]
+        return sum(1 << at for at in members(others) if self._becomes(one, self.things[at]))
+
     def _configured(self) -> list[int]:
-        place = {name: number for number, name in enumerate(self.names)}
         rows = [0] * len(self.names)
         for one in self.configured():
-            source, sink = (place[name] for name in one.ends)
+            source, sink = (self._place[name] for name in one.ends)
             if one.allowed:
                 rows[source] |= 1 << sink
                 rows[sink] |= 0 if one.one_way else 1 << source
@@ -186,9 +251,9 @@ class SystemFlows:
             return []
         types = {label.name: frozenset(label.cw) for label in acm.policy.labels}
         domains = [
-            (1 << number, types.get(self._setup.labels[name].of(acm.name), frozenset()))
-            for number, name in enumerate(self.names)
-            if name not in self._resources
+            (1 << number, types.get(thing.label.of(acm.name), frozenset()))
+            for number, thing in enumerate(self.things)
+            if thing.kind == "domain"
         ]
         return [
             [sum(bit for bit, held in domains if kind in held) for kind in sorted(set(one.types))]
@@ -220,7 +285,9 @@ class SystemFlows:
 
     def _requests(self, hook: str, one: Label, two: Label) -> tuple[Request, ...]:
         try:
-            return expand(HOOKS[hook], {"source": one, "sink": two}, self._setup.stack.transition)
+            roles = ("operator", "domain") if hook in _OPERATED else ("source", "sink")
+            parties = dict(zip(roles, (one, two), strict=True))
+            return expand(HOOKS[hook], parties, self._setup.stack.transition)
         except Denied:  # what the channel would be made of has no label, so it can't be made
             return ()
 
@@ -234,3 +301,9 @@ class SystemFlows:
                 where = f" ({answer.rule.file}:{answer.rule.line})" if answer.rule.line else ""
                 found[answer.reason + where] = None
         return list(found)
+
+
+def _parties(source: Thing, sink: Thing) -> tuple[Label, Label]:
+    """Return the labels in a hook's order: an operator comes first, a resource second."""
+    turned = source.kind == "resource" or sink.kind == "operator"
+    return (sink.label, source.label) if turned else (source.label, sink.label)

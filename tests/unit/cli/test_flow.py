@@ -14,6 +14,7 @@ from skerry.cli.flow import flow
 from skerry.errors import InputError, SkerryError
 from tests.support import policies
 from tests.support.simulated import write_system
+from tests.unit.flow.test_history import HISTORY
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 BANKS = str(EXAMPLES / "two-banks/policy.xml")
@@ -193,6 +194,35 @@ def test_a_system_has_labels_for_sides_and_configured_channels(tmp_path: Path) -
     assert set(found["labels"]) == {"broker", "blue"}
 
 
+def test_a_system_is_proven_as_operators_could_make_it(tmp_path: Path) -> None:
+    """Its assertion holds as it is; with relabels and with operators the path is shown."""
+    path = write_system(tmp_path)
+    ok("prove", "--system", path)
+    for option, through in (("--relabels", "clerk@"), ("--operators", "operator:system")):
+        result = run("prove", "--system", path, option, "--json")
+        assert result.exit_code == 1
+        assert through in " ".join(json.loads(result.stdout)["path"])
+    written = str(tmp_path / "proof.json")
+    trusting = "clerk -/-> broker except red,blue,operator"
+    ok("prove", "--system", path, "--operators", trusting, "--certificate", written)
+    assert "1 claim verified" in ok("verify", "--system", path, "--operators", written)
+    assert isinstance(run("verify", "--system", path, written).exception, SkerryError)
+
+
+def test_a_claim_that_history_holds_has_no_certificate(tmp_path: Path) -> None:
+    """It is proven and said to be so; the certificate's file is not made for it."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(HISTORY)
+    written = tmp_path / "proof.json"
+    words = ("prove", "--policy", str(policy), "bank-a -/-> bank-b", "--certificate", str(written))
+    assert run(*words).exit_code == 1
+    result = run(*words, "--history")
+    assert result.exit_code == 0
+    assert "walls with history close every path" in result.stdout
+    assert "without 1 claim" in result.stderr
+    assert not written.exists()
+
+
 def test_xens_policy_is_asked_with_weight_booleans_and_classes_left_out() -> None:
     """The options change the graph as they say."""
     xen = ("--policy", str(policies.xen()))
@@ -234,6 +264,8 @@ def test_a_map_of_the_users_own_takes_the_place_of_the_shipped_one(tmp_path: Pat
         ("graph",),
         ("graph", "--policy", BANKS, "--system", SYSTEM),
         ("graph", "--policy", BANKS, "--configured"),
+        ("graph", "--policy", BANKS, "--relabels"),
+        ("graph", "--system", SYSTEM, "--configured", "--operators"),
         ("graph", "--system", SYSTEM, "--min-weight", "5"),
         ("graph", "--policy", BANKS, "--refused"),
         ("graph", "--policy", BANKS, "--min-weight", "11"),
