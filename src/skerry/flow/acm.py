@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skerry.flow.bits import bitset, each
-from skerry.flow.graph import About, Graph
+from skerry.flow.graph import About, Graph, check_size
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
 
@@ -29,6 +29,7 @@ class LabelFlows:
         self._policy = policy
         self.names = [label.name for label in policy.labels]
         self.names += [RESOURCE_PREFIX + label.name for label in policy.resources]
+        check_size(len(self.names))
         self.domains = (1 << len(policy.labels)) - 1
         self._ste = [frozenset(label.ste) for label in policy.labels]
         self._ste += [frozenset({label.ste}) for label in policy.resources]

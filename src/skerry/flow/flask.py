@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import bitset
-from skerry.flow.graph import About, Graph
+from skerry.flow.graph import About, Graph, check_size, packed
 from skerry.flow.permission_map import MAX_WEIGHT, PermissionMap, shipped_map
-from skerry.xsm.flask.model import ALLOW, FlaskPolicy, TeRule, values
+from skerry.xsm.flask.condition import ConditionalRule, ConditionalRules
+from skerry.xsm.flask.model import ALLOW, Conditional, FlaskPolicy, TeRule, values
 from skerry.xsm.flask.module import FlaskModule
 
 _SHOWN_CLASSES = 12
@@ -60,12 +61,13 @@ class TypeFlows:
         self._any_booleans = any_booleans
         self._types = [kind.value for kind in policy.types.values() if not kind.attribute]
         self._types += [v for v in policy.attributes if v not in policy.types]
+        check_size(len(self._types))
         self.names = [policy.type_name(value) for value in self._types]
         self._value = dict(zip(self.names, self._types, strict=True))
         masks = {v: permission_map.masks(c, weight) for v, c in policy.classes.items()}
         self._read = {value: mask.read for value, mask in masks.items()}
         self._write = {value: mask.write for value, mask in masks.items()}
-        self._rows: dict[int, list[TeRule]] | None = None
+        self._rows: dict[int, list[tuple[TeRule, str]]] | None = None
 
     def rules(self) -> Iterator[TeRule]:
         """Yield the rules that count."""
@@ -91,7 +93,7 @@ class TypeFlows:
         for place, value in enumerate(self._types):
             for one in values(self._policy.attributes[value]):
                 room.setdefault(one, []).append(place)
-        return {one: bitset(places) for one, places in room.items()}
+        return {one: packed(places, len(self._types)) for one, places in room.items()}
 
     def graph(self, about: About) -> Graph:
         """Expand the flows to single types."""
@@ -144,21 +146,51 @@ class TypeFlows:
     def _between(self, subject: int, target: int, masks: Mapping[int, int]) -> Iterator[str]:
         if self._rows is None:
             self._rows = {}
-            for rule in self.rules():
+            for rule, condition in self._conditioned():
                 if rule[3] == ALLOW:
-                    self._rows.setdefault(rule[0], []).append(rule)
+                    self._rows.setdefault(rule[0], []).append((rule, condition))
         targets = self._policy.attributes[target]
         for one in values(self._policy.attributes[subject]):
-            for _, two, tclass, _, vector in self._rows.get(one, ()):
-                if vector & masks[tclass] and targets >> two - 1 & 1:
-                    yield self._text(one, two, tclass, vector)
+            for rule, condition in self._rows.get(one, ()):
+                if rule[4] & masks[rule[2]] and targets >> rule[1] - 1 & 1:
+                    yield self._text(rule, condition)
 
-    def _text(self, source: int, target: int, tclass: int, vector: int) -> str:
+    def _conditioned(self) -> Iterator[tuple[TeRule, str]]:
+        """Yield the rules that count, each with the condition that it stands under."""
+        policy, states = self._policy, self._module.booleans()
+        for rule in policy.rules:
+            yield rule, ""
+        texts = ConditionalRules(policy) if policy.conditionals else None
+        for one in policy.conditionals:
+            held = _holds(one, {v: states[item.name] for v, item in policy.booleans.items()})
+            for branch, rules in ((True, one.if_true), (False, one.if_false)):
+                if texts and rules and (self._any_booleans or branch is held):
+                    shown = texts.text(ConditionalRule(0, 0, 0, one.expression, branch))
+                    yield from ((rule, shown) for rule in rules)
+
+    def _text(self, rule: TeRule, condition: str) -> str:
         policy = self._policy
+        source, target, tclass, _, vector = rule
         known = policy.classes[tclass]
         permissions = " ".join(known.names(vector))
         names = f"{policy.type_name(source)} {policy.type_name(target)}:{known.name}"
-        return f"allow {names} {{ {permissions} }};"
+        text = f"allow {names} {{ {permissions} }};"
+        return f"if ({condition}) {{ {text} }}" if condition else text
+
+
+def _holds(conditional: Conditional, states: Mapping[int, bool]) -> bool:
+    """Evaluate a conditional's expression, which is in postfix order."""
+    stack: list[bool] = []
+    for word, value in conditional.expression:
+        if word == "bool":
+            stack.append(states[value])
+        elif word == "not":
+            stack.append(not stack.pop())
+        else:
+            right, left = stack.pop(), stack.pop()
+            joined = {"or": left or right, "and": left and right, "==": left == right}
+            stack.append(joined.get(word, left != right))  # "xor" and "!="
+    return stack.pop()
 
 
 def check_map(policy: FlaskPolicy, permission_map: PermissionMap, rules: Iterable[TeRule]) -> None:

@@ -69,9 +69,7 @@ class Graph:
         Chinese Wall with history, the nodes that hold each of its types. Raises `InputError`
         beyond `MAX_NODES`.
         """
-        if len(names) > MAX_NODES:
-            message = f"{len(names)} labels, but a graph of flows has at most {MAX_NODES}"
-            raise InputError([Problem("flow", 0, message)])
+        check_size(len(names))
         self.names = tuple(names)
         self.rows = tuple(rows)
         self.back = tuple(transposed(rows) if back is None else back)
@@ -81,6 +79,8 @@ class Graph:
         self.conflicts = tuple(tuple(types) for types in conflicts)
         self.about = about or About("graph")
         self._index = {name: number for number, name in enumerate(self.names)}
+        if len(self._index) != len(self.names):
+            raise self._wrong("two labels have the same name, so they can't be told apart")
         self._reason = reason
 
     @classmethod
@@ -101,6 +101,7 @@ class Graph:
                 sinks.setdefault(one, []).append(two)
                 sources.setdefault(two, []).append(one)
         size = len(index)
+        check_size(size)
         rows, back = (
             [packed(way.get(n, ()), size) for n in range(size)] for way in (sinks, sources)
         )
@@ -190,6 +191,13 @@ class Graph:
 
     def _wrong(self, message: str) -> InputError:
         return InputError([Problem("flow", 0, message)])
+
+
+def check_size(labels: int) -> None:
+    """Raise `InputError` for more labels than a graph may have, before anything is made of them."""
+    if labels > MAX_NODES:
+        message = f"{labels} labels, but a graph of flows has at most {MAX_NODES}"
+        raise InputError([Problem("flow", 0, message)])
 
 
 def packed(numbers: Iterable[int], size: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from skerry.cli.flow import flow
+from skerry.cli.policy import policy
 from skerry.errors import InputError, SkerryError
 from tests.support import policies
 from tests.support.simulated import write_system
@@ -156,8 +157,8 @@ def test_a_systems_assertions_are_proven_and_verified(tmp_path: Path) -> None:
     assert len(rows("prove", "--system", SYSTEM, "--certificate", written)) == 2
     assert "2 claims verified" in ok("verify", "--system", SYSTEM, written)
     shutil.copytree(EXAMPLES / "two-banks", tmp_path / "other")
-    policy = tmp_path / "other/policy.xml"
-    policy.write_text(policy.read_text().replace("<Type>books-a</Type>", "<Type>books-b</Type>"))
+    changed = tmp_path / "other/policy.xml"
+    changed.write_text(changed.read_text().replace("<Type>books-a</Type>", "<Type>books-b</Type>"))
     result = run("verify", "--system", str(tmp_path / "other/system.toml"), written)
     assert isinstance(result.exception, SkerryError)
 
@@ -209,12 +210,31 @@ def test_a_system_is_proven_as_operators_could_make_it(tmp_path: Path) -> None:
     assert isinstance(run("verify", "--system", path, written).exception, SkerryError)
 
 
+def test_a_diff_of_policies_lists_flows_on_request(tmp_path: Path) -> None:
+    """Direct flows and those over a chain, with their sign; none where nothing differs."""
+    system = write_system(tmp_path)
+    old, new = str(tmp_path / "policy.toml"), str(tmp_path / "new.toml")
+    text = Path(old).read_text().replace('ste = ["books"]', 'ste = ["books", "trade"]')
+    Path(new).write_text(text)
+    result = CliRunner().invoke(policy, ["diff", old, new, "--flows", "--json"])
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {(row["kind"], row["effect"]) for row in found} == {("flow", "allowed")}
+    words = ["diff", old, new, "--flows", "--system", system]
+    shown = CliRunner().invoke(policy, words).stdout.splitlines()
+    assert shown == [
+        "+ allowed: broker -> clerk directly",
+        "+ allowed: clerk -> broker directly",
+    ]
+    assert CliRunner().invoke(policy, ["diff", old, old, "--flows"]).stdout == "no difference\n"
+    assert CliRunner().invoke(policy, ["diff", old, new, "--min-weight", "3"]).exit_code == 2
+
+
 def test_a_claim_that_history_holds_has_no_certificate(tmp_path: Path) -> None:
     """It is proven and said to be so; the certificate's file is not made for it."""
-    policy = tmp_path / "policy.toml"
-    policy.write_text(HISTORY)
+    walls = tmp_path / "policy.toml"
+    walls.write_text(HISTORY)
     written = tmp_path / "proof.json"
-    words = ("prove", "--policy", str(policy), "bank-a -/-> bank-b", "--certificate", str(written))
+    words = ("prove", "--policy", str(walls), "bank-a -/-> bank-b", "--certificate", str(written))
     assert run(*words).exit_code == 1
     result = run(*words, "--history")
     assert result.exit_code == 0

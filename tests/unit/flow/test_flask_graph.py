@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from skerry.flow.flask import flask_graph
 from skerry.flow.graph import Graph
 from skerry.flow.permission_map import PermissionMap, read_map, shipped_map
 from skerry.flow.policy import Options, policy_graph
-from skerry.xsm.flask.model import Conditional, TeRule
+from skerry.xsm.flask.model import Conditional, FlaskPolicy, TeRule
 from skerry.xsm.stack import Stack
 from tests.support import policies
 from tests.support import setools_oracle as setools
@@ -140,26 +141,37 @@ def test_a_rule_that_is_not_in_force_leaves_no_weight_behind(tmp_path: Path) -> 
     assert theirs["count"] == 1
 
 
-def test_an_edge_names_exactly_the_rules_that_make_it(tmp_path: Path) -> None:
-    """Taking the named rules away takes the flow away; with them alone it is there."""
-    module = loaded(compiled(3, tmp_path))
-    graph = flask_graph(module)
-    rules = list(module.rules_in_force())
-    texts = {rule_text(module.policy, rule): rule for rule in rules}
+@pytest.mark.parametrize("any_booleans", [False, True])
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_an_edge_names_exactly_the_rules_that_make_it(
+    seed: int, any_booleans: bool, tmp_path: Path
+) -> None:
+    """Taking the named rules away takes the flow away; each alone makes it. Conditions stand by."""
+    module = loaded(compiled(seed, tmp_path))
+    policy, chosen = module.policy, shipped_map("selinux")
+    graph = flask_graph(module, any_booleans=any_booleans)
+    counting = list(module.rules_in_force())
+    if any_booleans:
+        counting = [*policy.rules, *(r for c in policy.conditionals for r in c.if_true),
+                    *(r for c in policy.conditionals for r in c.if_false)]  # fmt: skip
+    conditions = set()
     for one, two in pairs(graph):
-        named = [texts[text] for text in graph.reasons(one, two)]
+        named = graph.reasons(one, two)
         assert named
-        for rule in named:
-            assert (one, two) in by_reading(module.policy, [rule], shipped_map("selinux"), 1)
-        others = [rule for rule in rules if rule not in named]
-        assert (one, two) not in by_reading(module.policy, others, shipped_map("selinux"), 1)
+        conditions |= {text.partition(")")[0] for text in named if text.startswith("if (")}
+        bare = {re.sub(r"^if \(.*?\) \{ (.*) \}$", r"\1", text) for text in named}
+        making = [rule for rule in counting if rule_text(policy, rule) in bare]
+        assert {rule_text(policy, rule) for rule in making} == bare
+        for rule in making:
+            assert (one, two) in by_reading(policy, [rule], chosen, 1)
+        others = [rule for rule in counting if rule not in making]
+        assert (one, two) not in by_reading(policy, others, chosen, 1)
+    if any_booleans:
+        assert {"if (one", "if (!one"} & conditions
 
 
-def rule_text(policy: object, rule: TeRule) -> str:
+def rule_text(policy: FlaskPolicy, rule: TeRule) -> str:
     """Write a rule as a policy does."""
-    from skerry.xsm.flask.model import FlaskPolicy
-
-    assert isinstance(policy, FlaskPolicy)
     tclass = policy.classes[rule[2]]
     names = " ".join(tclass.names(rule[4]))
     sides = f"{policy.type_name(rule[0])} {policy.type_name(rule[1])}"
