@@ -96,9 +96,10 @@ def send(answer: Any) -> None:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.stdin.readline())
-    if asked.get("clock"):
-        clock(asked)
-    else:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked.get("clock"):
+            clock(asked)
+            break
         whole = made(asked)
         send([ask(whole, each) for each in asked["questions"]])
