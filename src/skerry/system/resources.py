@@ -142,7 +142,7 @@ def read_uses(
                 table.problem("uses", f"only a disk can be read-only, not {echo(called)}")
             if resource.served_by == name:
                 table.problem("uses", f"{name} serves {echo(called)}, and can't use it")
-            for end in (name, resource.served_by):
+            for end in filter(None, (name, resource.served_by)):
                 if (end, called) in ports:
                     table.problem("uses", f"domain {end!r} has two ports named {called!r}")
                 ports.add((end, called))

@@ -13,22 +13,25 @@ import pytest
 from skerry.channel.stream import StreamBridges
 from skerry.control.calls import Calls
 from skerry.control.server import Session
+from skerry.device.resource import Uses
 from skerry.errors import Denied, InputError, MachineError, NotFound, SkerryError, WireError
 from skerry.label import Label
 from skerry.machine.simulator.machine import SimulatedMachine
-from skerry.monitor.domain import State
+from skerry.monitor.domain import Resource, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Machine
 from skerry.node.node import Node
+from skerry.node.resources import MakeUses, Resources
 from skerry.node.setup import load_setup
 from skerry.policy.compile import compile_policy
 from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
 from skerry.policy.update import with_booleans, with_policy
-from skerry.system.model import DomainSpec
+from skerry.system.model import DomainSpec, ResourceKind, ResourceSpec
 from skerry.wire import control as wire
 from skerry.xsm.stack import Stack
 from tests.support.monitor import ToyAudit
+from tests.support.resources import ToyUses
 
 POLICY = """
 [policy]
@@ -103,13 +106,21 @@ class Host:
         self.machines: dict[str, SimulatedMachine] = {}
         manager = PolicyManager(setup.stack, MemoryHistory())
         self.monitor = Monitor(manager, self.audit, {"stream": StreamBridges()}, lambda: 0.0)
-        self.node = Node(setup, self.monitor, self._make, lambda: 0.0)
+        self.disks: dict[str, ToyUses] = {}
+        makers: dict[ResourceKind, MakeUses] = {"disk": self._uses, "tpm": self._uses}
+        resources = Resources(makers)
+        resources.follow(self.monitor, setup)
+        self.node = Node(setup, self.monitor, self._make, lambda: 0.0, None, resources)
         self.calls = Calls(self.node)
         self.events: list[dict[str, object]] = []
 
     def _make(self, domain: DomainSpec, label: Label) -> Machine:
         self.machines[domain.name] = SimulatedMachine(domain.name)
         return self.machines[domain.name]
+
+    def _uses(self, spec: ResourceSpec, resource: Callable[[], Resource]) -> Uses:
+        self.disks[spec.name] = ToyUses()
+        return self.disks[spec.name]
 
     async def up(self) -> None:
         """Bring both domains up."""
