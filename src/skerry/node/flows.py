@@ -61,7 +61,8 @@ class Thing(msgspec.Struct, frozen=True):
 
     name: str
     label: Label
-    kind: Literal["domain", "resource", "operator"]
+    kind: Literal["domain", "disk", "resource", "operator"]
+    """Of resources only a disk is ever used to read alone."""
 
 
 class SystemFlows:
@@ -170,7 +171,8 @@ class SystemFlows:
                 written = name if len(labels) == 1 else f"{name}@{label}"
                 yield written, Thing(name, label, "domain")
         for name in setup.system.resources:
-            yield name, Thing(name, setup.labels[name], "resource")
+            is_disk = setup.system.resources[name].kind == "disk"
+            yield name, Thing(name, setup.labels[name], "disk" if is_disk else "resource")
         if operators:
             for label in sorted({setup.owner, *setup.operators.values()}):
                 yield f"operator:{label}", Thing(f"operator:{label}", label, "operator")
@@ -202,10 +204,10 @@ class SystemFlows:
             return []
         if "operator" in kinds:
             hooks: Sequence[str] = _OPERATED
-        elif sink.kind == "resource":
-            hooks = ("resource_both",)
-        elif source.kind == "resource":
+        elif source.kind == "disk":
             hooks = ("resource_read", "resource_both")
+        elif kinds & {"disk", "resource"}:
+            hooks = ("resource_both",)
         elif not self._run_together(one, two):
             return []
         else:
@@ -305,5 +307,5 @@ class SystemFlows:
 
 def _parties(source: Thing, sink: Thing) -> tuple[Label, Label]:
     """Return the labels in a hook's order: an operator comes first, a resource second."""
-    turned = source.kind == "resource" or sink.kind == "operator"
+    turned = source.kind in ("disk", "resource") or sink.kind == "operator"
     return (sink.label, source.label) if turned else (source.label, sink.label)

@@ -244,3 +244,44 @@ def test_flows_of_a_system_are_compared_with_all_that_decides(tmp_path: Path) ->
     direct = changes(list(system_flow_changes(path, old, new)), "flow")
     assert direct["allowed"] == {("clerk", "broker"), ("broker", "clerk")}
     assert direct["denied"] == set()
+
+
+SHELF = """
+[resources.ledger]
+kind = "disk"
+label = "ledger"
+file = "ledger.img"
+"""
+
+
+def with_shelf(folder: Path, red: str, clerk: str) -> Setup:
+    """Load the small system with a disk, used by red and by the clerk as they are told."""
+    system = SYSTEM
+    for name, uses in (("red", red), ("clerk", clerk)):
+        if uses:
+            head = f"[domains.{name}]\n"
+            system = system.replace(head, f'{head}uses = ["{uses}"]\n')
+    policy = POLICY + '\n[resources.ledger]\nste = "books"\n'
+    return small(folder, system + SHELF, policy)
+
+
+@pytest.mark.parametrize(
+    ("red", "clerk", "flows"),
+    [
+        ("ledger", "ledger", {("red", "ledger"), ("ledger", "red"),
+                              ("clerk", "ledger"), ("ledger", "clerk")}),
+        ("ledger", "ledger:ro", {("red", "ledger"), ("ledger", "red"), ("ledger", "clerk")}),
+        ("ledger:ro", "", {("ledger", "red")}),
+    ],
+)  # fmt: skip
+def test_a_disk_takes_what_is_written_and_gives_it_to_who_reads(
+    red: str, clerk: str, flows: set[tuple[str, str]], tmp_path: Path
+) -> None:
+    """A use that reads and writes is both ways, one that only reads goes to the domain alone."""
+    found = SystemFlows(with_shelf(tmp_path, red, clerk))
+    assert {pair for pair in pairs(found.graph("configured")) if "ledger" in pair} == flows
+    both = {("red", "ledger"), ("clerk", "ledger")}
+    possible = {pair for pair in pairs(found.graph()) if "ledger" in pair}
+    assert possible == both | {(two, one) for one, two in both}
+    text = draw.dot_text(draw_system(with_shelf(tmp_path, red, clerk)))
+    assert "cylinder" in text
