@@ -42,11 +42,12 @@ def reach(
     With --to, every label from which it can come to these.
     """
     from skerry.flow import search
+    from skerry.flow.claim import labels
 
     if bool(sources) is bool(sinks):
         raise click.UsageError("name either --from or --to")
     graph = source.graph()
-    start, barred = graph.bits(sources or sinks), graph.bits(avoid)
+    start, barred = labels(graph, sources or sinks), labels(graph, avoid)
     _apart(graph, {"the start": start, "--avoid": barred})
     ask = search.reach if sources else search.reach_back
     found = graph.named(ask(graph, start, barred))
@@ -93,11 +94,12 @@ def paths(
 ) -> None:
     """Show paths from labels to labels, each flow with the rules that make it."""
     from skerry.flow import search
+    from skerry.flow.claim import labels
 
     if all_shortest and max_length:
         raise click.UsageError("name either --all-shortest or --max-length")
     graph = source.graph()
-    one, two, barred = graph.bits(sources), graph.bits(sinks), graph.bits(avoid)
+    one, two, barred = (labels(graph, side) for side in (sources, sinks, avoid))
     _apart(graph, {"--from": one, "--to": two, "--avoid": barred})
     if max_length:
         found: Iterator[list[int]] = search.simple_paths(graph, one, two, max_length, barred)
@@ -128,10 +130,11 @@ def cut(
     With --flows, the fewest flows. As many paths that have nothing in common prove that fewer
     would not do.
     """
+    from skerry.flow.claim import labels
     from skerry.flow.cut import cut_flows, cut_labels
 
     graph = source.graph()
-    one, two = graph.bits(sources), graph.bits(sinks)
+    one, two = labels(graph, sources), labels(graph, sinks)
     _apart(graph, {"--from": one, "--to": two})
     if flows:
         flow_cut = cut_flows(graph, one, two)

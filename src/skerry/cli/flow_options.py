@@ -83,20 +83,21 @@ class Source(msgspec.Struct, frozen=True):
         return Options(
             load_map(self.map_file) if self.map_file else None,
             self.min_weight,
-            self.exclude,
-            self.exclude_class,
-            self.any_booleans,
-            self.skip_unknown,
+            exclude_classes=self.exclude_class,
+            any_booleans=self.any_booleans,
+            skip_unknown=self.skip_unknown,
         )
 
     def graph(self) -> Graph:
         """Make the graph that is asked."""
+        from skerry.flow.claim import labels
         from skerry.flow.policy import policy_graph
 
         if self.system is None:
-            return policy_graph(self.stack(), self.options())
-        graph = self.system_flows().graph("configured" if self.configured else "possible")
-        return graph.without(graph.bits(self.exclude)) if self.exclude else graph
+            graph = policy_graph(self.stack(), self.options())
+        else:
+            graph = self.system_flows().graph("configured" if self.configured else "possible")
+        return graph.without(labels(graph, self.exclude)) if self.exclude else graph
 
 
 def load_map(file: str) -> PermissionMap:
@@ -119,7 +120,7 @@ _OPTIONS = (
         "policies",
         multiple=True,
         metavar="FILE",
-        help="Policy file. Several: all must allow.",
+        help="Policy file. Several: all must allow. [repeatable]",
     ),
     click.option(
         "--system",
@@ -150,9 +151,15 @@ _OPTIONS = (
         type=click.IntRange(1, 10),
         help="Least weight of a permission that counts.",
     ),
-    click.option("--exclude", multiple=True, metavar="LABEL", help="Leave a label out."),
-    click.option("--exclude-class", multiple=True, metavar="CLASS", help="Leave a class out."),
-    click.option("--boolean", multiple=True, metavar="NAME=0|1", help="Set a boolean."),
+    click.option(
+        "--exclude", multiple=True, metavar="LABEL", help="Leave labels out. [repeatable]"
+    ),
+    click.option(
+        "--exclude-class", multiple=True, metavar="CLASS", help="Leave a class out. [repeatable]"
+    ),
+    click.option(
+        "--boolean", multiple=True, metavar="NAME=0|1", help="Set a boolean. [repeatable]"
+    ),
     click.option("--any-booleans", is_flag=True, help="Count the rules under every condition."),
     click.option(
         "--skip-unknown",

@@ -6,7 +6,7 @@ for a label that there is; no side is empty; no label stands on two sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -113,6 +113,20 @@ def resolve(claim: Claim, graph: Graph) -> Sides:
     if problems:
         raise InputError(problems)
     return Sides(sources, sinks, trusted)
+
+
+def labels(graph: Graph, untrusted: Iterable[str]) -> int:
+    """Return the labels of some texts, each of which may name several, set apart by commas.
+
+    Raises `InputError` for a name that there is not, and for a text without any.
+    """
+    found = 0
+    for text in untrusted:
+        names = _names(text)
+        if not names:
+            raise InputError([Problem("argument", 0, f"{text!r} names no label")])
+        found |= graph.bits(joined(names, graph))
+    return found
 
 
 def joined(names: tuple[str, ...], graph: Graph) -> Iterator[str]:

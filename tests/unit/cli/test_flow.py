@@ -41,8 +41,8 @@ def rows(*words: str) -> list[dict[str, Any]]:
 
 def test_reach_lists_labels_forward_and_back() -> None:
     """One label a line; the count is apart from them; JSON holds both."""
-    result = run("reach", "--policy", BANKS, "--from", "bank-a", "--avoid", "broker",
-                 "--avoid", "SystemManagement")  # fmt: skip
+    result = run("reach", "--policy", BANKS, "--from", "bank-a", "--avoid",
+                 "broker, SystemManagement")  # fmt: skip
     assert result.stdout == "bookkeeping-a\n"
     assert "1 of 5 other labels reached" in result.stderr
     (found,) = rows("reach", "--policy", BANKS, "--to", "bookkeeping-b", "--exclude", "broker",
@@ -313,6 +313,9 @@ def test_options_that_do_not_go_together_are_wrong_usage(words: tuple[str, ...])
         ("reach", "--policy", BANKS, "--from", "bank-a", "--avoid", "bank-a"),
         ("reach", "--policy", BANKS, "--from", "bank-a", "--exclude", "bank-a"),
         ("graph", "--policy", BANKS, "--exclude", "no*"),
+        ("graph", "--policy", BANKS, "--exclude", ","),
+        ("reach", "--policy", BANKS, "--from", ""),
+        ("cut", "--policy", BANKS, "--from", "bank-a", "--to", ","),
         ("graph", "--policy", "/nonexistent"),
         ("graph", "--policy", "dummy"),
         ("graph", "--policy", str(EXAMPLES / "two-banks/README.md")),
