@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from skerry.errors import InputError
 from skerry.flow import verify
@@ -106,6 +108,44 @@ def test_what_is_no_certificate_proves_nothing(written: object) -> None:
     """Whatever JSON it is, it is refused, and not with another error."""
     with pytest.raises(Unproven):
         check(written, ["a", "b"], [])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.sampled_from("abcg"),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["from", "to", "except", "closed", "claim"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(JSON, min_size=1, max_size=3))
+def test_whatever_stands_in_a_certificate_it_is_refused_or_true(proofs: list[Any]) -> None:
+    """No JSON makes the checker fail otherwise; what it accepts is a claim that `prove` proves."""
+    graph = Graph.from_edges(CHAIN)
+    written = {"format": verify.FORMAT, "proofs": proofs}
+    try:
+        check(written, graph.names, flows_of(graph))
+    except Unproven:
+        return
+    for proof in proofs:
+        sources, sinks, trusted = (tuple(proof[side]) for side in ("from", "to", "except"))
+        assert prove(graph, Claim(sources, sinks, trusted)).holds
+
+
+@given(st.text(max_size=30) | st.lists(st.sampled_from(
+    ["a", "b", ",", " ", "-/->", " except ", "g", "*", "z"]), max_size=9).map("".join))  # fmt: skip
+def test_whatever_is_typed_is_a_claim_or_an_input_error(text: str) -> None:
+    """A claim that is accepted has two sides that are not empty and do not meet."""
+    graph = Graph.from_edges(CHAIN)
+    try:
+        proof = prove(graph, parse_claim(text))
+    except InputError:
+        return
+    assert proof.sources
+    assert proof.sinks
+    assert not set(proof.sources) & set(proof.sinks)
 
 
 def test_a_flow_more_breaks_an_old_certificate() -> None:
