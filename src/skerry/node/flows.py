@@ -35,6 +35,11 @@ CHANNELS = ("stream", "link", "memory")
 
 _DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
 _OPERATED = ("domain_exec", "domain_console")
+_SAME = {
+    hook: next(other for other in HOOKS if set(HOOKS[other].asks) == set(HOOKS[hook].asks))
+    for hook in HOOKS
+}
+"""For each hook the first that asks the same questions: they are asked once."""
 
 
 class Configured(msgspec.Struct, frozen=True):
@@ -76,6 +81,8 @@ class SystemFlows:
         """Raise `InputError` if the labels to be tried are too many."""
         self._setup = setup
         self._answers: dict[tuple[str, Label, Label], bool] = {}
+        self._decisions: dict[Request, bool] = {}
+        self._transitions: dict[tuple[Label, Label, str], Label] = {}
         self._together: dict[tuple[Label, Label], bool] = {}
         self._extra = (relabels, operators)
         self._relabels = Relabels(setup) if relabels else None
@@ -208,11 +215,12 @@ class SystemFlows:
             hooks = ("resource_read", "resource_both")
         elif kinds & {"disk", "resource"}:
             hooks = ("resource_both",)
-        elif not self._run_together(one, two):
-            return []
         else:
             hooks = _DIRECTED
-        return [hook for hook in hooks if self._allowed(hook, one, two)]
+        found = [hook for hook in hooks if self._allowed(hook, one, two)]
+        if found and kinds == {"domain"} and not self._run_together(one, two):
+            return []
+        return found
 
     def _possible(self) -> list[int]:
         """Ask once for all that have the same label and are of the same kind."""
@@ -277,19 +285,28 @@ class SystemFlows:
         return self._together[key]
 
     def _allowed(self, hook: str, one: Label, two: Label) -> bool:
-        key = hook, one, two
+        key = _SAME[hook], one, two
         if key not in self._answers:
-            stack = self._setup.stack
             asked = self._requests(*key)
-            answers = (stack.decide(request, 0).allowed for request in asked)
-            self._answers[key] = bool(asked) and all(answers)
+            self._answers[key] = bool(asked) and all(map(self._decide, asked))
         return self._answers[key]
+
+    def _decide(self, request: Request) -> bool:
+        if request not in self._decisions:
+            self._decisions[request] = self._setup.stack.decide(request, 0).allowed
+        return self._decisions[request]
+
+    def _transition(self, one: Label, two: Label, tclass: str) -> Label:
+        key = one, two, tclass
+        if key not in self._transitions:
+            self._transitions[key] = self._setup.stack.transition(*key)
+        return self._transitions[key]
 
     def _requests(self, hook: str, one: Label, two: Label) -> tuple[Request, ...]:
         try:
             roles = ("operator", "domain") if hook in _OPERATED else ("source", "sink")
             parties = dict(zip(roles, (one, two), strict=True))
-            return expand(HOOKS[hook], parties, self._setup.stack.transition)
+            return expand(HOOKS[hook], parties, self._transition)
         except Denied:  # what the channel would be made of has no label, so it can't be made
             return ()
 
