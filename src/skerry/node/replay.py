@@ -23,6 +23,12 @@ from skerry.xsm.acm.module import SECURITY
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.stack import Stack
 
+_ROLES = {
+    name: {role for q in hook.asks for side in (q.subject, q.target) for role in side.split("->")}
+    for name, hook in HOOKS.items()
+}
+"""The parties of each hook, without which nothing can be asked."""
+
 
 class Answered(msgspec.Struct, frozen=True):
     """One recorded decision, and what the policy says to it now, with the code and the reason."""
@@ -51,7 +57,7 @@ class Replay:
             self._follow(record)
             return None
         hook, parties = record.fields.get("hook"), _texts(record.fields.get("parties"))
-        if not isinstance(hook, str) or hook not in HOOKS or not parties:
+        if not isinstance(hook, str) or hook not in HOOKS or not _ROLES[hook] <= parties.keys():
             self.skipped += 1
             return None
         allowed = record.event == "allow"
@@ -62,15 +68,12 @@ class Replay:
 
     async def _answer(
         self, number: int, hook: str, parties: Mapping[str, str], before: bool
-    ) -> Answered | None:
+    ) -> Answered:
         try:
             labels = {role: self._label(hook, role, text) for role, text in parties.items()}
             verdict = await judge(self._manager, hook, labels, self._beside(labels))
         except Denied as error:
             return Answered(number, hook, parties, before, False, error.code, error.message)
-        except KeyError:  # a role of the hook that the record lacks
-            self.skipped += 1
-            return None
         why = explain_for(verdict, labels)
         return Answered(number, hook, parties, before, verdict.allowed, why.code, why.sentence)
 
@@ -96,7 +99,7 @@ class Replay:
                 self._running[name] = self._stack.label(
                     parties.get("new", parties["domain"]), "domain"
                 )
-        with contextlib.suppress(Denied, KeyError):
+        with contextlib.suppress(Denied):
             labels = {role: self._label(hook, role, text) for role, text in parties.items()}
             if HOOKS[hook].admission == "start":
                 await self._manager.touch(labels["domain"], labels.get("new", labels["domain"]))
