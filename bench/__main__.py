@@ -27,12 +27,12 @@ def _span(interval: tuple[float | None, float | None] | None) -> str:
 
 def _show(rows: Iterable[Row]) -> None:
     click.echo(
-        f"{'row':20} {'ours':>9} {'other':>9} {'unit':5} {'ratio':>7} {'95 % interval':>17} "
+        f"{'row':22} {'ours':>9} {'other':>9} {'unit':5} {'ratio':>7} {'95 % interval':>17} "
         f"{'goal':>10}  {'holds':9}  A against A"
     )
     for row in rows:
         click.echo(
-            f"{row.row:20} {_number(row.ours):>9} {_number(row.other):>9} {row.unit:5} "
+            f"{row.row:22} {_number(row.ours):>9} {_number(row.other):>9} {row.unit:5} "
             f"{_number(row.ratio):>7} {_span((row.low, row.high)):>17} {row.goal:>10}  "
             f"{row.holds:9}  {_span(row.control)}"
         )

@@ -2,21 +2,17 @@
 
 The flows that count are not those that the file configures but all that the policy would let an
 operator bind between the file's domains: an assertion that holds stays true under `connect`.
-Walls are left out, which errs to the safe side. Labels given later (`relabel`) are not covered.
+Labels given later (`relabel`) are not covered.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from skerry.errors import Denied
-from skerry.flow.assertion import find_path
-from skerry.label import Label
+from skerry.flow.claim import Claim
+from skerry.flow.proof import prove
+from skerry.node.flows import SystemFlows
 from skerry.node.setup import Setup
-from skerry.xsm.hooks import HOOKS, expand
-from skerry.xsm.request import Request
-
-_DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -32,50 +28,38 @@ def permitted_flows(setup: Setup) -> dict[str, set[str]]:
 
     What a domain may write flows into the resource, and out of it into each that may read it.
     """
-    resources = setup.system.resources
-    names = [*setup.system.domains, *resources]
-    answers: dict[tuple[Label, Label, tuple[str, ...]], bool] = {}
-
-    def flows(source: str, sink: str) -> bool:
-        hooks: tuple[str, ...] = _DIRECTED
-        if sink in resources:
-            hooks = ("resource_both",)
-        elif source in resources:
-            source, sink, hooks = sink, source, ("resource_read", "resource_both")
-        key = setup.labels[source], setup.labels[sink], hooks
-        if key not in answers:
-            answers[key] = any(_allowed(setup, hook, *key[:2]) for hook in hooks)
-        return answers[key]
-
-    return {
-        source: {
-            sink
-            for sink in names
-            if sink != source and not {source, sink} <= resources.keys() and flows(source, sink)
-        }
-        for source in names
-    }
+    graph = SystemFlows(setup).graph()
+    return {name: set(graph.named(row)) for name, row in zip(graph.names, graph.rows, strict=True)}
 
 
-def _allowed(setup: Setup, hook: str, source: Label, sink: Label) -> bool:
-    parties = {"source": source, "sink": sink}
-    try:
-        requests: tuple[Request, ...] = expand(HOOKS[hook], parties, setup.stack.transition)
-    except Denied:  # what the channel would be made of has no label, so it can't be made
-        return False
-    return all(setup.stack.decide(request, 0).allowed for request in requests)
+def claims_of(setup: Setup) -> list[Claim]:
+    """Return the file's assertions as claims, in its order."""
+    system = setup.system
+    return [
+        Claim(
+            (one.source,),
+            (one.sink,),
+            one.except_,
+            str(system.path),
+            system.line(("assert", number, "never")),
+        )
+        for number, one in enumerate(system.asserts)
+    ]
 
 
 def violations(setup: Setup) -> list[Violation]:
-    """Return every assertion of the file that does not hold, in the file's order."""
+    """Return every assertion of the file that does not hold, in the file's order.
+
+    Raises `InputError` for an assertion that says nothing.
+    """
     if not setup.system.asserts:
         return []
-    flows = permitted_flows(setup)
+    graph = SystemFlows(setup).graph()
     broken = []
-    for number, claim in enumerate(setup.system.asserts):
-        path = find_path(flows, claim.source, claim.sink, claim.except_)
-        if path:
-            line = setup.system.line(("assert", number, "never"))
-            text = f"never {claim.source} -> {claim.sink} does not hold: {' -> '.join(path)}"
-            broken.append(Violation(line, text, tuple(path)))
+    for claim in claims_of(setup):
+        found = prove(graph, claim)
+        if not found.holds:
+            sides = f"{claim.sources[0]} -> {claim.sinks[0]}"
+            text = f"never {sides} does not hold: {' -> '.join(found.path)}"
+            broken.append(Violation(claim.line, text, found.path))
     return broken

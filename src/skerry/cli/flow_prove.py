@@ -1,0 +1,191 @@
+"""`skerry flow prove` and `verify`: claims, their certificates, and the check of these."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from skerry.cli.common import counted, json_option
+from skerry.cli.flow_ask import path_line, show_path
+from skerry.cli.flow_options import Source, graph_options
+from skerry.errors import InputError, Problem, SkerryError
+from skerry.wire.escape import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from skerry.flow.claim import Claim
+    from skerry.flow.graph import Graph
+    from skerry.flow.proof import Proof
+
+MAX_CERTIFICATE_BYTES = 256 << 20
+"""Longest certificate that is checked; a longer one is refused."""
+
+REFUTED = 1
+"""Exit code where a claim does not hold."""
+
+
+@click.command()
+@graph_options
+@click.option("--claims", metavar="FILE", help="Claims, one a line; # begins a comment.")
+@click.option("--certificate", metavar="FILE", help="Write a certificate of what is proven.")
+@click.option("--history", is_flag=True, help="Count walls with history along whole paths.")
+@json_option
+@click.argument("words", nargs=-1, metavar="['A -/-> B except G,H']...")
+def prove(
+    source: Source,
+    claims: str | None,
+    certificate: str | None,
+    history: bool,
+    as_json: bool,
+    words: tuple[str, ...],
+) -> None:
+    """Prove that nothing flows from A to B but through G or H, or show the path (exit 1).
+
+    A, B and G are labels, several set apart by commas. Of a system without a claim, its own
+    assertions are proven. Of what holds only by walls with history there is no certificate.
+    """
+    from skerry.flow.proof import certificate as written
+    from skerry.flow.proof import prove as proven
+
+    graph = source.graph()
+    asked = _claims(source, claims, words)
+    problems: list[Problem] = []
+    proofs: list[Proof] = []
+    for claim in asked:
+        try:
+            proofs.append(proven(graph, claim, history=history))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    for proof in proofs:
+        _show(graph, proof, as_json)
+    certified = [proof for proof in proofs if proof.closed]
+    if certificate and certified:
+        Path(certificate).write_bytes(written(graph.about, certified))
+    if certificate and len(certified) < len(proofs):
+        without = counted(len(proofs) - len(certified), "claim")
+        click.echo(f"{certificate}: without {without}, refuted or held by history", err=True)
+    if not all(proof.holds for proof in proofs):
+        sys.exit(REFUTED)
+
+
+def _claims(source: Source, file: str | None, words: Sequence[str]) -> list[Claim]:
+    from skerry.flow.claim import parse_claim, parse_claims
+
+    found = [parse_claim(word) for word in words]
+    if file:
+        try:
+            found += parse_claims(Path(file).read_text(encoding="utf-8"), file)
+        except (OSError, UnicodeDecodeError) as error:
+            words_ = getattr(error, "strerror", None) or "not in UTF-8"
+            raise InputError([Problem(file, 0, f"cannot be read: {words_}")]) from None
+    if not found and source.system:
+        from skerry.node.assertions import claims_of
+
+        found = claims_of(source.setup())
+        if not found:
+            raise click.UsageError("the system has no assertion; give a claim: 'A -/-> B'")
+    if not found:
+        raise click.UsageError("give a claim, 'A -/-> B' or 'A -/-> B except G', or --claims FILE")
+    return found
+
+
+def _show(graph: Graph, proof: Proof, as_json: bool) -> None:
+    if as_json:
+        shown: dict[str, Any] = {"claim": str(proof.claim), "holds": proof.holds}
+        if proof.holds:
+            shown["closed"] = len(proof.closed)
+            shown["by_history"] = proof.by_history
+        else:
+            pairs = zip(proof.path, proof.path[1:], strict=False)
+            shown["path"] = list(proof.path)
+            shown["steps"] = [
+                {"from": one, "to": two, "rules": graph.reasons(one, two)} for one, two in pairs
+            ]
+        click.echo(json.dumps(shown))
+    elif proof.by_history:
+        click.echo(f"proven: {escape(str(proof.claim))} (walls with history close every path)")
+    elif proof.holds:
+        reached = counted(len(proof.closed) - len(proof.sources), "other label")
+        click.echo(f"proven: {escape(str(proof.claim))} ({reached} reached)")
+    else:
+        click.echo(f"refuted: {escape(str(proof.claim))}")
+        show_path(graph, proof.path, as_json=False)
+        words = f"{proof.claim} does not hold: {path_line(proof.path)}"
+        click.echo(f"error: {escape(words)}", err=True)
+
+
+@click.command()
+@graph_options
+@json_option
+@click.argument("certificate")
+def verify(source: Source, as_json: bool, certificate: str) -> None:
+    """Check a certificate against a policy's rules, or a system's decisions, without searching.
+
+    What the certificate was made for (policies by digest, weight, map, what is left out) is taken
+    from the options here and must be the same.
+    """
+    from skerry.flow.verify import Unproven, check
+
+    found = _read(certificate)
+    about, names, flows, left_out = _evidence(source)
+    made_for = found.get("about") if isinstance(found, dict) else None
+    claimed = made_for if isinstance(made_for, dict) else {}
+    differing = [
+        f"{key} is {_shown(claimed.get(key))} there and {_shown(value)} here"
+        for key, value in about.items()
+        if claimed.get(key) != value
+    ]
+    if differing:
+        message = f"{certificate}: it was made for something else: {'; '.join(differing)}"
+        raise SkerryError(escape(message), fix="name the policy and options that it was made with")
+    try:
+        count = check(found, names, flows, left_out)
+    except Unproven as error:
+        message = escape(f"{certificate}: not proven: {error}")
+        raise SkerryError(message, fix="prove the claims anew: skerry flow prove") from None
+    if as_json:
+        click.echo(json.dumps({"verified": count, "labels": len(names), "flows": len(flows)}))
+        return
+    rules = counted(len(flows), "flow")
+    click.echo(f"{counted(count, 'claim')} verified against {rules} between {len(names)} labels")
+
+
+def _evidence(
+    source: Source,
+) -> tuple[dict[str, Any], list[str], list[tuple[int, int]], tuple[str, ...]]:
+    """Return what a certificate must be about, and the flows, none of them from a graph."""
+    graph = source.graph()
+    about = json.loads(msgspec.json.encode(graph.about))
+    left_out = graph.named(graph.gone)
+    if source.system is None:
+        from skerry.flow.evidence import policy_evidence
+
+        names, flows = policy_evidence(source.stack(), source.options())
+        return about, names, flows, left_out
+    asked = source.system_flows()
+    return about, asked.names, asked.evidence(source.configured), left_out
+
+
+def _read(file: str) -> Any:
+    path = Path(file)
+    try:
+        if path.stat().st_size > MAX_CERTIFICATE_BYTES:
+            raise InputError([Problem(file, 0, f"longer than {MAX_CERTIFICATE_BYTES} bytes")])
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
+    except (ValueError, RecursionError):
+        raise InputError([Problem(file, 0, "not a certificate: no JSON")]) from None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 100 else text[:97] + "..."

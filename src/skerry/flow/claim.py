@@ -1,0 +1,152 @@
+"""Claims: `A -/-> B except G,H`, nothing flows from A to B but through G or H.
+
+The rule this module keeps: a claim that says nothing is an error, never a truth. Each name stands
+for a label that there is; no side is empty; no label stands on two sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from skerry.errors import InputError, Problem
+from skerry.flow.graph import Graph
+
+ARROW = "-/->"
+
+MAX_CLAIMS = 10_000
+"""Most claims of one file; a file with more is refused."""
+
+MAX_NAMES = 1_000
+"""Most names on one side of a claim; more are refused, as a pattern or an attribute would do."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Nothing flows from any of `sources` to any of `sinks` but through `trusted`.
+
+    The names may be groups and patterns. `file` and `line` say where the claim was written.
+    """
+
+    sources: tuple[str, ...]
+    sinks: tuple[str, ...]
+    trusted: tuple[str, ...] = ()
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        sides = f"{','.join(self.sources)} {ARROW} {','.join(self.sinks)}"
+        return f"{sides} except {','.join(self.trusted)}" if self.trusted else sides
+
+
+class Sides(msgspec.Struct, frozen=True):
+    """A claim's sides as sets of a graph's nodes."""
+
+    sources: int
+    sinks: int
+    trusted: int
+
+
+def parse_claim(untrusted: str, file: str = "", line: int = 0) -> Claim:
+    """Read a claim; names are set apart by commas. Raises `InputError`."""
+
+    def fail(message: str) -> InputError:
+        return InputError([Problem(file or "claim", line, message)])
+
+    left, arrow, right = untrusted.partition(ARROW)
+    if not arrow:
+        raise fail(f"a claim is written 'A {ARROW} B' or 'A {ARROW} B except G', not {untrusted!r}")
+    sinks, word, trusted = right.rpartition(" except ")
+    if not word:
+        sinks, trusted = right, ""
+    parts = ("left of the arrow", left), ("right of the arrow", sinks), ("behind except", trusted)
+    sides = [_names(text) for _, text in parts]
+    for (where, _), names in zip(parts, sides, strict=True):
+        if not names and (word or where != "behind except"):
+            raise fail(f"nothing is named {where} in {untrusted!r}")
+        if len(names) > MAX_NAMES:
+            raise fail(f"more than {MAX_NAMES} names {where}")
+    return Claim(sides[0], sides[1], sides[2], file, line)
+
+
+def parse_claims(untrusted: str, file: str) -> list[Claim]:
+    """Read a file of claims, one a line; `#` begins a comment. Raises `InputError` with all."""
+    problems: list[Problem] = []
+    claims: list[Claim] = []
+    for number, text in enumerate(untrusted.splitlines(), 1):
+        if not text.strip() or text.lstrip().startswith("#"):
+            continue
+        if len(claims) >= MAX_CLAIMS:
+            problems.append(Problem(file, number, f"more than {MAX_CLAIMS} claims"))
+            break
+        try:
+            claims.append(parse_claim(text, file, number))
+        except InputError as error:
+            problems += error.problems
+    if not claims and not problems:
+        problems.append(Problem(file, 0, "no claim in it"))
+    if problems:
+        raise InputError(problems)
+    return claims
+
+
+def resolve(claim: Claim, graph: Graph) -> Sides:
+    """Return a claim's sides in a graph. Raises `InputError` with all that is wrong with it."""
+    problems: list[Problem] = []
+    found = []
+    for names in (claim.sources, claim.sinks, claim.trusted):
+        side = 0
+        for name in joined(names, graph):
+            try:
+                side |= graph.find(name)
+            except InputError as error:
+                problems += [_at(claim, problem.message) for problem in error.problems]
+        found.append(side)
+    sources, sinks, trusted = found
+    for both, what in (
+        (sources & sinks, "stands on both sides"),
+        (sources & trusted, "is a source and trusted, so the claim would hold whatever it sends"),
+        (sinks & trusted, "is a sink and trusted, so the claim would hold whatever comes to it"),
+    ):
+        if both and not problems:
+            problems.append(_at(claim, f"{graph.named(both)[0]} {what}"))
+    if problems:
+        raise InputError(problems)
+    return Sides(sources, sinks, trusted)
+
+
+def labels(graph: Graph, untrusted: Iterable[str]) -> int:
+    """Return the labels of some texts, each of which may name several, set apart by commas.
+
+    Raises `InputError` for a name that there is not, and for a text without any.
+    """
+    found = 0
+    for text in untrusted:
+        names = _names(text)
+        if not names:
+            raise InputError([Problem("argument", 0, f"{text!r} names no label")])
+        found |= graph.bits(joined(names, graph))
+    return found
+
+
+def joined(names: tuple[str, ...], graph: Graph) -> Iterator[str]:
+    """Yield the names of a side; those that hold commas themselves are put together again."""
+    at = 0
+    while at < len(names):
+        longest = min(len(names), at + 64)
+        for end in range(longest, at + 1, -1):
+            whole = ",".join(names[at:end])
+            if whole in graph or whole in graph.groups:
+                break
+        else:
+            end = at + 1
+        yield ",".join(names[at:end])
+        at = end
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in (part.strip() for part in text.split(",")) if name)
+
+
+def _at(claim: Claim, message: str) -> Problem:
+    return Problem(claim.file or f"claim '{claim}'", claim.line, message)

@@ -1,0 +1,102 @@
+"""Chinese Walls with history (Brewer and Nash): is there a path that no wall closes?
+
+Whoever exchanges with another has touched all that the other has touched, for ever; and an
+exchange is refused where the two would hold more than one type of a conflict set. So information
+comes from A to B only over a path whose labels together hold at most one type of each set; and
+over such a path it does come, if its exchanges are made in order. That is a choice of one type
+for each set, and in general there is no better way than to try: clingo, a solver for answer sets,
+decides it for paths of any length.
+
+The rule this module keeps: the answer is exact for a history that begins empty; one that is not
+empty can only close more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from skerry.errors import SkerryError
+from skerry.flow.bits import bitset, members
+from skerry.flow.graph import Graph
+from skerry.flow.search import closure, shortest_path
+
+if TYPE_CHECKING:
+    import clingo
+
+_PROGRAM = """\
+{ pick(S, T) : type(S, T) } 1 :- set(S).
+out(X) :- holds(X, S, T), not pick(S, T).
+reach(X) :- source(X), not out(X).
+reach(Y) :- reach(X), edge(X, Y), not out(Y).
+goal :- reach(X), sink(X).
+:- not goal.
+#show pick/2.
+"""
+
+
+def open_path(graph: Graph, sources: int, sinks: int, avoid: int = 0) -> list[int]:
+    """Return a path that no wall with history closes, or an empty list if there is none.
+
+    It is a shortest one among those that touch the same types. Raises `SkerryError` where clingo
+    is needed and missing.
+    """
+    plain = shortest_path(graph, sources, sinks, avoid)
+    if not plain or is_open(graph, plain):
+        return plain
+    picked = _solve(graph, sources, sinks, avoid)
+    if picked is None:
+        return []
+    allowed = (1 << len(graph.names)) - 1
+    for number, types in enumerate(graph.conflicts):
+        for place, held in enumerate(types):
+            if place != picked.get(number, -1):
+                allowed &= ~held
+    return shortest_path(graph, sources & allowed, sinks & allowed, avoid | ~allowed)
+
+
+def is_open(graph: Graph, path: Sequence[int]) -> bool:
+    """Tell whether the labels of a path hold at most one type of each conflict set."""
+    nodes = bitset(path)
+    return all(sum(bool(held & nodes) for held in types) < 2 for types in graph.conflicts)
+
+
+def _solve(graph: Graph, sources: int, sinks: int, avoid: int) -> dict[int, int] | None:
+    """Return the type of each conflict set with which there is a path; None if there is none."""
+    control = _control()
+    # Only what lies on some way from the sources to the sinks can matter.
+    ahead = closure(graph.rows, graph.back, sources, avoid & ~sinks)
+    between = ahead & closure(graph.back, graph.rows, sinks, avoid & ~sources)
+    facts = "".join(_facts(graph, sources & between, sinks & between, between))
+    control.add("base", [], _PROGRAM + facts)
+    control.ground([("base", [])])
+    picked: dict[int, int] = {}
+
+    def keep(model: clingo.Model) -> None:
+        for symbol in model.symbols(shown=True):
+            one, two = symbol.arguments
+            picked[one.number] = two.number
+
+    found = control.solve(on_model=keep)
+    return picked if found.satisfiable else None
+
+
+def _facts(graph: Graph, sources: int, sinks: int, between: int) -> Iterator[str]:
+    for number, types in enumerate(graph.conflicts):
+        yield f"set({number})."
+        for place, held in enumerate(types):
+            yield f"type({number},{place})."
+            yield from (f"holds({node},{number},{place})." for node in members(held & between))
+    yield from (f"source({node})." for node in members(sources))
+    yield from (f"sink({node})." for node in members(sinks))
+    for node in members(between & ~sinks):
+        yield from (f"edge({node},{other})." for other in members(graph.rows[node] & between))
+
+
+def _control() -> clingo.Control:
+    try:
+        import clingo
+    except ImportError:
+        message = "walls with history are decided by clingo, which is not installed"
+        raise SkerryError(message, fix="pip install clingo") from None
+    return clingo.Control(["--warn=none"])

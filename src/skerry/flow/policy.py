@@ -1,0 +1,167 @@
+"""The graph of a policy, whatever modules it has: FLASK, ACM, or a stack that must all allow.
+
+The rule this module keeps: in a stack there is a flow where every module has one. A label then has
+a part for each module, so the nodes are all their combinations, written `acm=broker,flask=domU_t`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from itertools import product
+from operator import or_
+
+import msgspec
+
+from skerry.errors import InputError, Problem
+from skerry.flow.acm import acm_graph
+from skerry.flow.flask import flask_graph
+from skerry.flow.graph import MAX_NODES, About, Graph
+from skerry.flow.permission_map import PermissionMap
+from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.dummy import DummyModule
+from skerry.xsm.flask.module import FlaskModule
+from skerry.xsm.module import SecurityModule
+from skerry.xsm.stack import Stack
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What counts as a flow. All but `exclude` concerns FLASK policies alone.
+
+    See `flask_graph` for the meaning of each.
+    """
+
+    permission_map: PermissionMap | None = None
+    min_weight: int = 1
+    exclude: tuple[str, ...] = ()
+    exclude_classes: tuple[str, ...] = ()
+    any_booleans: bool = False
+    skip_unknown: bool = False
+
+
+def policy_graph(stack: Stack, options: Options | None = None) -> Graph:
+    """Make the graph of a policy's labels. Raises `InputError`."""
+    chosen = options or Options()
+    graphs = [_graph(module, chosen) for module in stack.modules]
+    found = [(m.name, g) for m, g in zip(stack.modules, graphs, strict=True) if g is not None]
+    if not found:
+        message = "the module dummy lets every domain exchange with every other: nothing to ask"
+        raise InputError([Problem("dummy", 0, message)])
+    graph = found[0][1] if len(found) == 1 else _joined(found)
+    excluded = chosen.exclude
+    return graph.without(graph.bits(excluded)) if excluded else graph
+
+
+def _graph(module: SecurityModule, options: Options) -> Graph | None:
+    if isinstance(module, AcmModule):
+        return acm_graph(module)
+    if isinstance(module, FlaskModule):
+        return flask_graph(
+            module,
+            permission_map=options.permission_map,
+            min_weight=options.min_weight,
+            exclude_classes=options.exclude_classes,
+            any_booleans=options.any_booleans,
+            skip_unknown=options.skip_unknown,
+        )
+    if isinstance(module, DummyModule):  # channels are free to everybody
+        return None
+    raise InputError([Problem(module.name, 0, "what flows under this module is not known")])
+
+
+def _joined(graphs: Sequence[tuple[str, Graph]]) -> Graph:
+    """Return the product of some graphs."""
+    parts = sorted(graphs, key=lambda pair: pair[0])
+    size = 1
+    for _, graph in parts:
+        size *= len(graph.names)
+    if size > MAX_NODES:
+        message = f"{size} combinations of labels, but a graph of flows has at most {MAX_NODES}"
+        raise InputError([Problem("stack", 0, f"{message}; ask one policy at a time")])
+    rows, back = [1], [1]  # with each node's own bit, which is taken out at the end
+    for _, graph in parts:
+        stride = len(graph.names)
+        rows = _product(rows, _with_own(graph.rows, graph.own), stride)
+        back = _product(back, _with_own(graph.back, graph.own), stride)
+    own = sum(row & 1 << number for number, row in enumerate(rows))
+    keys = list(product(*(graph.names for _, graph in parts)))
+    names = [",".join(f"{m}={text}" for (m, _), text in zip(parts, k, strict=True)) for k in keys]
+    split = dict(zip(names, keys, strict=True))
+
+    def reasons(source: str, sink: str) -> Sequence[str]:
+        sides = zip(parts, split[source], split[sink], strict=True)
+        return [
+            f"{module}: {text}"
+            for (module, graph), one, two in sides
+            for text in graph.reasons(one, two)
+        ]
+
+    groups = _groups(parts, size)
+    return Graph(
+        names,
+        [row & ~(1 << number) for number, row in enumerate(rows)],
+        [row & ~(1 << number) for number, row in enumerate(back)],
+        own=own,
+        groups=groups,
+        conflicts=_conflicts(parts, groups),
+        about=_about([graph.about for _, graph in parts]),
+        reason=reasons,
+    )
+
+
+def _with_own(rows: Sequence[int], own: int) -> list[int]:
+    return [row | own & 1 << number for number, row in enumerate(rows)]
+
+
+def _product(outer: Sequence[int], inner: Sequence[int], stride: int) -> list[int]:
+    """Return the rows of pairs: an outer bit stands for `stride` bits of the product."""
+    spread = [_spread(row, stride) for row in outer]
+    # The bits of `spread` lie `stride` apart, so nothing of this product overlaps.
+    return [places * row for places in spread for row in inner]
+
+
+def _spread(row: int, stride: int) -> int:
+    found = 0
+    for place, mark in enumerate(f"{row:b}"[::-1]):
+        if mark == "1":
+            found |= 1 << place * stride
+    return found
+
+
+def _groups(parts: Sequence[tuple[str, Graph]], size: int) -> dict[str, int]:
+    """Return a set for each part of a label: `acm=broker` is all that have it."""
+    found: dict[str, int] = {}
+    inner = size
+    for module, graph in parts:
+        outer, inner = size // inner, inner // len(graph.names)
+        period = inner * len(graph.names)
+        repeated = sum(1 << number * period for number in range(outer))
+        for place, name in enumerate(graph.names):
+            found[f"{module}={name}"] = (((1 << inner) - 1) << place * inner) * repeated
+    return found
+
+
+def _conflicts(parts: Sequence[tuple[str, Graph]], groups: Mapping[str, int]) -> list[list[int]]:
+    """Return the conflict sets of the parts, over the combinations that hold each type."""
+
+    def spread(module: str, graph: Graph, held: int) -> int:
+        return reduce(or_, (groups[f"{module}={name}"] for name in graph.named(held)), 0)
+
+    return [
+        [spread(module, graph, held) for held in types]
+        for module, graph in parts
+        for types in graph.conflicts
+    ]
+
+
+def _about(parts: Sequence[About]) -> About:
+    def one(value: Callable[[About], str]) -> str:
+        return next(filter(None, map(value, parts)), "")
+
+    return About(
+        "stack",
+        {module: digest for part in parts for module, digest in part.digests.items()},
+        one(lambda part: part.permission_map),
+        max(part.min_weight for part in parts),
+        any(part.any_booleans for part in parts),
+    )

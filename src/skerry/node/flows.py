@@ -1,0 +1,328 @@
+"""The graph of a system: its domains and resources, and which may send to which.
+
+The rules this module keeps: each flow is asked as the monitor asks it, with the whole labels of
+both ends, so user, role, level and constraints count; two domains whose labels may not run at the
+same time exchange nothing. *Configured* are the channels of the file that the policy allows;
+*possible* is every channel that an operator could bind between its domains under this policy, and
+on request what comes with the labels that an operator could give them, and with operators who
+carry words from one domain to another. Domains that the file does not name are not covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from skerry.errors import Denied
+from skerry.flow.bits import members
+from skerry.flow.graph import About, Graph
+from skerry.label import Label
+from skerry.monitor.table import hook_of
+from skerry.node.relabels import Relabels
+from skerry.node.setup import Setup
+from skerry.system.model import ChannelSpec
+from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.hooks import HOOKS, expand
+from skerry.xsm.request import Request
+
+Extent = Literal["possible", "configured"]
+
+CHANNELS = ("stream", "link", "memory")
+"""The kinds of channels between two domains; the others are uses of a resource."""
+
+_DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
+_OPERATED = ("domain_exec", "domain_console")
+_SAME = {
+    hook: next(other for other in HOOKS if set(HOOKS[other].asks) == set(HOOKS[hook].asks))
+    for hook in HOOKS
+}
+"""For each hook the first that asks the same questions: they are asked once."""
+
+
+class Configured(msgspec.Struct, frozen=True):
+    """A channel of the file, or a use of a resource, and whether the policy allows it."""
+
+    channel: ChannelSpec
+    allowed: bool
+
+    @property
+    def one_way(self) -> bool:
+        """Whether information flows one way only; of a resource that is read: to the domain."""
+        return self.channel.one_way
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The end that always sends, and the other."""
+        source, sink = self.channel.source, self.channel.sink
+        reads = self.channel.kind not in CHANNELS and self.channel.one_way
+        return (sink, source) if reads else (source, sink)
+
+
+class Thing(msgspec.Struct, frozen=True):
+    """A domain or resource under one label, or an operator."""
+
+    name: str
+    label: Label
+    kind: Literal["domain", "disk", "resource", "operator"]
+    """Of resources only a disk is ever used to read alone."""
+
+
+class SystemFlows:
+    """Asks a system's policy what may flow between its domains and resources.
+
+    With `relabels` a domain that operators may relabel stands there under each label that it can
+    get, as `NAME@LABEL`; with `operators` each operator's label does, as `operator:LABEL`.
+    """
+
+    def __init__(self, setup: Setup, *, relabels: bool = False, operators: bool = False) -> None:
+        """Raise `InputError` if the labels to be tried are too many."""
+        self._setup = setup
+        self._answers: dict[tuple[str, Label, Label], bool] = {}
+        self._decisions: dict[Request, bool] = {}
+        self._transitions: dict[tuple[Label, Label, str], Label] = {}
+        self._together: dict[tuple[Label, Label], bool] = {}
+        self._extra = (relabels, operators)
+        self._relabels = Relabels(setup) if relabels else None
+        named = list(self._things(operators))
+        self.things = [thing for _, thing in named]
+        self.names = [name for name, _ in named]
+        self._place = {name: number for number, name in enumerate(self.names)}
+
+    def graph(self, extent: Extent = "possible") -> Graph:
+        """Make the graph. Labels, and domains with several, are groups: all that have them.
+
+        Raises `ValueError` for what is configured beside labels given later or operators.
+        """
+        if extent == "configured" and any(self._extra):
+            raise ValueError("a system file configures neither relabels nor operators")
+        rows = self._possible() if extent == "possible" else self._configured()
+        stack = self._setup.stack
+        meaning = [(name, thing.kind) for name, thing in zip(self.names, self.things, strict=True)]
+        labels = [str(thing.label) for thing in self.things]
+        channels = [msgspec.to_builtins(c) for c in self._setup.system.channels]
+        parts = [meaning, labels, self._extra, channels if extent == "configured" else []]
+        about = About(
+            f"system-{extent}",
+            {module.name: module.digest for module in stack.modules},
+            system=hashlib.sha256(msgspec.json.encode(parts)).hexdigest(),
+        )
+        return Graph(
+            self.names,
+            rows,
+            groups=self._groups(),
+            conflicts=self._conflicts(),
+            about=about,
+            reason=self.reasons if extent == "possible" else self.channels,
+        )
+
+    def configured(self) -> list[Configured]:
+        """Return the file's channels and uses, each with the policy's answer."""
+        labels = self._setup.labels
+        found = []
+        for channel in self._setup.system.channels:
+            one, two = labels[channel.source], labels[channel.sink]
+            allowed = self._allowed(hook_of(channel.kind, channel.one_way), one, two)
+            if channel.kind in CHANNELS:
+                allowed = allowed and self._run_together(one, two)
+            found.append(Configured(channel, allowed))
+        return found
+
+    def evidence(self, configured: bool = False) -> list[tuple[int, int]]:
+        """Return the flows as a checker of certificates takes them, each pair asked by itself."""
+        place = {name: 1 << number for name, number in self._place.items()}
+        if configured:
+            ends = [(*one.ends, one.one_way) for one in self.configured() if one.allowed]
+            back = [(place[two], place[one]) for one, two, one_way in ends if not one_way]
+            return [*((place[one], place[two]) for one, two, _ in ends), *back]
+        pairs = ((one, two) for one in self.names for two in self.names if one != two)
+        return [(place[one], place[two]) for one, two in pairs if self.flows(one, two)]
+
+    def flows(self, source: str, sink: str) -> bool:
+        """Tell whether the policy would let `source` send to `sink` by any channel or use."""
+        one, two = self._thing(source), self._thing(sink)
+        return self._becomes(one, two) if one.name == two.name else bool(self._hooks(one, two))
+
+    def reasons(self, source: str, sink: str) -> Sequence[str]:
+        """Return by what the flow is possible, and why the policy allows that."""
+        one, two = self._thing(source), self._thing(sink)
+        if one.name == two.name:
+            return ("possible as domain_relabel: what the domain holds goes on under the label",)
+        hooks = self._hooks(one, two)
+        parties = _parties(one, two)
+        found = dict.fromkeys(why for hook in hooks for why in self._why(hook, *parties))
+        return (f"possible as {', '.join(hooks)}", *found)
+
+    def channels(self, source: str, sink: str) -> Sequence[str]:
+        """Return the file's channels that make a flow, and why the policy allows them."""
+        found = []
+        for one in self.configured():
+            ways = {one.ends} if one.one_way else {one.ends, one.ends[::-1]}
+            if one.allowed and (source, sink) in ways:
+                channel = one.channel
+                hook = hook_of(channel.kind, channel.one_way)
+                labels = self._setup.labels
+                why = self._why(hook, labels[channel.source], labels[channel.sink])
+                found += [f"configured as {channel.kind} {channel.name}", *why]
+        return found
+
+    def _things(self, operators: bool) -> Iterator[tuple[str, Thing]]:
+        setup = self._setup
+        for name in setup.system.domains:
+            labels = [setup.labels[name]]
+            if self._relabels:
+                labels = self._relabels.of(setup.labels[name])
+            for label in labels:
+                written = name if len(labels) == 1 else f"{name}@{label}"
+                yield written, Thing(name, label, "domain")
+        for name in setup.system.resources:
+            is_disk = setup.system.resources[name].kind == "disk"
+            yield name, Thing(name, setup.labels[name], "disk" if is_disk else "resource")
+        if operators:
+            for label in sorted({setup.owner, *setup.operators.values()}):
+                yield f"operator:{label}", Thing(f"operator:{label}", label, "operator")
+
+    def _thing(self, name: str) -> Thing:
+        return self.things[self._place[name]]
+
+    def _groups(self) -> dict[str, int]:
+        """Return the sets that a name stands for; a label that is called as a domain does not."""
+        groups: dict[str, int] = {}
+        named = {thing.name for thing in self.things}
+        for number, thing in enumerate(self.things):
+            texts = {thing.name} | {str(thing.label)} - named
+            if thing.kind == "operator":
+                texts = {"operator"}
+            for text in texts - self._place.keys():
+                groups[text] = groups.get(text, 0) | 1 << number
+        return groups
+
+    def _becomes(self, one: Thing, two: Thing) -> bool:
+        """Tell whether a domain may get from one of its labels to another at once."""
+        relabels = self._relabels
+        return relabels is not None and relabels.allowed(one.label, two.label)
+
+    def _hooks(self, source: Thing, sink: Thing) -> list[str]:
+        one, two = _parties(source, sink)
+        kinds = {source.kind, sink.kind}
+        if "domain" not in kinds:
+            return []
+        if "operator" in kinds:
+            hooks: Sequence[str] = _OPERATED
+        elif source.kind == "disk":
+            hooks = ("resource_read", "resource_both")
+        elif kinds & {"disk", "resource"}:
+            hooks = ("resource_both",)
+        else:
+            hooks = _DIRECTED
+        found = [hook for hook in hooks if self._allowed(hook, one, two)]
+        if found and kinds == {"domain"} and not self._run_together(one, two):
+            return []
+        return found
+
+    def _possible(self) -> list[int]:
+        """Ask once for all that have the same label and are of the same kind."""
+        groups: dict[tuple[Label, str], list[int]] = {}
+        same: dict[str, int] = {}
+        for number, thing in enumerate(self.things):
+            groups.setdefault((thing.label, thing.kind), []).append(number)
+            same[thing.name] = same.get(thing.name, 0) | 1 << number
+        sets = {key: sum(1 << number for number in held) for key, held in groups.items()}
+        rows = [0] * len(self.things)
+        for held in groups.values():
+            row = 0
+            for key, others in groups.items():
+                if self._hooks(self.things[held[0]], self.things[others[0]]):
+                    row |= sets[key]
+            for number in held:
+                own = same[self.things[number].name]
+                rows[number] = row & ~own | self._relabelled(number, own & ~(1 << number))
+        return rows
+
+    def _relabelled(self, number: int, others: int) -> int:
+        one = self.things[number]
+        return sum(1 << at for at in members(others) if self._becomes(one, self.things[at]))
+
+    def _configured(self) -> list[int]:
+        rows = [0] * len(self.names)
+        for one in self.configured():
+            source, sink = (self._place[name] for name in one.ends)
+            if one.allowed:
+                rows[source] |= 1 << sink
+                rows[sink] |= 0 if one.one_way else 1 << source
+        return rows
+
+    def _conflicts(self) -> list[list[int]]:
+        """Return, for each conflict set with history, the domains that hold each of its types."""
+        acm = next((m for m in self._setup.stack.modules if isinstance(m, AcmModule)), None)
+        if acm is None:
+            return []
+        types = {label.name: frozenset(label.cw) for label in acm.policy.labels}
+        domains = [
+            (1 << number, types.get(thing.label.of(acm.name), frozenset()))
+            for number, thing in enumerate(self.things)
+            if thing.kind == "domain"
+        ]
+        return [
+            [sum(bit for bit, held in domains if kind in held) for kind in sorted(set(one.types))]
+            for one in acm.policy.conflicts
+            if one.history
+        ]
+
+    def _run_together(self, one: Label, two: Label) -> bool:
+        """Tell whether the walls let two domains run at once and exchange, given no history."""
+        key = (one, two) if one <= two else (two, one)
+        if key not in self._together:
+            stack = self._setup.stack
+            beside = any(
+                all(answer.allowed for answer in stack.admit(new, (old,)))
+                for new, old in (key, key[::-1])
+            )
+            exchange = all(answer.allowed for answer in stack.admit_bind(*key))
+            self._together[key] = beside and exchange
+        return self._together[key]
+
+    def _allowed(self, hook: str, one: Label, two: Label) -> bool:
+        key = _SAME[hook], one, two
+        if key not in self._answers:
+            asked = self._requests(*key)
+            self._answers[key] = bool(asked) and all(map(self._decide, asked))
+        return self._answers[key]
+
+    def _decide(self, request: Request) -> bool:
+        if request not in self._decisions:
+            self._decisions[request] = self._setup.stack.decide(request, 0).allowed
+        return self._decisions[request]
+
+    def _transition(self, one: Label, two: Label, tclass: str) -> Label:
+        key = one, two, tclass
+        if key not in self._transitions:
+            self._transitions[key] = self._setup.stack.transition(*key)
+        return self._transitions[key]
+
+    def _requests(self, hook: str, one: Label, two: Label) -> tuple[Request, ...]:
+        try:
+            roles = ("operator", "domain") if hook in _OPERATED else ("source", "sink")
+            parties = dict(zip(roles, (one, two), strict=True))
+            return expand(HOOKS[hook], parties, self._transition)
+        except Denied:  # what the channel would be made of has no label, so it can't be made
+            return ()
+
+    def _why(self, hook: str, one: Label, two: Label) -> list[str]:
+        """Return the reasons of the answers between the two, the ends of channels left aside."""
+        found: dict[str, None] = {}
+        for request in self._requests(hook, one, two):
+            if one != two and request.subject == request.target:
+                continue
+            for answer in self._setup.stack.decide(request, 0).answers:
+                where = f" ({answer.rule.file}:{answer.rule.line})" if answer.rule.line else ""
+                found[answer.reason + where] = None
+        return list(found)
+
+
+def _parties(source: Thing, sink: Thing) -> tuple[Label, Label]:
+    """Return the labels in a hook's order: an operator comes first, a resource second."""
+    turned = source.kind in ("disk", "resource") or sink.kind == "operator"
+    return (sink.label, source.label) if turned else (source.label, sink.label)
