@@ -36,7 +36,7 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The public key that the system file names, and what stands beside it as signature."""
+    """A public key that the system file names, and what stands beside it as signature."""
 
     content: Key
     signature: Signature = b""
@@ -49,6 +49,7 @@ class SystemFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
     policies: tuple[PolicyFile, ...] = ()
     key: KeyFile | None = None
+    image_key: KeyFile | None = None
 
 
 _decoder: msgspec.msgpack.Decoder[SystemFiles] = msgspec.msgpack.Decoder(SystemFiles)
