@@ -8,6 +8,7 @@ Source of the format: Linux, `Documentation/driver-api/early-userspace/buffer-fo
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -19,6 +20,7 @@ EXECUTABLE = 0o755
 PLAIN = 0o444
 
 _MAGIC, _TRAILER, _HEAD = b"070701", "TRAILER!!!", 110
+_HEADER = re.compile(_MAGIC + rb"[0-9A-F]{104}")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -89,7 +91,7 @@ def entries(untrusted: bytes) -> list[Entry]:
     at = 0
     while True:
         head = untrusted[at : at + _HEAD]
-        if len(head) < _HEAD or head[:6] != _MAGIC:
+        if not _HEADER.fullmatch(head):
             raise ValueError("not a newc cpio archive, or cut off")
         mode, length, name_length = (int(head[i : i + 8], 16) for i in (14, 54, 94))
         name_end = at + _HEAD + name_length

@@ -1,5 +1,7 @@
 """What is put together in memory: no path leads out, none is two things, and all is bounded."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from skerry.errors import SkerryError
@@ -7,9 +9,9 @@ from skerry.image import cpio
 from skerry.image.tree import APPLETS, SKERRY, Tree
 
 
-def tree(limit: int = 1 << 20, **more: object) -> Tree:
+def tree(limit: int = 1 << 20, drop: Sequence[str] = ()) -> Tree:
     """Return an empty tree with a merged `/usr`."""
-    return Tree(limit, merged=True, drop=tuple(more.get("drop", ())))  # type: ignore[call-overload]
+    return Tree(limit, merged=True, drop=drop)
 
 
 @pytest.mark.parametrize("path", ["../etc/x", "a/../../x", "a/../b", "nul\0", "x" * 1100])
