@@ -166,7 +166,7 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
         names = [p.name for p in (*inputs.packages, *inputs.tools)]
         wanted = {selinux.POLICY_PACKAGE, *(p.name for p in inputs.tools)}
         found = {n: path for n, path in zip(names, debs, strict=True) if n in wanted}
-        made = selinux.make(found, work)
+        made = selinux.make(found, inputs.busybox, work)
         for entry in made:
             tree.reserve(len(entry.data), "the SELinux policy")
             tree.add(entry, SKERRY)

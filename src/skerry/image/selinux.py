@@ -40,41 +40,50 @@ VERSION = 33
 MODULE_MAX = 32 << 20
 """Longest module in bytes, unpacked; with a longer one no image is made."""
 
+_CONVERT = 'for module in /w/*.pp; do "$1" "$module" "${module%.pp}.cil" || exit 1; done'
 _ROOT = "etc/selinux/default"
 _NOBODY = 65534
 _CONFIG = b"SELINUX=enforcing\nSELINUXTYPE=default\n"
 
 
-def make(debs: Mapping[str, Path], work: Path) -> list[cpio.Entry]:
+def make(debs: Mapping[str, Path], busybox: Path, work: Path) -> list[cpio.Entry]:
     """Return the compiled policy, its file contexts and `/etc/selinux/config`.
 
-    `debs`: the fetched packages by name, those of `TOOLS` among them; `work`: a directory of ours,
-    on a file system that programs may run from. Raises `SkerryError` with the tool's last words.
+    `debs`: the fetched packages by name, those of `TOOLS` among them; `busybox`: the shell of the
+    jail; `work`: a directory of ours, on a file system that programs may run from. Raises
+    `SkerryError` with the tool's last words.
     """
     root, modules = work / "tools", work / "modules"
     for one in (root, modules):
         one.mkdir()
     for name, deb in debs.items():
         package.unpack(deb, root if name != POLICY_PACKAGE else work / "policy")
-    left_out = _left_out(debs[POLICY_PACKAGE])
-    packed = sorted((work / "policy/usr/share/selinux/default").glob("*.pp.bz2"))
-    names = [path.name.removesuffix(".pp.bz2") for path in packed]
-    kept = [(n, path) for n, path in zip(names, packed, strict=True) if n not in left_out]
-    if not kept:
-        raise SkerryError(f"{POLICY_PACKAGE} holds no modules")
-    for name, path in kept:
-        (modules / f"{name}.pp").write_bytes(_unpacked(path))
+    names = _write_modules(debs[POLICY_PACKAGE], work / "policy", modules)
     _open_to_nobody(work, modules)
     converter = next((f"/{p.relative_to(root)}" for p in root.glob("usr/lib*/selinux/hll/pp")), "")
-    for name, _path in kept:
-        _run(root, modules, [converter, f"/w/{name}.pp", f"/w/{name}.cil"])
+    _run(root, modules, busybox, ["/w/busybox", "sh", "-c", _CONVERT, "sh", converter])
     compiled = ["-m", "-c", str(VERSION), "-o", "/w/policy", "-f", "/w/contexts"]
-    _run(root, modules, ["/usr/bin/secilc", *compiled, *(f"/w/{name}.cil" for name, _ in kept)])
+    sources = [f"/w/{name}.cil" for name in names]
+    _run(root, modules, busybox, ["/usr/bin/secilc", *compiled, *sources])
     return [
         cpio.file(f"{_ROOT}/policy/policy.{VERSION}", (modules / "policy").read_bytes()),
         cpio.file(f"{_ROOT}/contexts/files/file_contexts", (modules / "contexts").read_bytes()),
         cpio.file("etc/selinux/config", _CONFIG),
     ]
+
+
+def _write_modules(deb: Path, unpacked: Path, target: Path) -> list[str]:
+    """Write the modules that the package would enable, and return their names, sorted."""
+    left_out = _left_out(deb)
+    names = []
+    for path in sorted((unpacked / "usr/share/selinux/default").glob("*.pp.bz2")):
+        name = path.name.removesuffix(".pp.bz2")
+        if name not in left_out:
+            (target / f"{name}.pp").write_bytes(_unpacked(path))
+            names.append(name)
+    if not names:
+        raise SkerryError(f"{POLICY_PACKAGE} holds no modules")
+    return names
 
 
 def _left_out(deb: Path) -> set[str]:
@@ -101,18 +110,16 @@ def _open_to_nobody(work: Path, modules: Path) -> None:
             os.chown(path, _NOBODY, _NOBODY)
 
 
-def _run(root: Path, modules: Path, argv: list[str]) -> None:
+def _run(root: Path, modules: Path, busybox: Path, argv: list[str]) -> None:
     """Run one tool in its jail, with `modules` as `/w`."""
     identity = f"--reuid={_NOBODY} --regid={_NOBODY} --clear-groups".split()
     first = ["setpriv", *identity] if os.geteuid() == 0 else []
     jail = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
     jail += ["--cap-drop", "ALL", "--clearenv"]
-    links = [
-        w
-        for name in ("lib", "lib64")
-        if not (root / name).exists()
-        for w in ("--symlink", f"usr/{name}", f"/{name}")
-    ]
-    places = ["--ro-bind", str(root), "/", *links, "--bind", str(modules), "/w", "--chdir", "/w"]
+    for name in ("lib", "lib64"):  # as Debian 13's packages need them
+        if not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
     (root / "w").mkdir(exist_ok=True)
+    places = ["--ro-bind", str(root), "/", "--bind", str(modules), "/w", "--chdir", "/w"]
+    places += ["--ro-bind", str(busybox), "/w/busybox"]
     package.run([*first, *jail, *places, *argv], package="bubblewrap")

@@ -60,7 +60,8 @@ def document(
         "name": name,
         "versionInfo": key[:16],
         "downloadLocation": _NONE,
-        "filesAnalyzed": False,
+        "filesAnalyzed": True,
+        "packageVerificationCode": {"packageVerificationCodeValue": _verification(files)},
         "primaryPackagePurpose": "OPERATING-SYSTEM",
         **_unstated(),
     }
@@ -165,6 +166,12 @@ def _file(path: str, data: bytes) -> dict[str, Any]:
         "licenseInfoInFiles": [_NONE],
         "copyrightText": _NONE,
     }
+
+
+def _verification(files: Iterable[Mapping[str, Any]]) -> str:
+    """Return SPDX's code of the files that the image has beside its packages."""
+    sums = sorted(file["checksums"][0]["checksumValue"] for file in files)
+    return hashlib.sha1("".join(sums).encode(), usedforsecurity=False).hexdigest()
 
 
 def _unstated() -> dict[str, str]:
