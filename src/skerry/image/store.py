@@ -105,7 +105,8 @@ def load(cache: Path, name: str) -> Image:
     """
     if not NAME.fullmatch(name) or not (cache / name / MANIFEST).exists():
         raise NotFound(
-            f"image {name!r} is not in {cache}", fix=f"build it: skerry image build {name}.toml"
+            f"image {name!r} is not in {cache}",
+            fix=f"build it: skerry image build {name}, or its .toml",
         )
     check_owner(cache)
     return _read((cache / name).resolve())
