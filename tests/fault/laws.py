@@ -20,12 +20,21 @@ from skerry.audit.chain import verify
 from skerry.audit.record import parse_record
 from skerry.machine.qemu.launch import KEPT
 from skerry.machine.simulator.disk import SimulatedDisk
-from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.domain import ALIVE, Domain, Resource
 from skerry.monitor.table import Channel, Phase
 from skerry.node.opening import Opened
 from skerry.node.recover import Recovered
-from tests.fault.oracle import DOMAINS, Ledger, may_talk, possible, rivals
+from tests.fault.oracle import (
+    DOMAINS,
+    RESOURCE,
+    RESOURCE_LABEL,
+    Ledger,
+    may_talk,
+    possible,
+    rivals,
+)
 from tests.fault.outside import KeptMachine, Outside
+from tests.fault.serving import HelperProcess
 
 TOLERANCE_S = 2.0
 """By how much a grant's end may be off in these tests, in seconds: the machine is busy."""
@@ -116,15 +125,16 @@ class Laws:
                 f"channel {number} between {labels} is live under {now.policy}",
             )
             hold(
-                all(end.state in ALIVE for end in channel.ends),
+                all(end.state in ALIVE for end in channel.machines),
                 f"channel {number} has an end that does not run",
             )
-            ends = [_socket(end, number) for end in channel.ends]
+            ends = [_socket(end, number) for end in channel.machines]
             given = {end.incarnation: end.inode for end in self._outside.ends[number]}
             found = {
-                incarnation: os.fstat(end).st_ino
-                for incarnation, end in zip(now.channels[number].ends, ends, strict=True)
+                _incarnation(machine): os.fstat(end).st_ino
+                for machine, end in zip(channel.machines, ends, strict=True)
             }
+            ends += self._helper_of(channel)
             hold(given == found, f"channel {number} has the ends {found}, was given {given}")
             for one, other in (ends, ends[::-1]):
                 hold(_carries(one, other), f"channel {number} carries nothing")
@@ -136,6 +146,16 @@ class Laws:
                 set_for = channel.timer.when() - asyncio.get_running_loop().time()
                 hold(abs(set_for - left) < TOLERANCE_S, f"channel {number}: {left}, {set_for} s")
             self.seen["carried"] += 1
+
+    def _helper_of(self, channel: Channel) -> list[int]:
+        """Return the end of a use's helper, which must run."""
+        if not isinstance(channel.sink, Resource):
+            return []
+        helper = self._outside.helpers[channel.number]
+        assert isinstance(helper, HelperProcess)
+        hold(helper.exit is None, f"the helper of {channel.number} has ended")
+        self.seen["used"] += 1
+        return [helper.held.fileno()]
 
     def _dead_channels(self, now: Stood) -> None:
         """Whatever machines got of other channels carries nothing, queued or new."""
@@ -162,10 +182,14 @@ class Laws:
             self._outside.alive() == running,
             f"processes {self._outside.alive()}, domains {running}",
         )
-        held = set(self._outside.processes)
+        helpers = {n for n, helper in self._outside.helpers.items() if helper.exit is None}
+        uses = {n for n, channel in channels.items() if isinstance(channel.sink, Resource)}
+        hold(helpers == uses, f"helpers of {helpers} run, used are {uses}")
+        held = {name for name in self._outside.processes if not name.startswith("r/")}
         hold(held == running, f"the store has the processes {held}, the domains are {running}")
         wanted = {f"n/{opened.journal.standing.token}"}
-        wanted |= {f"c/{number}.{side}" for number in channels for side in ("source", "sink")}
+        wanted |= {f"c/{number}.source" for number in channels}
+        wanted |= {f"c/{number}.sink" for number in channels.keys() - uses}
         wanted |= {f"{incarnation}.{part}" for incarnation in running for part in KEPT}
         kept = set(self._outside.kept)
         hold(kept == wanted, f"kept {sorted(kept - wanted)}, missing {sorted(wanted - kept)}")
@@ -263,6 +287,7 @@ class Laws:
 
     def _names(self, line: Line) -> tuple[str, str]:
         names = {incarnation: name for name, incarnation in self._before.names.items()}
+        names[RESOURCE_LABEL] = RESOURCE
         return names[line.ends[0]], names[line.ends[1]]
 
     def _excused(
@@ -272,7 +297,7 @@ class Laws:
         if over:
             return True
         if ledger.of("stop", "kill", "die", "start", "alarm", since=begun) and any(
-            end not in now.names
+            end not in (*now.names, RESOURCE)
             or ledger.of("stop", "kill", "die", "start", since=begun, name=end)
             or ledger.of("alarm", since=begun)
             for end in ends
@@ -290,6 +315,8 @@ class Laws:
         return False
 
     def _labels(self, name: str, ledger: Ledger) -> set[str]:
+        if name == RESOURCE:
+            return {RESOURCE_LABEL}
         incarnation = self._before.names.get(name)
         labels = {DOMAINS[name]} | {f.about["label"] for f in ledger.of("relabel", name=name)}
         return labels | ({self._before.labels[incarnation]} if incarnation else set())
@@ -342,6 +369,8 @@ async def _settled(opened: Opened) -> None:
 
 
 def _incarnation(domain: Domain) -> str:
+    if isinstance(domain, Resource):
+        return RESOURCE_LABEL
     machine: Any = domain.machine
     return str(machine.incarnation)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from skerry.audit.appender import Appender
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridge
@@ -19,8 +21,9 @@ from skerry.monitor.revise import Fall
 from skerry.monitor.table import Channel, ChannelTable
 from skerry.node import journal, opening
 from skerry.node.journal import NodeJournal
-from skerry.node.recover import Recovered, Recovery
-from skerry.supervisor.client import Process
+from skerry.node.recover import Recovered, Recovery, end_unknown
+from skerry.node.standing import RESOURCE, Standing
+from skerry.supervisor.client import Inherited, Process
 
 MUTATIONS: dict[str, Callable[[], None]] = {}
 
@@ -309,3 +312,14 @@ def a_restart_does_not_tell_what_it_adopted() -> None:
         self.found = Recovered()
 
     _put(Recovery, "adopt", silent)
+
+
+@mutation
+def the_helpers_of_uses_are_ended_with_what_is_unknown() -> None:
+    """A use loses its helper at every restart."""
+
+    async def all_of_them(inherited: Inherited, standing: Standing) -> None:
+        between = {n: c for n, c in standing.channels.items() if not c.sink.startswith(RESOURCE)}
+        await end_unknown(inherited, msgspec.structs.replace(standing, channels=between))
+
+    _put(opening, "end_unknown", all_of_them)

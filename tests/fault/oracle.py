@@ -22,6 +22,9 @@ POLICIES: dict[str, dict[str, str]] = {
 WALL = {"r": "x", "b": "y"}
 """`x` and `y` must not run beside each other."""
 
+RESOURCE, RESOURCE_LABEL = "depot", "resource:depot"
+"""The resource of the file, and its label: of the type red under each policy."""
+
 DOMAINS = {"d1": "r", "d2": "b", "d3": "rb", "d4": "n", "d5": "n"}
 """The domains of the file, and the labels with which they start."""
 
@@ -46,6 +49,7 @@ def policy_text(name: str) -> str:
         '[chinese-wall]\ntypes = ["x", "y"]\n'
         '[[chinese-wall.conflicts]]\nname = "rivals"\ntypes = ["x", "y"]\n'
         f'[labels.op]\nste = ["op", "red", "blue"]\n{labels}'
+        f'[resources.{RESOURCE}]\nste = "red"\n'
     )
 
 
@@ -65,12 +69,13 @@ def system_text(declared: str = "declared") -> str:
         f'[[channels]]\nkind = "stream"\nname = "{declared}"\n'
         f'from = "{DECLARED[declared][0]}"\nto = "{DECLARED[declared][1]}"\n'
         f"[alarm.fire]\nstop = [{stop}]\n"
+        f'[resources.{RESOURCE}]\nkind = "disk"\nlabel = "{RESOURCE}"\nfile = "depot.img"\n'
     )
 
 
 def may_talk(policy: str, one: str, other: str) -> bool:
     """Say whether two labels may share a channel."""
-    types = POLICIES[policy]
+    types = {**POLICIES[policy], RESOURCE_LABEL: "red"}
     return bool(set(types.get(one, "").split()) & set(types.get(other, "").split()))
 
 

@@ -44,6 +44,7 @@ class Outside:
         self.kept: dict[str, int] = {}
         self.processes: dict[str, SimulatedProcess] = {}
         self.all: dict[str, SimulatedProcess] = {}  # also those that the store forgot
+        self.helpers: dict[int, SimulatedProcess] = {}  # by their channels
         self.labels: dict[str, Label] = {}
         self.ends: dict[int, list[End]] = {}
         self.machines: list[KeptMachine] = []
@@ -109,11 +110,11 @@ class Store(SupervisorClient):
 
     async def inherit(self) -> Inherited:
         """Hand over what is held."""
-        processes = {n: _Handle(p) for n, p in self._outside.processes.items()}
+        processes = {n: Handle(p) for n, p in self._outside.processes.items()}
         return Inherited(processes, {name: os.dup(fd) for name, fd in self._outside.kept.items()})
 
 
-class _Handle(Process):
+class Handle(Process):
     """A process of the store, to be watched and killed."""
 
     def __init__(self, process: SimulatedProcess) -> None:
@@ -200,7 +201,7 @@ class KeptMachines(Machines):
     ) -> KeptMachine:
         """Return the next node's machine."""
         incarnation = entry.footprint.incarnation
-        if len(kept) != len(KEPT) or not isinstance(process, _Handle):
+        if len(kept) != len(KEPT) or not isinstance(process, Handle):
             raise MachineError(f"of {entry.name} only {sorted(kept)} was handed over")
         for descriptor in kept.values():
             os.close(descriptor)

@@ -47,12 +47,14 @@ from tests.fault.oracle import (
     DECLARED,
     DOMAINS,
     POLICIES,
+    RESOURCE,
     Fact,
     Ledger,
     policy_text,
     system_text,
 )
 from tests.fault.outside import KeptMachine, KeptMachines, NoIdentities, Outside, Store
+from tests.fault.serving import KeptUses
 
 WORKERS = 3
 COMMANDS = 10
@@ -137,7 +139,15 @@ class Storm:
         ) -> KeptMachines:
             return KeptMachines(self.outside, system, store, identities)
 
-        world = World(disk, self.clock, lambda *_: NoIdentities(), machines, trail, in_process)
+        world = World(
+            disk,
+            self.clock,
+            lambda *_: NoIdentities(),
+            machines,
+            trail,
+            in_process,
+            lambda *_: {"disk": lambda spec, made: KeptUses(self.outside)},
+        )
         path = self.folder / "system.toml"
         self.opened = await open_node(path, Store(self.outside), lambda event: None, exits, world)
         if self.opened.recovery is not None:
@@ -180,6 +190,8 @@ class Storm:
                 await self._do("resume", monitor.resume(owner, name), name=name, state="running")
             case "connect":
                 await self._connect(owner, name, other, chance)
+            case "use":
+                await self._connect(owner, name, RESOURCE, chance)
             case "burst":
                 await asyncio.gather(*(self._connect(owner, name, other, chance) for _ in range(4)))
             case "cut":
@@ -325,6 +337,7 @@ COMMAND_WEIGHTS = {
     "pause": 1,
     "resume": 1,
     "connect": 12,
+    "use": 4,
     "burst": 2,
     "cut": 2,
     "relabel": 2,

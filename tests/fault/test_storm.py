@@ -52,7 +52,7 @@ def test_every_law_holds_after_each_kill() -> None:
         assert done.returncode == 0, f"{again}\n{done.stdout}{done.stderr}"
         seen.update(json.loads(done.stdout))
     assert seen["kills"] == WORLDS * KILLS
-    for what in ("carried", "severed", "went on", "connect", "start", "records"):
+    for what in ("carried", "used", "severed", "went on", "connect", "start", "records"):
         assert seen[what] > WORLDS, seen
     if LONG:
         assert min(seen["undone"], seen["cut"], seen["in recovery"], seen["relabel"]) > WORLDS, seen

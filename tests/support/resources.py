@@ -82,7 +82,8 @@ def add_resource(
 ) -> ToyUses:
     """Let a world have a resource named like its label."""
     uses = ToyUses()
-    resource = Resource(name, label(name), kind, uses, tuple(map(label, written)))
+    resource = Resource(name, label(name), kind, uses)
+    resource.written = frozenset(map(label, written))
     world.monitor.resources[name] = resource
     return uses
 

@@ -180,7 +180,10 @@ class Calls:
     async def _connect(self, operator: Label, call: wire.Connect) -> Channel:
         if call.overflow == "drop" and not call.one_way:
             raise StateError("a two-way channel drops nothing", fix="give one-way as well")
-        if call.sink not in self._node.monitor.resources:
+        resource = self._node.monitor.resources.get(call.sink)
+        if resource is not None and call.one_way and resource.kind != "disk":
+            raise StateError(f"{call.sink} is no disk: it is not only read", fix="leave it out")
+        if resource is None:
             if (call.kind == "memory") is not bool(call.size):
                 raise StateError("a memory has a size, and nothing else does", fix="give --size")
             if call.kind == "link" and call.one_way:

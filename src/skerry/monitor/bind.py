@@ -112,7 +112,7 @@ class Binder:
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
         if isinstance(second, Resource):
-            kind = second.kind
+            kind, one_way = second.kind, one_way and second.kind == "disk"
         elif kind not in self._bridges:
             raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
         port = port or self.channels.next_port()
@@ -163,6 +163,7 @@ class Binder:
             self.mediator.failed(channel.hook, error, **about)
             raise
         channel.phase = Phase.LIVE
+        channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         channel.generation = grant.generation
         channel.record = grant.record
         channel.since = self._clock()
@@ -247,11 +248,8 @@ class Binder:
     def _cut_all(self, domain: Domain, why: str, *, uses: bool = True) -> list[int]:
         """Cut a domain's channels; its `uses` of resources too, without which it can't end well."""
         self.withdrawn(domain.name, why)
-        channels = [
-            channel
-            for channel in self.channels.of(domain)
-            if channel.ends_with(domain) and (uses or not isinstance(channel.sink, Resource))
-        ]
+        ending = (c for c in self.channels.of(domain) if c.ends_with(domain))
+        channels = [c for c in ending if uses or c.machines == c.ends]
         for channel in channels:
             self._cut(channel, why)
         return [channel.number for channel in channels]

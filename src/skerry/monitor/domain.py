@@ -89,19 +89,17 @@ class Resource(Domain):
     written it: who uses it exchanges with each of them.
     """
 
-    def __init__(
-        self, name: str, label: Label, kind: Kind, bridges: Bridges, written: tuple[Label, ...] = ()
-    ) -> None:
+    def __init__(self, name: str, label: Label, kind: Kind, bridges: Bridges) -> None:
         super().__init__(name, label, 0.0)
         self.kind: Kind = kind
         self.bridges = bridges
-        self.written = written
+        self.written: frozenset[Label] = frozenset()
 
     def carry(self, new: Callable[[Label], Label]) -> None:
         """Take the labels that another policy has for these; one that it lacks is refused then."""
         with contextlib.suppress(Denied):
             self.label = new(self.label)
-            self.written = tuple(map(new, self.written))
+            self.written = frozenset(map(new, self.written))
 
 
 def end_of(exited: asyncio.Future[Exit]) -> Exit:

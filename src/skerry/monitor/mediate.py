@@ -170,11 +170,8 @@ async def judge(
 
 def exchanged(hook: str, parties: Parties) -> list[Label]:
     """Return the labels with which the source exchanges information."""
-    admission = HOOKS[hook].admission
-    if admission == "bind":
-        return [parties["sink"]]
-    written = admission == "written"
-    return [label for role, label in parties.items() if written and role.startswith(WRITER)]
+    bound = "sink" if HOOKS[hook].admission == "bind" else ""
+    return [p for role, p in parties.items() if role == bound or role.startswith(WRITER)]
 
 
 def explain_for(verdict: Verdict, parties: Parties) -> Explanation:

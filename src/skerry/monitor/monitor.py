@@ -419,6 +419,7 @@ class Monitor(Binder):
                 allowed = (await self.mediator.judge(channel.hook, parties)).allowed
                 if allowed:
                     await self.mediator.touch(channel.hook, parties)
+                    channel.wrote(parties["source"])
             except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if not allowed:

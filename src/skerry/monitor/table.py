@@ -101,6 +101,11 @@ class Channel:
             parties |= {f"{WRITER}{number}": writer for number, writer in writers}
         return parties
 
+    def wrote(self, label: Label) -> None:
+        """Count a label that may write among those that have written the resource."""
+        if isinstance(self.sink, Resource) and not self.one_way:
+            self.sink.written |= {label}
+
     @property
     def outlives_sink(self) -> bool:
         """Whether its source is not told of the sink's end (law 5)."""

@@ -30,8 +30,12 @@ def _with_parties(*parties: str) -> tuple[str, ...]:
     return tuple(name for name, hook in HOOKS.items() if named(hook) == set(parties))
 
 
-BETWEEN_DOMAINS = _with_parties("source", "sink")
+_BETWEEN = _with_parties("source", "sink")
+BETWEEN_DOMAINS = tuple(hook for hook in _BETWEEN if HOOKS[hook].admission == "bind")
 """The hooks whose parties are two domains."""
+
+ON_A_RESOURCE = tuple(hook for hook in _BETWEEN if hook not in BETWEEN_DOMAINS)
+"""The hooks whose parties are a domain and a resource that it uses."""
 
 ON_A_DOMAIN = _with_parties("operator", "domain")
 """The hooks whose parties are the operator and a domain."""
@@ -57,6 +61,8 @@ def system_changes(path: Path, old: SecurityModule, new: SecurityModule) -> Iter
         yield from _compared(sides, hook, ["operator"], names)
     for hook in (*BETWEEN_DOMAINS, RUN_BESIDE):
         yield from _compared(sides, hook, names, names)
+    for hook in ON_A_RESOURCE:
+        yield from _compared(sides, hook, names, list(system.resources))
 
 
 def _with(stack: Stack, new: SecurityModule) -> Stack:
@@ -88,6 +94,8 @@ class _Side:
     def __init__(self, system: System, stack: Stack) -> None:
         self._stack = stack
         self._labels = {name: self._label(d.label) for name, d in system.domains.items()}
+        for name, resource in system.resources.items():
+            self._labels[name] = self._label(resource.label, "resource")
         self._labels["operator"] = self._label(system.operators.get(os.getuid()))
         self._answers: dict[tuple[str, Label, Label], bool] = {}
 
@@ -101,11 +109,11 @@ class _Side:
             self._answers[key] = self._ask(*key)
         return self._answers[key]
 
-    def _label(self, raw: RawLabel | None) -> Label | None:
+    def _label(self, raw: RawLabel | None, tclass: str = "domain") -> Label | None:
         try:
             if raw is None:
                 return self._stack.operator_label()
-            return self._stack.label(raw, "domain")
+            return self._stack.label(raw, tclass)
         except Denied:
             return None
 

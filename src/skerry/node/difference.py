@@ -16,7 +16,7 @@ from skerry.node.plan import words
 from skerry.node.setup import Setup, carried, carry
 from skerry.system.model import ChannelSpec, DomainSpec
 
-RESTART_KEYS = ("image", "memory", "cpus", "board", "accel", "machine", "slots")
+RESTART_KEYS = ("image", "memory", "cpus", "board", "accel", "machine")
 """What a running machine can't change: a domain with another value is stopped and started."""
 
 
@@ -150,7 +150,8 @@ def is_other_policy(now: Setup, wanted: Setup) -> bool:
 
 def needs_restart(one: DomainSpec, other: DomainSpec) -> list[str]:
     """Return the keys by which two definitions can't be the same running machine."""
-    return [key for key in RESTART_KEYS if getattr(one, key) != getattr(other, key)]
+    keys = [key for key in RESTART_KEYS if getattr(one, key) != getattr(other, key)]
+    return [*keys, *(["board (it needs slots)"] if other.slots and not one.slots else [])]
 
 
 def _restarts(name: str, label: Label, now: Setup, wanted: Setup) -> str:

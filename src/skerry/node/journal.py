@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +63,7 @@ class Keeper(Protocol):
 class NodeJournal(Journal):
     """Writes the journal at `path`. Make it with `open`, end it with `close`.
 
+    `written` returns once all that may be written to resources is remembered, or raises a `Denied`.
     `footprint` tells what belongs to a machine; one without an incarnation is not written down,
     because it can't be adopted. `over`: nothing stands any more, and nothing shall be left.
     """
@@ -73,6 +74,7 @@ class NodeJournal(Journal):
         self.standing = standing
         self.footprint: Callable[[Machine], Footprint] = lambda machine: Footprint("", machine.kind)
         self.over = False
+        self.written: Callable[[], Awaitable[None]] = _nothing
         self._trail: AuditTrail | None = None
         self._in_place = True
         self._path = path
@@ -140,6 +142,7 @@ class NodeJournal(Journal):
 
     async def labelled(self, domain: Domain, label: Label) -> None:
         """Write down a domain's next label; if that fails or is given up, it has the one it has."""
+        await self.written()
         incarnation = self._footprint(domain).incarnation
         if not incarnation:
             return
@@ -163,7 +166,11 @@ class NodeJournal(Journal):
             await self.write("numbers", {"channel": channel.number + NUMBERS - 1})
 
     async def minted(self, channel: Channel) -> None:
-        """Give the twins to the supervisor. Raises `TransportError`."""
+        """Remember what it may write, and give the twins to the supervisor.
+
+        Raises `TransportError` or another `Denied`.
+        """
+        await self.written()
         with contextlib.ExitStack() as stack:
             # A cut closes the bridge's own while this waits; their numbers may be others' then.
             twins = {}
@@ -263,6 +270,10 @@ class NodeJournal(Journal):
         self._in_place = True
         if self._trail is not None:
             self._trail.path = self._path
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:

@@ -141,6 +141,7 @@ class SetupKeeper:
 
         Nothing is undone once another change was written down. Raises `Denied`.
         """
+        await self._journal.written()  # a policy may have renamed who wrote
         async with self._keeping:
             if setup is not tried and self._last is tried:
                 await self._keep(setup, generation, labels)

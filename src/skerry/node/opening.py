@@ -47,6 +47,7 @@ from skerry.node.relays import Relays
 from skerry.node.resources import MakeUses, Resources
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import MAX_MAKERS, Standing
+from skerry.node.written import Written
 from skerry.policy.client import Notice
 from skerry.policy.source import Policy
 from skerry.supervisor.client import Inherited, SpawnFailed, SupervisorClient, SupervisorGone
@@ -137,7 +138,9 @@ async def open_node(
     await keeper.settle(setup, setup, standing.generation, {})
     manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
     exits.push_async_callback(manager.close)
-    resources = Resources(world.makers(relays.serve, manager))
+    written = await asyncio.to_thread(Written, paths.written_file())
+    resources = Resources(world.makers(relays.serve, manager), written)
+    journal.written = resources.save
     exits.callback(resources.close)
     bridges = AllBridges(streams, resources)
     monitor = Monitor(

@@ -110,6 +110,11 @@ def history_file() -> Path:
     return state_dir() / "history.json"
 
 
+def written_file() -> Path:
+    """Return the file of the labels that have written each disk and TPM."""
+    return state_dir() / "written.json"
+
+
 def control_socket() -> Path:
     """Return the control socket's path.
 

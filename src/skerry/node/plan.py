@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from skerry.label import Label
-from skerry.monitor.mediate import Parties, explain_for, judge
+from skerry.monitor.mediate import Parties, exchanged, explain_for, judge
 from skerry.monitor.protocols import Judge
 from skerry.monitor.table import hook_of
 from skerry.node.setup import Setup
@@ -82,7 +82,8 @@ class Planner:
         asked = await judge(self._policy, hook, parties)
         step = _step("bind", words(channel), (asked,), parties, later=later)
         if step.allowed and not later:
-            await self._touched(source, sink)
+            for other in exchanged(hook, parties):
+                await self._touched(source, other)
         return step
 
     async def see(self, channel: ChannelSpec, end: Label) -> Step:

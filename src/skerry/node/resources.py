@@ -6,24 +6,38 @@ uses go on; one that is defined otherwise is another, and the uses of the old on
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 from skerry.device.resource import Uses
-from skerry.errors import StateError
+from skerry.errors import Denied, StateError
+from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.monitor.monitor import Monitor
 from skerry.node.setup import Setup
+from skerry.node.written import Written
 from skerry.system.model import ResourceKind, ResourceSpec
 
 MakeUses = Callable[[ResourceSpec, Callable[[], Resource]], Uses]
 """Returns the maker of a resource's uses; the resource itself can be had once it is called for."""
 
 
+def lives_on(spec: ResourceSpec) -> str:
+    """Return what it is that outlives a use, whatever the file calls it; empty if nothing does."""
+    if spec.kind == "disk" and not spec.discard:
+        return f"disk:{os.path.realpath(spec.file)}"
+    return f"tpm:{spec.name}" if spec.kind == "tpm" else ""
+
+
 class Resources:
     """Keeps `Monitor.resources` as a setup says."""
 
-    def __init__(self, makers: Mapping[ResourceKind, MakeUses]) -> None:
+    def __init__(
+        self, makers: Mapping[ResourceKind, MakeUses], written: Written | None = None
+    ) -> None:
+        """`written` keeps who wrote what lives on; without it nothing is remembered."""
         self._makers = makers
+        self._written = written
         self._made: dict[str, tuple[ResourceSpec, Resource, Uses]] = {}
 
     def follow(self, monitor: Monitor, setup: Setup) -> None:
@@ -55,8 +69,27 @@ class Resources:
             raise StateError(f"this node serves no {spec.kind}, which {spec.name} is")
         made: list[Resource] = []
         uses = self._makers[spec.kind](spec, lambda: made[0])
-        made.append(Resource(spec.name, setup.labels[spec.name], spec.kind, uses))
+        label, before = setup.labels[spec.name], frozenset[Label]()
+        if self._written is not None and lives_on(spec):
+            before = self._written.of(lives_on(spec))
+        made.append(Resource(spec.name, label, spec.kind, uses))
+        made[0].written = before
         return made[0], uses
+
+    async def save(self) -> None:
+        """Return once all that may have been written is remembered. Raises a `Denied`."""
+        if self._written is None:
+            return
+        try:
+            for spec, resource, _ in list(self._made.values()):
+                if lives_on(spec):
+                    await self._written.keep(lives_on(spec), resource.written)
+        except OSError as error:
+            raise Denied(
+                f"who writes what cannot be written down: {error.strerror}",
+                fix="make room on the disk",
+                code="NOT-DURABLE",
+            ) from None
 
     def uses_of(self, name: str) -> Uses | None:
         """Return the maker of a resource's uses, None if there is no such resource."""

@@ -68,3 +68,16 @@ def test_what_a_planned_exchange_touches_counts_for_the_next_step(tmp_path: Path
         before = MemoryHistory({"acm": {"clerk": frozenset({"y"})}})
         steps = asyncio.run(make_plan(setup, PolicyManager(setup.stack, before)))
         assert [step.allowed for step in steps if step.action == "bind"] == allowed
+
+
+def test_the_use_of_a_resource_is_planned_and_touches_no_label_of_it(tmp_path: Path) -> None:
+    """What a resource's history adds is asked at the bind; a plan with walls does not fail."""
+    use = '[resources.disk]\nkind = "disk"\nlabel = "files"\nfile = "disk.img"\n'
+    system = SYSTEM.replace("[domains.x]\n", '[domains.x]\nuses = ["disk"]\n') + use
+    (tmp_path / "system.toml").write_text(system)
+    policy = POLICY.format(history="true") + '[resources.files]\nste = "all"\n'
+    (tmp_path / "policy.toml").write_text(policy)
+    setup = load_setup(tmp_path / "system.toml")
+    steps = asyncio.run(make_plan(setup, PolicyManager(setup.stack, MemoryHistory())))
+    found = [(step.what, step.allowed) for step in steps if step.action == "bind"]
+    assert ("x uses disk (disk)", True) in found

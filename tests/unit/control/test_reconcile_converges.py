@@ -10,26 +10,32 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.domain import ALIVE, Domain, Resource
 from skerry.node.setup import make_setup
 from skerry.wire.system_files import PolicyFile, SystemFiles
 from tests.support.reconciling import ports, up
 from tests.unit.control.test_calls import POLICY, Host
 
 NAMES, LABELS = "abcd", ("red", "blue", "helper")
+DISKS = '[resources.reds]\nste = "red"\n[resources.shared]\nste = "all"\n'
 POLICIES = (
-    POLICY,
-    POLICY.replace('ste = ["blue", "all"]', 'ste = ["blue"]'),
-    POLICY.replace('[labels.red]\nste = ["red", "all"]', "[labels.red]\nste = []"),
+    POLICY + DISKS,
+    POLICY.replace('ste = ["blue", "all"]', 'ste = ["blue"]') + DISKS,
+    POLICY.replace('[labels.red]\nste = ["red", "all"]', "[labels.red]\nste = []") + DISKS,
 )
 
 
 class Domains(msgspec.Struct, frozen=True):
-    """A drawn file: its domains (label, memory, autostart), its channels, its policy."""
+    """A drawn file: its domains (label, memory, autostart), its channels, its policy.
+
+    `disk` is the label and image of the one disk, `users` who uses it, and whether to read alone.
+    """
 
     domains: dict[str, tuple[str, str, bool]]
     channels: frozenset[tuple[str, str]]
     policy: str
+    disk: tuple[str, str]
+    users: dict[str, bool]
 
     def text(self) -> str:
         """Return the system file."""
@@ -40,11 +46,16 @@ class Domains(msgspec.Struct, frozen=True):
                 f'[domains.{name}]\nlabel = "{label}"\nmemory = "{memory}"\n'
                 f'machine = "simulator"\nautostart = {start}\n'
             )
+            if name in self.users:
+                parts.append(f'uses = ["disk{":ro" if self.users[name] else ""}"]\n')
         for one, other in sorted(self.channels):
             parts.append(
                 f'[[channels]]\nkind = "stream"\nfrom = "{one}"\nto = "{other}"\n'
                 f'name = "{one}{other}"\n'
             )
+        if self.users:
+            label, file = self.disk
+            parts.append(f'[resources.disk]\nkind = "disk"\nlabel = "{label}"\nfile = "{file}"\n')
         return "".join(parts)
 
 
@@ -55,7 +66,9 @@ def drawn(draw: st.DrawFn) -> Domains:
     domains = draw(st.dictionaries(st.sampled_from(NAMES), domain, min_size=1))
     pairs = [(one, other) for one in sorted(domains) for other in sorted(domains) if one < other]
     channels = draw(st.frozensets(st.sampled_from(pairs))) if pairs else frozenset()
-    return Domains(domains, channels, draw(st.sampled_from(POLICIES)))
+    users = draw(st.dictionaries(st.sampled_from(sorted(domains)), st.booleans()))
+    disk = draw(st.tuples(st.sampled_from(["reds", "shared"]), st.sampled_from(["one", "two"])))
+    return Domains(domains, channels, draw(st.sampled_from(POLICIES)), disk, users)
 
 
 def incarnations(host: Host) -> dict[str, Domain]:
@@ -79,7 +92,8 @@ async def follow(host: Host, file: Domains) -> None:
         assert domain.state in ALIVE
         spec = wanted.system.domains[name]
         if name in was.system.domains and name in before:
-            kept = was.system.domains[name].memory == spec.memory
+            old = was.system.domains[name]
+            kept = old.memory == spec.memory and spec.slots <= old.slots
             assert same or not kept, "what the file does not change is not started anew"
         if f"relabel {name}" not in result.refused and f"restart {name}" not in result.refused:
             assert domain.label == wanted.labels[name]
@@ -87,10 +101,10 @@ async def follow(host: Host, file: Domains) -> None:
     starts = {n for n, d in wanted.system.domains.items() if d.autostart and n not in alive}
     assert starts <= refused
     for channel in host.monitor.channels:
-        verdict = await host.monitor.mediator.judge(
-            channel.hook, {"source": channel.source.label, "sink": channel.sink.label}
-        )
+        verdict = await host.monitor.mediator.judge(channel.hook, channel.parties())
         assert verdict.allowed
+        if isinstance(channel.sink, Resource):
+            assert host.monitor.resources["disk"] is channel.sink
         assert channels.get(channel.number, None) in (None, host.node.bound()[channel.number])
     assert set(host.node.bound().values()) <= set(wanted.system.channels)
     if not result.refused:

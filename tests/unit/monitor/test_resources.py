@@ -9,6 +9,7 @@ import pytest
 from skerry.errors import MachineError, StateError
 from skerry.label import Label
 from skerry.monitor.domain import State
+from skerry.monitor.protocols import Kind
 from skerry.monitor.table import Phase
 from skerry.xsm.explain import Refused
 from skerry.xsm.hooks import HOOKS
@@ -59,6 +60,23 @@ def test_reading_and_writing_are_two_questions() -> None:
         ("use",),
         ("map_read", "map_write"),
     ]
+
+
+def test_what_goes_both_ways_is_asked_both_ways() -> None:
+    """Only a disk can be read alone: an uplink, a switch or a TPM is never got by asking less."""
+
+    async def scene(world: World) -> None:
+        kinds: tuple[Kind, ...] = ("uplink", "switch")
+        for kind in kinds:
+            uses = add_resource(world, kind, kind)
+            world.allow(("a", kind))
+            if kind == "uplink":
+                await world.run("a")
+            channel = await world.monitor.bind("a", kind, one_way=True)
+            assert (channel.one_way, channel.hook) == (False, "resource_both")
+            assert [one_way for one_way, _, _ in uses.minted] == [False]
+
+    play(scene)
 
 
 def test_after_a_load_nobody_uses_what_the_new_policy_refuses() -> None:

@@ -372,3 +372,28 @@ def test_a_domain_whose_label_is_gone_may_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no policy of the module acm"):
         acm = AcmModule(parse_acm(TOML.encode(), "banks.toml"))
         list(system_changes(tmp_path / "system.toml", acm, acm))
+
+
+def test_what_domains_may_use_is_compared_too(tmp_path: Path) -> None:
+    """A resource label that moves to another type: one domain gains the disk, another loses it."""
+    (tmp_path / "old.toml").write_text(TOML)
+    moved = TOML.replace(
+        '[resources.ledger-a]\nste = "bank-a"', '[resources.ledger-a]\nste = "bank-b"'
+    )
+    assert moved != TOML
+    (tmp_path / "new.toml").write_text(moved)
+    disk = '[resources.disk]\nkind = "disk"\nlabel = "ledger-a"\nfile = "disk.img"\n'
+    domains = "".join(f'[domains.{bank}]\nlabel = "{bank}"\n' for bank in ("bank-a", "bank-b"))
+    (tmp_path / "system.toml").write_text(f'name = "x"\npolicy = "old.toml"\n{domains}{disk}')
+    old, new = (
+        AcmModule(parse_acm((tmp_path / f).read_bytes(), f)) for f in ("old.toml", "new.toml")
+    )
+    found = {
+        (c.effect, c.kind, c.sources, c.targets)
+        for c in system_changes(tmp_path / "system.toml", old, new)
+    }
+    assert found == {
+        (effect, hook, (bank,), ("disk",))
+        for hook in ("resource_read", "resource_both")
+        for effect, bank in (("denied", "bank-a"), ("allowed", "bank-b"))
+    }
