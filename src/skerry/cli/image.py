@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import msgspec
 from skerry.cli.common import counted, emit, json_option, table
 from skerry.cli.lazy import LazyGroup
 from skerry.cli.progress import progress_bar
-from skerry.errors import InputError, NotFound, PolicyError
+from skerry.errors import InputError, NotFound, PolicyError, SkerryError
 from skerry.image import store
 from skerry.node import paths
 from skerry.system.model import System
@@ -114,9 +115,21 @@ def build_for(system: System) -> None:
 @cache_option
 @json_option
 def list_images(cache: Path | None, as_json: bool) -> None:
-    """List the images in the cache."""
-    home = cache_of(cache)
-    images = [store.load(home, name) for name in store.names(home)]
+    """List the images in the cache; a damaged one is named, and makes the exit code 1."""
+    home, images, damaged = cache_of(cache), [], []
+    for name in store.names(home):
+        try:
+            images.append(store.load(home, name))
+        except SkerryError as error:
+            damaged.append(error)
+    _list(images, as_json)
+    for error in damaged:
+        click.echo(f"error: {error}", err=True)
+    if damaged:
+        sys.exit(1)
+
+
+def _list(images: list[store.Image], as_json: bool) -> None:
     if as_json:
         emit_images(images)
         return

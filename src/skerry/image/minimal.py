@@ -46,7 +46,7 @@ _ACCOUNTS = {
     "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
 }
 
-KEPT_APPLETS = ("bin/sh", "sbin/init", "sbin/mdev", "sbin/insmod")
+KEPT_APPLETS = ("sbin/init", "sbin/mdev")
 """Applets of busybox that a guest starts with: no package may bring its own under their names."""
 
 Progress = Callable[[str, float], None]

@@ -125,9 +125,7 @@ def verify(image: Image) -> None:
     Raises `SkerryError` on a difference.
     """
     home = image.kernel.parent
-    if _read(home) != image:
-        raise SkerryError(f"image {image.name!r} changed while it was read", fix="try again")
-    for part, expected in _manifest(home).parts.items():
+    for part, expected in _decode(home, _content(image)).parts.items():
         path = home / part
         if not _is_file(path, expected.bytes) or sha256(path) != expected.sha256:
             raise SkerryError(
@@ -146,15 +144,26 @@ def _is_file(path: Path, size: int) -> bool:
 def signed_content(image: Image) -> tuple[bytes, bytes]:
     """Return the bytes that an image's signatures are over, and the signatures, if there are any.
 
-    Raises `SkerryError` if either can't be read or is too long.
+    Raises `SkerryError` if either can't be read or is too long, or the bytes describe another
+    image than this one.
     """
-    home = image.kernel.parent
-    signature = home / SIGNATURE
+    content, signature = _content(image), image.kernel.parent / SIGNATURE
     try:
-        content = read_bounded(home / MANIFEST, MANIFEST_MAX)
         return content, read_bounded(signature, MAX_SIGNATURE) if signature.exists() else b""
     except InputError as error:
-        raise SkerryError(str(error), fix=f"remove {home} and build it again") from None
+        raise SkerryError(str(error), fix="sign the image anew") from None
+
+
+def _content(image: Image) -> bytes:
+    """Return the description that an image was loaded from. Raises `SkerryError`."""
+    home = image.kernel.parent
+    try:
+        content = read_bounded(home / MANIFEST, MANIFEST_MAX)
+    except InputError as error:
+        raise _damaged(home, error) from error
+    if _image(home, _decode(home, content)) != image:
+        raise SkerryError(f"image {image.name!r} changed while it was read", fix="try again")
+    return content
 
 
 def put_signature(cache: Path, image: Image, signatures: bytes) -> Path:
@@ -275,7 +284,13 @@ def _make(cache: Path) -> None:
 
 
 def _read(home: Path) -> Image:
-    manifest = _manifest(home)
+    try:
+        return _image(home, _decode(home, read_bounded(home / MANIFEST, MANIFEST_MAX)))
+    except InputError as error:
+        raise _damaged(home, error) from error
+
+
+def _image(home: Path, manifest: Manifest) -> Image:
     summary = hashlib.sha256(f"{manifest.name}\0{manifest.cmdline}\0".encode())
     for part, facts in sorted(manifest.parts.items()):
         summary.update(f"{part}\0{facts.bytes}\0{facts.sha256}\0".encode())
@@ -296,22 +311,26 @@ def _read(home: Path) -> Image:
     )
 
 
-def _manifest(home: Path) -> Manifest:
-    path = home / MANIFEST
+def _decode(home: Path, untrusted: bytes) -> Manifest:
+    """Return a description that is within its bounds. Raises `SkerryError`."""
     try:
-        manifest = msgspec.json.decode(read_bounded(path, MANIFEST_MAX), type=Manifest)
+        manifest = msgspec.json.decode(untrusted, type=Manifest)
         if set(manifest.parts) != {KERNEL, BZIMAGE, INITRD, SBOM}:
             raise ValueError("wrong set of files")
         if not all(0 <= part.bytes <= PART_MAX for part in manifest.parts.values()):
             raise ValueError("a file's size is out of bounds")
         if len(manifest.cmdline) > CMDLINE_MAX or not manifest.cmdline.isprintable():
             raise ValueError("its command line is no kernel's")
-    except (InputError, ValueError, RecursionError) as error:
-        raise SkerryError(
-            f"image description {path} is damaged: {error}",
-            fix=f"remove {home} and build it again",
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(home, error) from error
     return manifest
+
+
+def _damaged(home: Path, error: Exception) -> SkerryError:
+    return SkerryError(
+        f"image description {home / MANIFEST} is damaged: {error}",
+        fix=f"remove {home} and build it again",
+    )
 
 
 def _point(cache: Path, name: str, target: str) -> None:

@@ -65,6 +65,20 @@ def test_an_image_is_built_listed_shown_and_compared(folder: Path) -> None:
     assert ok(folder, "diff", "app", "app") == "app and app hold the same\n"
 
 
+def test_a_damaged_image_does_not_hide_the_others(folder: Path) -> None:
+    """It is named beside the list, which holds the rest; the exit code says so."""
+    ok(folder, "build", "app.toml")
+    ok(folder, "build", "minimal")
+    assert len(ok(folder, "list", "--json").splitlines()) == 2
+    description = folder / "cache/app/image.json"
+    description.chmod(0o644)
+    description.write_text("{}")
+    done = image(folder, "list", "--json")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cache/app-" in done.stderr
+    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["minimal"]
+
+
 def test_an_image_is_verified_against_the_key_that_signed_it(folder: Path) -> None:
     """Exit code 3 under another key, 1 when it is altered."""
     for key in ("one", "two"):

@@ -161,3 +161,16 @@ def test_more_packages_than_the_limit_are_refused(fresh: Path) -> None:
         assert closure(fresh, msgspec.structs.replace(recipe, max_packages=count))
         with pytest.raises(SkerryError, match=f"needs {count} packages, over its limit"):
             closure(fresh, msgspec.structs.replace(recipe, max_packages=count - 1))
+
+
+def test_what_cannot_do_without_the_excluded_is_said(fresh: Path) -> None:
+    """In one line, with apt's reason; without the exclusion there is a way."""
+    text = 'name = "a"\npackages = ["libpython3-stdlib"]\n'
+    way = parse_recipe(text, fresh / "app.toml")
+    with store.locked(fresh):
+        found = [p.name for p in closure(fresh, way)]
+        needed = next(name for name in found if name.endswith("-minimal"))
+        blocked = msgspec.structs.replace(way, exclude=(needed,))
+        with pytest.raises(SkerryError, match=f"Depends: {needed}") as caught:
+            closure(fresh, blocked)
+    assert "\n" not in str(caught.value)

@@ -138,3 +138,12 @@ def test_a_preset_is_a_recipe(name: str) -> None:
     recipe = preset(name)
     assert recipe.name == name
     assert recipe.selinux is (name == "selinux")
+
+
+def test_the_page_shows_a_recipe(folder: Path) -> None:
+    """The file of docs/images.md, with every key that there is, is one."""
+    page = (Path(__file__).parents[3] / "docs/images.md").read_text()
+    text = page.partition("## The file\n\n```toml\n")[2].partition("```")[0]
+    (folder / "ledger.py").write_text("")
+    recipe = read(folder, text)
+    assert (recipe.name, recipe.start[0]) == ("ledger", "/usr/bin/python3")

@@ -112,6 +112,7 @@ def test_a_signature_over_its_bound_is_refused(signed: store.Image) -> None:
     rewrite(signed.kernel.parent / store.SIGNATURE, lambda raw: raw * 100)
     with pytest.raises(SkerryError, match=r"image\.json\.sig: longer than"):
         require(signed, RAW[0])
+    assert require(signed, b"") == signed
 
 
 def test_only_the_key_that_signed_is_enough(signed: store.Image, tmp_path: Path) -> None:
@@ -147,6 +148,15 @@ def test_another_image_under_its_name_is_not_mistaken_for_it(
     signed.initrd.symlink_to(tmp_path / "initrd")
     with pytest.raises(SkerryError, match="initrd changed"):
         require(signed, b"")
+
+
+def test_what_is_signed_is_the_description_that_was_loaded(signed: store.Image) -> None:
+    """One that another took the place of meanwhile is not taken for it."""
+    kept = store.load(signed.kernel.parent.parent, signed.name)
+    rewrite(signed.kernel.parent / store.MANIFEST, lambda r: r.replace(b"ttyS0", b"ttyS1"))
+    for judge in (store.verify, store.signed_content):
+        with pytest.raises(SkerryError, match="changed while it was read"):
+            judge(kept)
 
 
 def test_an_image_that_was_not_built_is_named(tmp_path: Path) -> None:
