@@ -24,17 +24,34 @@ memory = "256M"
 label = "se"
 image = "selinux"
 memory = "256M"
+
+[domains.own]
+label = "own"
+image = "own"
+"""
+
+RECIPE = """\
+name = "own"
+start = ["/srv/say", "it's", "said"]
+
+[[files]]
+from = "say"
+to = "/srv/say"
+mode = "0755"
 """
 
 
 @pytest.fixture(scope="module")
 def presets() -> Iterator[Cli]:
-    """A system of the presets `python` and `selinux`, running; its images are signed."""
+    """A system of two presets and an image of one's own, running; its images are signed."""
     cli = Cli()
     try:
         key, system = str(cli.home / "images"), cli.home / "system.toml"
         cli.ok("image", "keygen", key)
         system.write_text(SYSTEM)
+        (cli.home / "own.toml").write_text(RECIPE)
+        (cli.home / "say").write_text('#!/bin/sh\necho "$*" >/run/said\nexec sleep 1000\n')
+        cli.ok("image", "build", str(cli.home / "own.toml"), "--key", key)
         refused = cli.run("up", str(system), "--detach")
         assert refused.returncode != 0
         assert "image-key" in refused.stdout + refused.stderr
@@ -64,7 +81,8 @@ def test_python_runs_in_its_guest(presets: Cli) -> None:
 def test_selinux_enforces_debians_policy(presets: Cli) -> None:
     """It is loaded, with MCS, and files have their labels; a change of domain that it does not
     allow is refused, and one of range, which it allows, is made."""
-    assert sh(presets, "cat /sys/fs/selinux/enforce; getenforce") == "1Enforcing\n0"
+    there = "for _ in $(seq 100); do [ -e /sys/fs/selinux/enforce ] && break; sleep 0.1; done"
+    assert sh(presets, f"{there}; cat /sys/fs/selinux/enforce; getenforce") == "1Enforcing\n0"
     assert sh(presets, "cat /sys/fs/selinux/mls; secon -t -f /etc/passwd") == "1etc_t\n0"
     assert sh(presets, "echo x >/root/new && cat /root/new") == "x\n0"
     become = "echo -n {} 2>&1 >/proc/self/attr/current && cat /proc/self/attr/current | tr -d '\\0'"
@@ -83,18 +101,29 @@ def test_selinux_cannot_be_switched_off_from_inside(presets: Cli) -> None:
     assert sh(presets, "getenforce") == "Enforcing\n0"
 
 
+def test_an_image_of_ones_own_is_found_by_name_and_starts_its_command(presets: Cli) -> None:
+    """With its words as they were written; an image that nobody built is named before anything."""
+    there = "for _ in $(seq 100); do [ -s /run/said ] && break; sleep 0.1; done; cat /run/said"
+    assert presets.ok("exec", "own", "--", "sh", "-c", there) == "it's said\n"
+    system = presets.home / "other.toml"
+    system.write_text(SYSTEM.replace('image = "own"', 'image = "nobodys"'))
+    done = presets.run("up", str(system), "--detach")
+    assert done.returncode == 1
+    assert "image 'nobodys' is not in" in done.stderr
+
+
 def test_what_a_domain_boots_is_in_the_trail(presets: Cli) -> None:
     """In the first record, and in that of each start: name, digest, and that it was signed."""
     wanted = [
         {"name": name, "digest": shown(presets, name)["digest"], "signed": True}
-        for name in ("python", "selinux")
+        for name in ("own", "python", "selinux")
     ]
     records = presets.rows("audit", "tail", "-n", "1000")
     first = next(record["fields"] for record in records if record["event"] == "up")
     assert first["images"] == wanted
     allowed = [record["fields"] for record in records if record["event"] == "allow"]
     started = {r["domain"]: r["image"] for r in allowed if r["hook"] == "domain_create"}
-    assert started == dict(zip(("py", "se"), wanted, strict=True))
+    assert started == dict(zip(("own", "py", "se"), wanted, strict=True))
 
 
 def shown(cli: Cli, name: str) -> dict[str, Any]:

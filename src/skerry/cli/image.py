@@ -123,8 +123,8 @@ def list_images(cache: Path | None, as_json: bool) -> None:
         except SkerryError as error:
             damaged.append(error)
     _list(images, as_json)
-    for error in damaged:
-        click.echo(f"error: {error}", err=True)
+    for found in damaged:
+        click.echo(f"error: {found}", err=True)
     if damaged:
         sys.exit(1)
 

@@ -42,7 +42,7 @@ class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: Signature = b""
 
 
-class SystemFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SystemFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`path` is the system file's absolute path, for messages, and `text` what is in it."""
 
     path: Place
