@@ -117,7 +117,7 @@ def _run(root: Path, modules: Path, busybox: Path, argv: list[str]) -> None:
     jail = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
     jail += ["--cap-drop", "ALL", "--clearenv"]
     for name in ("lib", "lib64"):  # as Debian 13's packages need them
-        if not (root / name).exists():
+        if not os.path.lexists(root / name):
             (root / name).symlink_to(f"usr/{name}")
     (root / "w").mkdir(exist_ok=True)
     places = ["--ro-bind", str(root), "/", "--bind", str(modules), "/w", "--chdir", "/w"]
