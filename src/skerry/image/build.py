@@ -83,7 +83,7 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
     tools = closure.closure(cache, selinux.TOOLS) if recipe.selinux else ()
     busybox = minimal.busybox_program()
     guest = minimal.guest_files(selinux=recipe.selinux)
-    files = {copied.target: _read(recipe, i) for i, copied in enumerate(recipe.files)}
+    files = _read_files(recipe)
     sources = {
         **{f"{p.name}={p.version}": p.sha256 for p in (ground, *packages)},
         **{f"tool {p.name}={p.version}": p.sha256 for p in tools},
@@ -92,19 +92,24 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
     }
     modes = [(copied.target, copied.mode) for copied in recipe.files]
-    shape = (recipe.drop, modes, recipe.init, recipe.start, recipe.selinux)
+    shape = (DROP, recipe.drop, modes, recipe.start, recipe.selinux, _cmdline(recipe))
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
     return Inputs(recipe, ground, packages, tools, busybox, guest, files, sources, key)
 
 
-def _read(recipe: Recipe, index: int) -> bytes:
-    """Read one file that the recipe copies: no more than the image may hold."""
-    copied = recipe.files[index]
-    try:
-        return read_bounded(copied.source, recipe.max_size)
-    except InputError as error:
-        raise InputError([Problem(str(recipe.path), copied.line, str(error))]) from None
+def _read_files(recipe: Recipe) -> dict[str, bytes]:
+    """Read the files that a recipe copies: all together no more than the image may hold."""
+    found: dict[str, bytes] = {}
+    left = recipe.max_size
+    for copied in recipe.files:
+        try:
+            found[copied.target] = read_bounded(copied.source, left)
+        except InputError as error:
+            message = f"{error} (limits.size, less the files before it)"
+            raise InputError([Problem(str(recipe.path), copied.line, message)]) from None
+        left -= len(found[copied.target])
+    return found
 
 
 def _build(cache: Path, inputs: Inputs, tell: Progress) -> Image:

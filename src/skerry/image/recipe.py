@@ -42,6 +42,7 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,62}[a-z0-9+](=[A-Za-z0-9.+~:-]{1,8
 _EXCLUDE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,62}[a-z0-9+]")
 _MODE = re.compile(r"[0-7]{3,4}")
 _PATTERN = re.compile(r"[^/\s][^\s]{0,200}")
+_PLAIN = re.compile(r"[A-Za-z0-9./_+-]+")
 _TAKEN = ("proc", "sys", "dev", "run")
 
 
@@ -118,7 +119,7 @@ def _parse(text: str, path: Path, *, own: bool) -> Recipe:
         exclude=_texts(top, "exclude", _EXCLUDE, 'Debian packages, like "dpkg"'),
         drop=_texts(top, "drop", _PATTERN, 'patterns of paths, like "usr/share/zoneinfo/*"'),
         files=_files(top, path.parent),
-        init=_target(top, "init") if "init" in top else "",
+        init=_init(top),
         start=_words(top, "start"),
         selinux=own and top.flag("selinux", False),
         max_size=limits.size("size", SIZE, "1M", "4G"),
@@ -213,6 +214,14 @@ def _files(top: Section, folder: Path) -> tuple[Copied, ...]:
             table.problem("from", f"there is no file {echo(str(found))}")
         copied.append(Copied(found, target, int(mode, 8), table.line("to")))
     return tuple(copied)
+
+
+def _init(top: Section) -> str:
+    """Return the first program: a word of the kernel's command line, so a plain one."""
+    path = _target(top, "init")
+    if path and not _PLAIN.fullmatch(path):
+        top.problem("init", f"init must be a path of letters, digits and ./_+-, not {echo(path)}")
+    return path
 
 
 def _target(table: Section, key: str) -> str:

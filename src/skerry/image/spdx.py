@@ -55,16 +55,7 @@ def document(
         for path, one in sorted(placed.items())
         if stat.S_ISREG(one.entry.mode) and one.origin not in (*names, APPLETS)
     ]
-    whole = {
-        "SPDXID": _IMAGE,
-        "name": name,
-        "versionInfo": key[:16],
-        "downloadLocation": _NONE,
-        "filesAnalyzed": True,
-        "packageVerificationCode": {"packageVerificationCodeValue": _verification(files)},
-        "primaryPackagePurpose": "OPERATING-SYSTEM",
-        **_unstated(),
-    }
+    whole = _whole(name, key, files)
     found = {
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
@@ -126,6 +117,20 @@ class _Document(msgspec.Struct):
     spdxVersion: str
     packages: list[_Package]
     files: list[_File]
+
+
+def _whole(name: str, key: str, files: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe the image itself, whose own files are those that no package has."""
+    return {
+        "SPDXID": _IMAGE,
+        "name": name,
+        "versionInfo": key[:16],
+        "downloadLocation": _NONE,
+        "filesAnalyzed": True,
+        "packageVerificationCode": {"packageVerificationCodeValue": _verification(files)},
+        "primaryPackagePurpose": "OPERATING-SYSTEM",
+        **_unstated(),
+    }
 
 
 def _package(package: Package) -> dict[str, Any]:

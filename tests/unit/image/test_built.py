@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from skerry.errors import InputError, SkerryError
-from skerry.image import compare, cpio, store
+from skerry.image import compare, cpio, minimal, store
 from skerry.image.build import build
 from skerry.image.minimal import build_minimal
 from skerry.image.recipe import parse_recipe
@@ -69,6 +69,17 @@ def test_an_init_takes_the_kernels_first_step(debian: Debian, tmp_path: Path) ->
     assert [word for word in words if word.startswith("rdinit=")] == ["rdinit=/srv/app"]
 
 
+def test_another_command_line_is_another_image(
+    debian: Debian, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all that goes into it is the same: the cache does not answer for it."""
+    one = build_minimal(tmp_path / "a")
+    monkeypatch.setattr(minimal, "CMDLINE", f"{minimal.CMDLINE} quiet")
+    other = build_minimal(tmp_path / "a")
+    assert other.cmdline == f"{one.cmdline} quiet"
+    assert other.digest != one.digest
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
@@ -90,11 +101,16 @@ def test_what_the_image_cannot_hold_is_named_at_its_line(
 
 
 def test_an_image_over_its_limit_is_refused(debian: Debian, tmp_path: Path) -> None:
-    """By a file that alone is too long, and by the sum; below it can be built."""
+    """By a file that alone is too long, by the files together before the last is read, and by the
+    sum with Skerry's own; below it can be built."""
     text = FILES + '[limits]\nsize = "{}M"\n'
     (tmp_path / "app").write_bytes(bytes(3 << 20))
     with pytest.raises(InputError, match="longer than"):
         built(tmp_path, tmp_path / "a", text.format(2))
+    twice = '[[files]]\nfrom = "app"\nto = "/srv/more"\n'
+    with pytest.raises(InputError, match="less the files before it") as caught:
+        built(tmp_path, tmp_path / "a", FILES + twice + '[limits]\nsize = "5M"\n')
+    assert [problem.line for problem in caught.value.problems] == [9]
     with pytest.raises(SkerryError, match="over its limit of 3 MiB with /srv/app"):
         built(tmp_path, tmp_path / "a", text.format(3))
     assert built(tmp_path, tmp_path / "a", text.format(8))

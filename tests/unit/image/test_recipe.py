@@ -115,6 +115,8 @@ def test_an_init_takes_the_place_of_start_and_of_no_policy(folder: Path) -> None
     """Skerry's init runs `start`; the first program of SELinux loads the policy."""
     plain = 'name = "a"\ninit = "/srv/init"\n'
     assert read(folder, plain).init == "srv/init"
+    injected = plain.replace("/srv/init", "/srv/init security=none")
+    assert problems(folder, injected)[0][0] == 2
     assert problems(folder, plain + 'start = ["/bin/sh"]\n')[0][0] == 3
     found = problems(folder, plain.replace("init =", 'base = "selinux"\ninit ='))
     assert found == [(3, "the first program of a guest with SELinux loads the policy; say start")]
