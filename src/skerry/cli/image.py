@@ -1,98 +1,226 @@
-"""`skerry image`: build, list and show guest images."""
+"""`skerry image`: build, sign, list, show, verify and compare guest images."""
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
 import click
 import msgspec
 
-from skerry.cli.common import json_option
+from skerry.cli.common import counted, emit, json_option, table
+from skerry.cli.lazy import LazyGroup
 from skerry.cli.progress import progress_bar
-from skerry.errors import NotFound
+from skerry.errors import InputError, NotFound, PolicyError, SkerryError
 from skerry.image import store
 from skerry.node import paths
 from skerry.system.model import System
+from skerry.wire.escape import escape
 
-_cache = click.option(
+cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of the images.  [default: a place of the machine's]",
 )
 
 
-@click.group()
+@click.group(
+    cls=LazyGroup,
+    places={
+        "build": "skerry.cli.image:build",
+        "list": "skerry.cli.image:list_images",
+        "show": "skerry.cli.image:show",
+        "diff": "skerry.cli.image:diff",
+        "verify": "skerry.cli.image_sign:verify",
+        "sign": "skerry.cli.image_sign:sign",
+        "keygen": "skerry.cli.image_sign:keygen",
+    },
+    summaries={
+        "build": "Build an image from a file, or a preset.",
+        "list": "List the images.",
+        "show": "Show an image, its packages and its sizes.",
+        "diff": "Compare two images by package and file.",
+        "verify": "Check an image's files and its signature.",
+        "sign": "Sign an image.",
+        "keygen": "Make a pair of keys to sign images with.",
+    },
+)
 def image() -> None:
-    """Guest images: build, list, show."""
+    """Guest images: build, sign, list, show, verify, compare."""
 
 
-@image.command()
-@click.argument("name")
-@_cache
+def cache_of(cache: Path | None) -> Path:
+    """Return the directory of images that a command means."""
+    return (cache or paths.image_cache()).absolute()
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@click.option("--key", metavar="KEY", help="Sign it with this private key: PEM or OpenSSH.")
+@cache_option
 @json_option
-def build(name: str, cache: Path | None, as_json: bool) -> None:
-    """Build image NAME, or take it from the cache when nothing it is made of has changed."""
-    _show(build_with_progress(name, (cache or paths.image_cache()).absolute()), as_json)
+def build(file: str, key: str | None, cache: Path | None, as_json: bool) -> None:
+    """Build the image that FILE describes, or take it from the cache if nothing has changed.
+
+    FILE may also be the name of a preset: minimal, python or selinux.
+    """
+    home, began = cache_of(cache), time.monotonic()
+    one = build_with_progress(file, home)
+    if key is not None:
+        from skerry.cli.image_sign import add_signature
+
+        add_signature(home, one, key, add=True)
+    _show(one, as_json)
+    if not as_json:
+        click.echo(f"took     {time.monotonic() - began:.1f} s")
 
 
 def build_with_progress(name: str, cache: Path) -> store.Image:
-    """Build an image, or take it from the cache; with a progress bar on a terminal.
+    """Build a preset or the image of a file, with a progress bar on a terminal.
 
-    Raises `NotFound` for a name that is no image's, `SkerryError` when it can't be built.
+    Raises `NotFound` for what is neither, `InputError` and `SkerryError` if it can't be built.
     """
     # The builder pulls in subprocess and the unpackers, which the other commands never need.
-    from skerry.image import minimal
+    from skerry.image.build import build as build_image
+    from skerry.image.recipe import PRESETS, preset, read_recipe
 
-    if name != minimal.NAME:
-        raise NotFound(f"no image is called {name!r}", fix=f"there is: {minimal.NAME}")
+    if name not in PRESETS and not name.endswith(".toml") and not Path(name).exists():
+        raise NotFound(
+            f"{escape(name)} is no preset and no file",
+            fix=f"there is: {', '.join(PRESETS)}; or name a .toml file",
+        )
+    recipe = preset(name) if name in PRESETS else read_recipe(Path(name))
     with progress_bar("image") as progress:
-        return minimal.build_minimal(cache, progress=progress)
+        return build_image(cache, recipe, progress=progress)
 
 
 def build_for(system: System) -> None:
-    """Build what a system's domains boot from, with a progress bar on a terminal."""
+    """Build the presets that a system's domains boot, with a progress bar on a terminal.
+
+    Raises `NotFound` for another image that was not built.
+    """
+    from skerry.image.recipe import PRESETS
+
     for name in sorted(system.images):
-        build_with_progress(name, paths.make_shared(paths.image_cache()))
+        home = paths.make_shared(paths.image_cache())
+        if name in PRESETS:
+            build_with_progress(name, home)
+        else:
+            store.load(home, name)
 
 
-@image.command("list")
-@_cache
+@click.command("list")
+@cache_option
 @json_option
 def list_images(cache: Path | None, as_json: bool) -> None:
-    """List the images in the cache."""
-    home = (cache or paths.image_cache()).absolute()
-    images = [store.load(home, name) for name in store.names(home)]
-    if not as_json:
-        click.echo(f"{'NAME':<12} {'KERNEL':<28} {'SIZE':>9}  DIGEST")
-    for one in images:
-        if as_json:
-            click.echo(_object(one))
-        else:
-            size = (one.sizes[store.KERNEL] + one.sizes[store.INITRD]) / 1e6
-            click.echo(f"{one.name:<12} {one.kernel_version:<28} {size:6.1f} MB  {one.digest[:16]}")
+    """List the images in the cache; a damaged one is named, and makes the exit code 1."""
+    home, images, damaged = cache_of(cache), [], []
+    for name in store.names(home):
+        try:
+            images.append(store.load(home, name))
+        except SkerryError as error:
+            damaged.append(error)
+    _list(images, as_json)
+    for found in damaged:
+        click.echo(f"error: {found}", err=True)
+    if damaged:
+        sys.exit(1)
 
 
-@image.command()
+def _list(images: list[store.Image], as_json: bool) -> None:
+    if as_json:
+        emit_images(images)
+        return
+    headings = ("NAME", "KERNEL", "PACKAGES", "FILES", "INITRD", "GZIP", "DIGEST")
+    rows = [
+        (
+            one.name,
+            one.kernel_version,
+            one.packages,
+            one.files,
+            _mb(one.sizes[store.INITRD]),
+            _mb(one.compressed),
+            one.digest[:16],
+        )
+        for one in images
+    ]
+    table(headings, rows)
+
+
+@click.command()
 @click.argument("name")
-@_cache
+@cache_option
 @json_option
 def show(name: str, cache: Path | None, as_json: bool) -> None:
     """Show image NAME after comparing its files with their digests."""
-    one = store.load((cache or paths.image_cache()).absolute(), name)
+    one = store.load(cache_of(cache), name)
     store.verify(one)
     _show(one, as_json)
 
 
+@click.command()
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@cache_option
+@json_option
+def diff(one: str, other: str, cache: Path | None, as_json: bool) -> None:
+    """Say how image B differs from image A: packages, command line, files."""
+    from skerry.image.compare import difference
+
+    images = []
+    for name in (one, other):
+        images.append(store.load(cache_of(cache), name))
+        store.verify(images[-1])
+    changes = difference(*images)
+    if as_json:
+        emit([msgspec.to_builtins(change) for change in changes])
+        return
+    for change in changes:
+        sign = "+" if not change.old else "-" if not change.new else "~"
+        words = " -> ".join(filter(None, (change.old, change.new)))
+        click.echo(f"{sign} {change.what:<8} {escape(change.name)}  {escape(words)}")
+    if not changes:
+        click.echo(f"{one} and {other} hold the same")
+
+
+def read_input(file: str) -> bytes:
+    """Return the bytes of a key's file. Raises `InputError`."""
+    from skerry.policy.signature import read_key_file
+
+    try:
+        return read_key_file(file)
+    except PolicyError as error:
+        raise InputError(error.problems) from None
+
+
 def _show(one: store.Image, as_json: bool) -> None:
     if as_json:
-        click.echo(_object(one))
+        emit_images([one])
         return
     click.echo(f"name     {one.name}\nkernel   {one.kernel_version}\ndigest   {one.digest}")
-    for part, path in (("vmlinux", one.kernel), ("bzImage", one.bzimage), ("initrd", one.initrd)):
-        click.echo(f"{part:<8} {one.sizes[path.name] / 1e6:.1f} MB  {path}")
+    paths_of = {
+        "vmlinux": one.kernel,
+        "bzImage": one.bzimage,
+        "initrd": one.initrd,
+        "sbom": one.sbom,
+    }
+    for part, path in paths_of.items():
+        packed = f" ({_mb(one.compressed)} gzip)" if part == "initrd" else ""
+        click.echo(f"{part:<8} {_mb(one.sizes[path.name])}{packed}  {path}")
+    signed = "signed" if (one.kernel.parent / store.SIGNATURE).exists() else "not signed"
+    click.echo(
+        f"holds    {counted(one.packages, 'package')}, {counted(one.files, 'file')}; {signed}"
+    )
     for source, digest in one.sources.items():
-        click.echo(f"from     {source}  sha256:{digest[:16]}")
+        click.echo(f"from     {escape(source)}  sha256:{digest[:16]}")
 
 
-def _object(one: store.Image) -> str:
-    return msgspec.json.encode(one, enc_hook=str).decode()
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def emit_images(images: list[store.Image]) -> None:
+    """Print images as objects, one a line."""
+    for one in images:
+        click.echo(msgspec.json.encode(one, enc_hook=str).decode())

@@ -16,6 +16,11 @@ from skerry.errors import InputError, PolicyError, Problem
 @json_option
 def keygen(key: str, as_json: bool) -> None:
     """Make a pair of Ed25519 keys: KEY, which only you may read, and KEY.pub."""
+    write_pair(key, "policy-key", as_json)
+
+
+def write_pair(key: str, purpose: str, as_json: bool) -> None:
+    """Make a pair of keys for what a system file calls `purpose`. Raises `InputError`."""
     from skerry.policy.signature import new_key
 
     named = f"{key}.pub"
@@ -28,7 +33,7 @@ def keygen(key: str, as_json: bool) -> None:
     if as_json:
         emit([{"key": key, "public": named}])
     else:
-        click.echo(f'keep {key} apart from the node; a system file says policy-key = "{named}"')
+        click.echo(f'keep {key} apart from the node; a system file says {purpose} = "{named}"')
 
 
 @click.command()

@@ -29,12 +29,19 @@ _LISTS = Path("/var/lib/apt/lists")
 
 
 class Package(msgspec.Struct, frozen=True):
-    """One package as apt's lists describe it: size in bytes, SHA-256 of the `.deb`."""
+    """One package as apt's lists describe it: size in bytes, SHA-256 of the `.deb`.
+
+    `installed`: bytes once it is unpacked, in the lists' own words; `source`: what it is built of.
+    """
 
     name: str
     version: str
     size: int
     sha256: str
+    installed: int = 0
+    architecture: str = "amd64"
+    source: str = ""
+    homepage: str = ""
 
 
 class _Resolved(msgspec.Struct, frozen=True):
@@ -51,7 +58,7 @@ def run(argv: Sequence[str], *, package: str, fix: str = "") -> bytes:
     try:
         done = subprocess.run(
             argv,
-            env=_environment(),
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=COMMAND_TIMEOUT_S,
@@ -90,17 +97,46 @@ def resolve(meta: str) -> Package:
     shown = run(
         ["apt-cache", "show", "--no-all-versions", depends[0]], package="apt", fix=_UPDATE
     ).decode()
-    fields = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)
-    try:
-        return Package(depends[0], fields["Version"], int(fields["Size"]), fields["SHA256"])
-    except (KeyError, ValueError) as error:
-        raise SkerryError(f"apt's lists do not describe {depends[0]}", fix=_UPDATE) from error
+    found = described(shown)
+    if depends[0] not in found:
+        raise SkerryError(f"apt's lists do not describe {depends[0]}", fix=_UPDATE)
+    return found[depends[0]]
+
+
+def described(untrusted_shown: str) -> dict[str, Package]:
+    """Return the packages in the output of `apt-cache show`, each by name as it comes first.
+
+    What the lists don't give a size and a hash of (a package that is only installed) is left out.
+    """
+    found: dict[str, Package] = {}
+    for paragraph in untrusted_shown.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line)
+        try:
+            one = Package(
+                fields["Package"],
+                fields["Version"],
+                int(fields["Size"]),
+                fields["SHA256"],
+                int(fields.get("Installed-Size", "0")) << 10,
+                fields.get("Architecture", "amd64"),
+                fields.get("Source", fields["Package"]),
+                fields.get("Homepage", ""),
+            )
+        except (KeyError, ValueError):
+            continue
+        found.setdefault(one.name, one)
+    return found
+
+
+def lists_stamp() -> int:
+    """Return a number that changes when apt's lists do."""
+    return _LISTS.stat().st_mtime_ns if _LISTS.is_dir() else 0
 
 
 def resolve_cached(cache: Path, meta: str) -> Package:
     """Return what `resolve` would, from the cache while apt's lists are those it came from."""
     note = cache / "packages" / f"{meta}.json"
-    stamp = _LISTS.stat().st_mtime_ns if _LISTS.is_dir() else 0
+    stamp = lists_stamp()
     with contextlib.suppress(OSError, msgspec.DecodeError):
         held = msgspec.json.decode(note.read_bytes(), type=_Resolved)
         if held.stamp == stamp:
@@ -116,25 +152,40 @@ def fetch(cache: Path, package: Package, progress: Callable[[float], None]) -> P
 
     `progress` gets the fraction that is here, 0 to 1. Raises `SkerryError`.
     """
+    return fetch_all(cache, [package], progress)[0]
+
+
+def fetch_all(
+    cache: Path, packages: Sequence[Package], progress: Callable[[float], None]
+) -> list[Path]:
+    """Return the `.deb` of each package, as `fetch` does; what is missing comes in one download."""
     shelf = cache / "packages"
     shelf.mkdir(exist_ok=True)
-    held = shelf / f"{package.name}_{package.version.replace(':', '%3a')}.deb"
-    if not held.exists():
+    held = [_place(shelf, package) for package in packages]
+    pairs = zip(packages, held, strict=True)
+    absent = list(dict.fromkeys(p for p, path in pairs if not path.exists()))
+    if absent:
         with store.workspace(cache) as work:
-            _download(work, package, progress)
-            found = list(work.glob("*.deb"))
-            if len(found) != 1:
-                raise SkerryError(f"apt-get download left {len(found)} files instead of one")
-            found[0].chmod(0o444)
-            found[0].rename(held)
-    if held.stat().st_size != package.size or store.sha256(held) != package.sha256:
-        held.unlink()
-        raise SkerryError(
-            f"{held.name} is not what apt's signed lists say; it was removed",
-            fix="build again; if it happens twice, run apt-get update (as root)",
-        )
+            _download(work, absent, progress)
+            for package in absent:
+                found = list(work.glob(f"{package.name}_*.deb"))
+                if len(found) != 1:
+                    raise SkerryError(f"apt-get download left {len(found)} files of {package.name}")
+                found[0].chmod(0o444)
+                found[0].rename(_place(shelf, package))
+    for package, path in zip(packages, held, strict=True):
+        if path.stat().st_size != package.size or store.sha256(path) != package.sha256:
+            path.unlink()
+            raise SkerryError(
+                f"{path.name} is not what apt's signed lists say; it was removed",
+                fix="build again; if it happens twice, run apt-get update (as root)",
+            )
     progress(1.0)
     return held
+
+
+def _place(shelf: Path, package: Package) -> Path:
+    return shelf / f"{package.name}_{package.version.replace(':', '%3a')}.deb"
 
 
 def unpack(deb: Path, target: Path) -> None:
@@ -142,8 +193,10 @@ def unpack(deb: Path, target: Path) -> None:
     run(["dpkg-deb", "-x", str(deb), str(target)], package="dpkg")
 
 
-def _download(work: Path, package: Package, progress: Callable[[float], None]) -> None:
-    argv = ["apt-get", "-q", "download", f"{package.name}={package.version}"]
+def _download(work: Path, packages: Sequence[Package], progress: Callable[[float], None]) -> None:
+    total = sum(package.size for package in packages) or 1
+    names = packages[0].name if len(packages) == 1 else f"{len(packages)} packages"
+    argv = ["apt-get", "-q", "download", *(f"{p.name}={p.version}" for p in packages)]
     if os.geteuid() == 0:
         # apt's own user can't write into a private directory; the hash is what counts.
         argv[1:1] = ["-o", "APT::Sandbox::User=root"]
@@ -154,7 +207,7 @@ def _download(work: Path, package: Package, progress: Callable[[float], None]) -
     with (
         log.open("wb") as words,
         subprocess.Popen(
-            argv, cwd=work, env=_environment(), stdin=subprocess.DEVNULL, stdout=words, stderr=words
+            argv, cwd=work, env=environment(), stdin=subprocess.DEVNULL, stdout=words, stderr=words
         ) as process,
     ):
         try:
@@ -165,18 +218,19 @@ def _download(work: Path, package: Package, progress: Callable[[float], None]) -
                 except subprocess.TimeoutExpired:
                     here = sum(f.stat().st_size for f in work.glob("*.deb*"))
                     if here > PACKAGE_MAX or time.monotonic() > deadline:
-                        raise SkerryError(f"download of {package.name} took too long") from None
-                    progress(min(here / package.size, 1.0))
+                        raise SkerryError(f"download of {names} took too long") from None
+                    progress(min(here / total, 1.0))
         finally:
             process.kill()
     if code:
         raise SkerryError(
-            f"cannot download {package.name}: {_last_line(log.read_bytes())}",
+            f"cannot download {names}: {_last_line(log.read_bytes())}",
             fix="check the network; run apt-get update (as root) when the lists are old",
         )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment of a tool: ours, in a language whose words are known."""
     return {**os.environ, "LC_ALL": "C.UTF-8"}
 
 

@@ -4,7 +4,7 @@ A cache is a directory that its owner alone writes and every uid may read:
 
     packages/FILE.deb           downloaded packages, checked by hash before each use
     NAME-KEY/                   one image; KEY is a digest of all that went into it
-        vmlinux bzImage initrd image.json
+        vmlinux bzImage initrd sbom.spdx.json image.json [image.json.sig]
     NAME -> NAME-KEY            the one that `load` returns: the newest build
     lock                        held while building; two builders wait for each other
 """
@@ -24,12 +24,19 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.errors import NotFound, SkerryError
+from skerry.errors import InputError, NotFound, SkerryError
+from skerry.system.files import read_bounded
+from skerry.wire.system_files import MAX_SIGNATURE
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 MANIFEST_MAX = 1 << 20
 """Longest `image.json` in bytes; with a longer one the image is damaged, and not used."""
-KERNEL, BZIMAGE, INITRD, MANIFEST = "vmlinux", "bzImage", "initrd", "image.json"
+KERNEL, BZIMAGE, INITRD, SBOM = "vmlinux", "bzImage", "initrd", "sbom.spdx.json"
+MANIFEST, SIGNATURE = "image.json", "image.json.sig"
+CMDLINE_MAX = 1536
+"""Longest command line of an image's kernel; with a longer one the image is damaged."""
+PART_MAX = 4 << 30
+"""Most bytes of one file of an image; with a longer one the image is damaged, and not used."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -39,6 +46,21 @@ class Part(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class Facts(msgspec.Struct, frozen=True):
+    """What a builder says of an image beside its files.
+
+    `packages` and `files` are counts; `compressed` is the initramfs as gzip has it, in bytes;
+    `sources` are the inputs and their SHA-256.
+    """
+
+    kernel_version: str
+    cmdline: str
+    packages: int
+    files: int
+    compressed: int
+    sources: dict[str, str]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `image.json` holds: the files of an image, and what they were made from."""
 
@@ -46,24 +68,33 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel_version: str
     parts: dict[str, Part]
     sources: dict[str, str]
+    cmdline: str
+    packages: int
+    files: int
+    compressed: int
 
 
 class Image(msgspec.Struct, frozen=True):
     """A built image.
 
     `kernel` is an uncompressed ELF vmlinux with a PVH entry (starts fastest); `bzimage` is the
-    same kernel for machines that need the classical boot (a TPM on q35). `digest` is the SHA-256
-    over the name and the contents of the three files; `sizes` are bytes by file name; `sources`
-    are the inputs and their SHA-256.
+    same kernel for machines that need the classical boot (a TPM on q35); `cmdline` is what it is
+    started with. `digest` is the SHA-256 over the name, the command line and the contents of the
+    four files; `sizes` are bytes by file name; the rest is as in `Facts`.
     """
 
     name: str
     kernel: Path
     bzimage: Path
     initrd: Path
+    sbom: Path
     digest: str
     kernel_version: str
+    cmdline: str
     sizes: dict[str, int]
+    packages: int
+    files: int
+    compressed: int
     sources: dict[str, str]
 
 
@@ -74,7 +105,8 @@ def load(cache: Path, name: str) -> Image:
     """
     if not NAME.fullmatch(name) or not (cache / name / MANIFEST).exists():
         raise NotFound(
-            f"image {name!r} is not in {cache}", fix=f"build it: skerry image build {name}"
+            f"image {name!r} is not in {cache}",
+            fix=f"build it: skerry image build {name}, or its .toml",
         )
     check_owner(cache)
     return _read((cache / name).resolve())
@@ -88,14 +120,63 @@ def names(cache: Path) -> list[str]:
 
 
 def verify(image: Image) -> None:
-    """Compare every file of an image with its manifest. Raises `SkerryError` on a difference."""
+    """Compare every file of an image with its manifest, and that with what was loaded.
+
+    Raises `SkerryError` on a difference.
+    """
     home = image.kernel.parent
-    for part, expected in _manifest(home).parts.items():
-        if sha256(home / part) != expected.sha256:
+    for part, expected in _decode(home, _content(image)).parts.items():
+        path = home / part
+        if not _is_file(path, expected.bytes) or sha256(path) != expected.sha256:
             raise SkerryError(
                 f"image {image.name!r} is damaged: {home / part} changed",
                 fix=f"remove {home} and build it again",
             )
+
+
+def _is_file(path: Path, size: int) -> bool:
+    with contextlib.suppress(OSError):
+        facts = path.lstat()
+        return stat.S_ISREG(facts.st_mode) and facts.st_size == size
+    return False
+
+
+def signed_content(image: Image) -> tuple[bytes, bytes]:
+    """Return the bytes that an image's signatures are over, and the signatures, if there are any.
+
+    Raises `SkerryError` if either can't be read or is too long, or the bytes describe another
+    image than this one.
+    """
+    content, signature = _content(image), image.kernel.parent / SIGNATURE
+    try:
+        return content, read_bounded(signature, MAX_SIGNATURE) if signature.exists() else b""
+    except InputError as error:
+        raise SkerryError(str(error), fix="sign the image anew") from None
+
+
+def _content(image: Image) -> bytes:
+    """Return the description that an image was loaded from. Raises `SkerryError`."""
+    home = image.kernel.parent
+    try:
+        content = read_bounded(home / MANIFEST, MANIFEST_MAX)
+    except InputError as error:
+        raise _damaged(home, error) from error
+    if _image(home, _decode(home, content)) != image:
+        raise SkerryError(f"image {image.name!r} changed while it was read", fix="try again")
+    return content
+
+
+def put_signature(cache: Path, image: Image, signatures: bytes) -> Path:
+    """Let an image have these signatures, in one step; call it under the cache's lock."""
+    place = image.kernel.parent / SIGNATURE
+    with workspace(cache) as work:
+        new = work / SIGNATURE
+        new.write_bytes(signatures)
+        new.chmod(0o444)
+        _sync(new)
+        new.rename(place)
+    _sync(place.parent)
+    return place
 
 
 def find(cache: Path, name: str, key: str) -> Image | None:
@@ -107,19 +188,20 @@ def find(cache: Path, name: str, key: str) -> Image | None:
     return _read(home)
 
 
-def add(
-    cache: Path,
-    name: str,
-    key: str,
-    files: Mapping[str, Path],
-    *,
-    version: str,
-    sources: Mapping[str, str],
-) -> Image:
+def add(cache: Path, name: str, key: str, files: Mapping[str, Path], facts: Facts) -> Image:
     """Move built files into the cache as one image; `files` lie in a `workspace` of this cache."""
     home = cache / f"{name}-{key[:16]}"
     parts = {n: Part(p.stat().st_size, sha256(p)) for n, p in sorted(files.items())}
-    manifest = Manifest(name, version, parts, dict(sorted(sources.items())))
+    manifest = Manifest(
+        name,
+        facts.kernel_version,
+        parts,
+        dict(sorted(facts.sources.items())),
+        facts.cmdline,
+        facts.packages,
+        facts.files,
+        facts.compressed,
+    )
     with workspace(cache) as work:
         stage = work / "image"
         stage.mkdir()
@@ -202,8 +284,14 @@ def _make(cache: Path) -> None:
 
 
 def _read(home: Path) -> Image:
-    manifest = _manifest(home)
-    summary = hashlib.sha256(manifest.name.encode() + b"\0")
+    try:
+        return _image(home, _decode(home, read_bounded(home / MANIFEST, MANIFEST_MAX)))
+    except InputError as error:
+        raise _damaged(home, error) from error
+
+
+def _image(home: Path, manifest: Manifest) -> Image:
+    summary = hashlib.sha256(f"{manifest.name}\0{manifest.cmdline}\0".encode())
     for part, facts in sorted(manifest.parts.items()):
         summary.update(f"{part}\0{facts.bytes}\0{facts.sha256}\0".encode())
     return Image(
@@ -211,27 +299,38 @@ def _read(home: Path) -> Image:
         kernel=home / KERNEL,
         bzimage=home / BZIMAGE,
         initrd=home / INITRD,
+        sbom=home / SBOM,
         digest=summary.hexdigest(),
         kernel_version=manifest.kernel_version,
+        cmdline=manifest.cmdline,
         sizes={n: facts.bytes for n, facts in manifest.parts.items()},
+        packages=manifest.packages,
+        files=manifest.files,
+        compressed=manifest.compressed,
         sources=manifest.sources,
     )
 
 
-def _manifest(home: Path) -> Manifest:
-    path = home / MANIFEST
+def _decode(home: Path, untrusted: bytes) -> Manifest:
+    """Return a description that is within its bounds. Raises `SkerryError`."""
     try:
-        if path.stat().st_size > MANIFEST_MAX:
-            raise ValueError("too long")
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        if set(manifest.parts) != {KERNEL, BZIMAGE, INITRD}:
+        manifest = msgspec.json.decode(untrusted, type=Manifest)
+        if set(manifest.parts) != {KERNEL, BZIMAGE, INITRD, SBOM}:
             raise ValueError("wrong set of files")
-    except (OSError, ValueError) as error:
-        raise SkerryError(
-            f"image description {path} is damaged: {error}",
-            fix=f"remove {home} and build it again",
-        ) from error
+        if not all(0 <= part.bytes <= PART_MAX for part in manifest.parts.values()):
+            raise ValueError("a file's size is out of bounds")
+        if len(manifest.cmdline) > CMDLINE_MAX or not manifest.cmdline.isprintable():
+            raise ValueError("its command line is no kernel's")
+    except (ValueError, RecursionError) as error:
+        raise _damaged(home, error) from error
     return manifest
+
+
+def _damaged(home: Path, error: Exception) -> SkerryError:
+    return SkerryError(
+        f"image description {home / MANIFEST} is damaged: {error}",
+        fix=f"remove {home} and build it again",
+    )
 
 
 def _point(cache: Path, name: str, target: str) -> None:

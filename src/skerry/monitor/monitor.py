@@ -78,12 +78,14 @@ class Monitor(Binder):
         label: Label,
         make: Callable[[], Machine],
         cold: Callable[[], Awaitable[object]] | None = None,
+        about: Mapping[str, object] = {},
     ) -> Domain:
         """Start a domain as far as *paused*: admitted, jailed, its processors not yet running.
 
         `make` is called only after the allow is on disk, and `cold` then, to bind what a machine
-        takes before it is prepared. Raises `StateError` if it runs already,
-        `Refused` or another `Denied`, `MachineError`; then no trace of it counts as running.
+        takes before it is prepared; `about` is what the record says of it besides. Raises
+        `StateError` if it runs already, `Refused` or another `Denied`, `MachineError`; then no
+        trace of it counts as running.
         """
         old = self.domains.get(name)
         if old is not None and old.state is not State.ENDED:
@@ -91,7 +93,7 @@ class Monitor(Binder):
         domain = Domain(name, label, self._clock())
         self.domains[name] = domain
         try:
-            await self._admit(operator, domain)
+            await self._admit(operator, domain, about)
             self._watch(domain, make())
             if cold is not None:
                 await cold()
@@ -101,7 +103,7 @@ class Monitor(Binder):
             raise
         return domain
 
-    async def _admit(self, operator: Label, domain: Domain) -> None:
+    async def _admit(self, operator: Label, domain: Domain, about: Mapping[str, object]) -> None:
         # One start at a time is decided, so that two competitors can't pass the wall together.
         async with self._admission:
             if sum(d.admitted for d in self.domains.values()) >= self._max_domains:
@@ -110,7 +112,7 @@ class Monitor(Binder):
             await self.mediator.permit(
                 "domain_create",
                 lambda: {"operator": operator, "domain": domain.label},
-                {"domain": domain.name},
+                {"domain": domain.name, **about},
                 lambda: self.running(beside=domain),
             )
             if domain.state is not State.STARTING:

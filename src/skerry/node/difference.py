@@ -179,6 +179,7 @@ def _settings(now: Setup, wanted: Setup) -> tuple[str, ...]:
         "the name": (old.name, new.name),
         "operators": (operators, wanted.operators),
         "the policy key": (now.policy_key, wanted.policy_key),
+        "the image key": (old.image_signer, new.image_signer),
         "limits": (old.limits, new.limits),
         "alarms": (old.alarms, new.alarms),
         "resources": (_resources(now, wanted), _resources(wanted, wanted)),

@@ -13,8 +13,6 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from skerry.errors import MachineError, SkerryError
-from skerry.image import store
-from skerry.image.minimal import CMDLINE
 from skerry.image.store import Image
 from skerry.label import Label
 from skerry.machine.qemu.accel import PROBE_MEMORY, PROBE_S, guest_runs, kvm_runs
@@ -24,6 +22,7 @@ from skerry.machine.qemu.root import INITRD, KERNEL
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths, prefixes
+from skerry.node.images import measure, require_image, require_image_signed
 from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
@@ -68,16 +67,39 @@ class Machines:
             self._jails = MachineJails(self._supervisor, accepted, self._identities)
 
     def load_images(self) -> list[SkerryError]:
-        """Load and verify the images that are not yet loaded; return what kept one from it."""
+        """Load and verify the images that are not yet loaded; return what kept one from it.
+
+        Where the system names an image key, every image that it boots must be signed with it.
+        """
+        key = self._system.image_signer
         failed: list[SkerryError] = []
         for name in sorted(self._system.images - self._images.keys()):
             try:
-                image = store.load(paths.image_cache(), name)
-                store.verify(image)
-                self._images[name] = image
+                self._images[name] = require_image(paths.image_cache(), name, key)
             except SkerryError as error:
                 failed.append(error)
         return failed
+
+    def _check_signer(self, before: System) -> None:
+        """Judge what is loaded under another system's image key. Raises `ImageUnsigned`."""
+        key = self._system.image_signer
+        if key and key != before.image_signer:
+            for name in sorted({d.image for d in self._system.domains.values()}):
+                if name in self._images:
+                    require_image_signed(self._images[name], key)
+
+    def measures(self) -> list[Mapping[str, object]]:
+        """Return what the first record says of each loaded image."""
+        return [
+            measure(image, self._system.image_signer) for _, image in sorted(self._images.items())
+        ]
+
+    def measured(self, domain: DomainSpec) -> Mapping[str, object]:
+        """Return what the record of a domain's start says of its image."""
+        image = self._images.get(domain.image)
+        if domain.machine != "qemu" or image is None:
+            return {}
+        return {"image": measure(image, self._system.image_signer)}
 
     async def prepare(self, streams: Bridges, system: System, report: Report) -> Callable[[], None]:
         """Make ready what another system's domains run on, beside those that run.
@@ -88,6 +110,7 @@ class Machines:
         before, kvm = self._system, dict(self._kvm)
         self._system = system
         try:
+            await asyncio.to_thread(self._check_signer, before)
             for failure in await asyncio.to_thread(self.load_images):
                 raise failure
             self._untested |= self._jails is None
@@ -194,7 +217,7 @@ class Machines:
             kernel=(image.bzimage if classical else image.kernel) if image else None,
             bzimage=image.bzimage if image else None,
             initrd=image.initrd if image else None,
-            cmdline=CMDLINE,
+            cmdline=image.cmdline if image else "",
             firmware=None if domain.boot == "kernel" else domain.boot,
             memory=domain.memory,
             cpus=domain.cpus,

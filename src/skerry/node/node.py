@@ -83,6 +83,7 @@ class Node(Changing):
         super().__init__(setup, monitor, clock, keeper, resources)
         self.helpers: dict[str, Helper] = {}
         self._make = make
+        self.measured: Callable[[DomainSpec], Mapping[str, object]] = lambda _spec: {}
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
 
     async def up(self, report: Report) -> list[Refusal]:
@@ -158,7 +159,8 @@ class Node(Changing):
             started = await self._bind_declared(operator, {name}, cold=True)
 
         make = partial(self._make, spec, label)
-        await self.monitor.start(operator, name, label, make, bind_cold)
+        about = self.measured(spec)
+        await self.monitor.start(operator, name, label, make, bind_cold, about)
         return started
 
     async def _bind_declared(

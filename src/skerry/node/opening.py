@@ -126,7 +126,8 @@ async def open_node(
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
     layers = await _try_out(machines, streams, report, life.fresh)
-    await _record(trail, _first_record(setup, layers), life.fresh)
+    first = _first_record(setup, layers, machines.measures())
+    await _record(trail, first, life.fresh)
     journal = await NodeJournal.open(paths.journal_file(), supervisor, standing, world.disk)
     exits.push_async_callback(_close, journal, state)
     journal.footprint = machines.footprint
@@ -155,6 +156,7 @@ async def open_node(
     resources.follow(monitor, setup)
     relays.lost = partial(_cut_if_there, monitor)
     node = Node(setup, monitor, machines.make, world.clock, keeper, resources)
+    node.measured = machines.measured
     prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
     if isinstance(trail, AuditClient):
@@ -284,12 +286,15 @@ async def _keep_token(supervisor: SupervisorClient, token: str, lock: int) -> No
         os.close(null)
 
 
-def _first_record(setup: Setup, layers: Mapping[str, str]) -> dict[str, object]:
+def _first_record(
+    setup: Setup, layers: Mapping[str, str], images: list[Mapping[str, object]]
+) -> dict[str, object]:
     return {
         "system": setup.system.name,
         "code": code_digest(),
         "policy": setup.stack.digest,
         "modules": list(setup.stack.names),
         "layers": dict(layers),
+        "images": images,
         "operators": {str(uid): str(label) for uid, label in setup.operators.items()},
     }

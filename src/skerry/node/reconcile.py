@@ -295,6 +295,7 @@ def _read(now: Setup, untrusted: SystemFiles) -> Setup:
             fix="stop the system with `skerry down` and start it anew",
         )
     _check_key(now, wanted, untrusted.key)
+    _check_image_key(now.system, wanted.system, untrusted.image_key)
     policy = now.policy
     if is_other_policy(now, wanted):
         policy = changed(now.policy, NewSources(wanted.policy.sources))
@@ -316,3 +317,14 @@ def _check_key(now: Setup, wanted: Setup, key: KeyFile | None) -> None:
         raise Unsigned([Problem(str(wanted.system.path), 0, f"{message}; {fix}")])
     file = wanted.system.policy_key
     require_signed(now.policy_key, key.content, key.signature, file)
+
+
+def _check_image_key(now: System, wanted: System, key: KeyFile | None) -> None:
+    """The same of the key that signs the images."""
+    if not now.image_signer or wanted.image_signer == now.image_signer:
+        return
+    if key is None:
+        message = "names no image-key, and the system that runs requires signed images"
+        fix = "name one; to do without, stop the system and start it anew"
+        raise Unsigned([Problem(str(wanted.path), 0, f"{message}; {fix}")])
+    require_signed(now.image_signer, key.content, key.signature, wanted.image_key)

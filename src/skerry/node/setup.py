@@ -57,7 +57,7 @@ def load_setup(path: Path) -> Setup:
     system = load_system(path)
     try:
         policy = read_policy(system.policy)
-        key = _read_key(system)
+        key, system = _read_key(system.policy_key), with_image_key(system)
         signatures = {file: read_signature(file) for file in _files_of(system)} if key else {}
         return _setup(system, policy, key, signatures)
     except PolicyError as error:  # nothing runs yet: a wrong file, and no denial
@@ -72,13 +72,13 @@ def read_files(path: Path) -> tuple[System, SystemFiles]:
     text = read_text(path, MAX_FILE)
     system = parse_system(text, path.absolute())
     try:
-        key = _read_key(system)
+        key, image_key = _read_key(system.policy_key), _read_key(system.image_key)
         policies = tuple(
             PolicyFile(file, policy_bytes(file), read_signature(file)) for file in _files_of(system)
         )
     except PolicyError as error:
         raise InputError(error.problems) from None
-    return system, SystemFiles(str(path.absolute()), text, policies, key)
+    return system, SystemFiles(str(path.absolute()), text, policies, key, image_key)
 
 
 def make_setup(untrusted: SystemFiles) -> Setup:
@@ -93,9 +93,11 @@ def make_setup(untrusted: SystemFiles) -> Setup:
     system = parse_system(untrusted.text, path)
     given = {policy.file: policy for policy in untrusted.policies}
     lacking = [file for file in _files_of(system) if file not in given]
-    if lacking or bool(system.policy_key) is not bool(untrusted.key):
-        lacks = ", ".join(lacking) or "the policy key"
+    keys = [(system.policy_key, untrusted.key), (system.image_key, untrusted.image_key)]
+    if lacking or any(bool(file) is not bool(key) for file, key in keys):
+        lacks = ", ".join(lacking) or "the key"
         raise InputError([Problem(str(path), 0, f"it came without {lacks}, which it names")])
+    system = _signed_images(system, untrusted.image_key)
     sources = [Source(f, b"" if f == DUMMY_POLICY else given[f].content) for f in system.policy]
     policy = make_policy(sources)
     signatures = {file: policy.signature for file, policy in given.items()}
@@ -106,10 +108,23 @@ def _files_of(system: System) -> list[str]:
     return [file for file in system.policy if file != DUMMY_POLICY]
 
 
-def _read_key(system: System) -> KeyFile | None:
-    if not system.policy_key:
-        return None
-    return KeyFile(read_key_file(system.policy_key), read_signature(system.policy_key))
+def _read_key(file: str) -> KeyFile | None:
+    return KeyFile(read_key_file(file), read_signature(file)) if file else None
+
+
+def with_image_key(system: System) -> System:
+    """Return a system with the key that signs its images, if it names one, as bytes.
+
+    Raises `PolicyError` if that is none.
+    """
+    return _signed_images(system, _read_key(system.image_key))
+
+
+def _signed_images(system: System, key: KeyFile | None) -> System:
+    if key is None:
+        return system
+    raw = public_key(key.content, system.image_key)
+    return msgspec.structs.replace(system, image_signer=raw)
 
 
 def _setup(

@@ -105,7 +105,8 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         limits=limits,
         audit=_audit(top.section("audit")),
         alarms=alarms,
-        policy_key=_policy_key(top, path.parent),
+        policy_key=_key(top, "policy-key", path.parent),
+        image_key=_key(top, "image-key", path.parent),
         lines=report.document.lines,
     )
     if len(domains) > limits.domains:
@@ -129,12 +130,12 @@ def _policy(top: Section, folder: Path) -> tuple[str, ...]:
     return tuple(n if n == DUMMY_POLICY else str((folder / n).absolute()) for n in names)
 
 
-def _policy_key(top: Section, folder: Path) -> str:
-    name = top.value("policy-key")
+def _key(top: Section, key: str, folder: Path) -> str:
+    name = top.value(key)
     if name is None:
         return ""
     if not isinstance(name, str) or not name or not name.isprintable():
-        top.problem("policy-key", f"policy-key must name a file, not {echo(name)}")
+        top.problem(key, f"{key} must name a file, not {echo(name)}")
         return ""
     return str((folder / name).absolute())
 

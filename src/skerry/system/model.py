@@ -170,7 +170,8 @@ class System(msgspec.Struct, frozen=True):
 
     `path` is the file itself; `policy` holds absolute paths or `DUMMY_POLICY`; `operators` maps a
     uid to its label; `accept_missing` names the layers of the jail that may be absent; every policy
-    must be signed by `policy_key`, the absolute path of a public key, where there is one.
+    must be signed by `policy_key`, the absolute path of a public key, where there is one, and every
+    image by `image_key`, whose 32 bytes are `image_signer` once the file was read.
     """
 
     path: pathlib.Path
@@ -187,6 +188,8 @@ class System(msgspec.Struct, frozen=True):
     audit: Audit = Audit()
     alarms: Mapping[str, Alarm] = {}
     policy_key: str = ""
+    image_key: str = ""
+    image_signer: bytes = b""
     lines: Mapping[Path, int] = {}
 
     @property

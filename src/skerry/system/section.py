@@ -66,6 +66,14 @@ class Section:
         """Report a mistake at a key's line."""
         self._report.add((*self.path, key), message)
 
+    def report(self, below: Path, message: str) -> None:
+        """Report a mistake at the line of something below this table."""
+        self._report.add((*self.path, *below), message)
+
+    def line(self, key: str) -> int:
+        """Return a key's line."""
+        return self._report.document.line((*self.path, key))
+
     def value(self, key: str) -> object:
         """Return a raw value or None."""
         self._asked.add(key)

@@ -36,19 +36,20 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The public key that the system file names, and what stands beside it as signature."""
+    """A public key that the system file names, and what stands beside it as signature."""
 
     content: Key
     signature: Signature = b""
 
 
-class SystemFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SystemFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`path` is the system file's absolute path, for messages, and `text` what is in it."""
 
     path: Place
     text: str
     policies: tuple[PolicyFile, ...] = ()
     key: KeyFile | None = None
+    image_key: KeyFile | None = None
 
 
 _decoder: msgspec.msgpack.Decoder[SystemFiles] = msgspec.msgpack.Decoder(SystemFiles)

@@ -371,6 +371,42 @@ def test_a_key_in_force_is_required_of_every_policy_and_of_the_next_key(tmp_path
     play(tmp_path, scene)
 
 
+async def up_imaged(host: Host, key: int | None, endorsed: int | None = None) -> Any:
+    """Give the node a system whose image key is one of `KEYS`, or none, signed by another one."""
+    path = host.node.setup.system.path
+    system = SYSTEM if key is None else f'image-key = "images.pub"\n{SYSTEM}'
+    named = None
+    if key is not None:
+        public = KEYS[key][1]
+        by_old = b"" if endorsed is None else sign(KEYS[endorsed][0], public, "key")
+        named = KeyFile(public, by_old)
+    file = PolicyFile(str(path.parent / "policy.toml"), POLICY.encode())
+    caller = Caller(os.getuid())
+    caller.type(encode_files(SystemFiles(str(path), system, (file,), None, named)))
+    caller.type(b"")
+    return await host.handle(wire.Reconcile(), caller)
+
+
+def test_the_key_of_the_images_is_followed_only_by_one_that_it_signed(tmp_path: Path) -> None:
+    """It can't be dropped either; a refused file leaves it as it was."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        assert (await up_imaged(host, 0))["refused"] == []
+        assert host.node.setup.system.image_signer == public_key(KEYS[0][1], "")
+        with pytest.raises(InputError, match="names no image-key"):
+            await up_imaged(host, None)
+        with pytest.raises(InputError, match=r"images\.pub: not signed"):
+            await up_imaged(host, 1)
+        with pytest.raises(InputError, match=r"images\.pub.*does not verify"):
+            await up_imaged(host, 1, endorsed=1)
+        assert host.node.setup.system.image_signer == public_key(KEYS[0][1], "")
+        assert (await up_imaged(host, 1, endorsed=0))["refused"] == []
+        assert host.node.setup.system.image_signer == public_key(KEYS[1][1], "")
+
+    play(tmp_path, scene)
+
+
 def test_what_was_prepared_counts_only_once_the_file_is_in_force(tmp_path: Path) -> None:
     """A missing layer that a file accepts is accepted no earlier, and never if it is refused."""
 

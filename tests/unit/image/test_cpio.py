@@ -48,3 +48,21 @@ def test_two_entries_of_one_path_are_refused() -> None:
     """Which of the two would win is not left to the kernel."""
     with pytest.raises(ValueError, match="two entries"):
         cpio.archive([cpio.file("a", b"1"), cpio.link("a", "b")])
+
+
+def test_an_archive_is_read_as_it_was_written() -> None:
+    """Every kind of entry, with its mode and bytes; parents are there as directories."""
+    written = [cpio.file("a/b", b"12345"), cpio.link("a/c", "b"), cpio.directory("d", mode=0o1777)]
+    found = {entry.path: entry for entry in cpio.entries(cpio.archive(written))}
+    assert found == {entry.path: entry for entry in [*written, cpio.directory("a")]}
+
+
+def test_an_archive_that_is_cut_off_or_altered_is_refused() -> None:
+    """At every length but the whole, and with any other mark."""
+    whole = cpio.archive([cpio.file("a", b"12345")])
+    assert cpio.entries(whole)
+    for length in range(len(whole) - 12):
+        with pytest.raises(ValueError):
+            cpio.entries(whole[:length])
+    with pytest.raises(ValueError, match="not a newc"):
+        cpio.entries(b"070702" + whole[6:])

@@ -9,9 +9,16 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from skerry.cli.image_sign import add_signature
 from skerry.errors import LayerMissing, MachineError
+from skerry.image import store
+from skerry.image.minimal import build_minimal
+from skerry.node.images import ImageUnsigned
 from skerry.node.machines import Machines
+from skerry.node.paths import image_cache
+from skerry.policy.signature import new_key, public_key
 from skerry.system.load import parse_system
+from tests.support.kernel_package import Debian
 
 QEMU = """
 name = "m"
@@ -135,3 +142,53 @@ def test_a_disk_of_its_own_gets_kvm_only_at_its_owners_word(
                 await found.choose_accel(lambda _: None)
 
     asyncio.run(scene())
+
+
+KEYS = [new_key() for _ in range(2)]
+SIGNED = [msgspec.structs.replace(SYSTEM, image_signer=public_key(k[1], "")) for k in KEYS]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with a small image, signed with the first key; its cache."""
+    Debian(tmp_path / "debian", monkeypatch)
+    monkeypatch.setenv("SKERRY_SHARE", str(tmp_path / "share"))
+    image = build_minimal(image_cache())
+    (tmp_path / "key").write_bytes(KEYS[0][0])
+    add_signature(image_cache(), image, str(tmp_path / "key"), add=False)
+    return image_cache()
+
+
+def test_a_node_loads_only_images_that_its_key_has_signed(host: Path) -> None:
+    """The failure is one that ends `up`; without a key every unaltered image is loaded."""
+    for system, loaded in ((SYSTEM, True), (SIGNED[0], True), (SIGNED[1], False)):
+        made = Machines(system, cast(Any, None), cast(Any, None))
+        failures = made.load_images()
+        assert [type(failure) for failure in failures] == [] if loaded else [ImageUnsigned]
+        assert bool(made.measures()) is loaded
+
+
+def test_another_image_key_is_asked_about_what_is_loaded_already(host: Path) -> None:
+    """Before the system comes into force; the key that signed it is the control."""
+
+    class Loaded(Tried):
+        def load_images(self) -> list[Any]:
+            return Machines.load_images(self)
+
+    made = Loaded(ACCEPTING, cast(Any, None), cast(Any, None))
+    assert made.load_images() == []
+    accepting = [msgspec.structs.replace(s, accept_missing=("uid",)) for s in SIGNED]
+    assert asyncio.run(prepare(made, accepting[0]))
+    with pytest.raises(ImageUnsigned, match="the image minimal"):
+        asyncio.run(prepare(made, accepting[1]))
+
+
+def test_a_start_is_measured_by_its_image(host: Path) -> None:
+    """By the digest of the image that was verified; a simulated domain has none."""
+    made = Machines(SIGNED[0], cast(Any, None), cast(Any, None))
+    made.load_images()
+    digest = store.load(host, "minimal").digest
+    measured = {"name": "minimal", "digest": digest, "signed": True}
+    assert made.measures() == [measured]
+    assert made.measured(SYSTEM.domains["a"]) == {"image": measured}
+    assert made.measured(BARE.domains["a"]) == {}

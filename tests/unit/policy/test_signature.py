@@ -6,9 +6,11 @@ import base64
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from skerry.errors import InputError, PolicyError
+from skerry.node.kept import read_setup, save_setup
 from skerry.node.setup import load_setup, make_setup, read_files
 from skerry.policy.signature import (
     Unsigned,
@@ -129,6 +131,27 @@ def test_a_system_with_a_key_takes_only_what_it_signed(tmp_path: Path) -> None:
         load_setup(path)
     (tmp_path / "key.pub").unlink()
     with pytest.raises(InputError, match=r"key\.pub: cannot be read"):
+        load_setup(path)
+
+
+def test_a_system_carries_the_key_of_its_images(tmp_path: Path) -> None:
+    """On disk and as bytes alike, as what a restarted node goes on with; no key, no demand."""
+    path = write_signed(tmp_path)
+    assert load_setup(path).system.image_signer == b""
+    (tmp_path / "images.pub").write_bytes(KEYS[1][1])
+    path.write_text(f'image-key = "images.pub"\n{path.read_text()}')
+    setups = [load_setup(path), make_setup(read_files(path)[1])]
+    assert [setup.system.image_signer for setup in setups] == [RAW[1], RAW[1]]
+    assert read_setup(tmp_path, save_setup(tmp_path, setups[0])).system.image_signer == RAW[1]
+    given = read_files(path)[1]
+    with pytest.raises(InputError, match="it came without the key, which it names"):
+        make_setup(msgspec.structs.replace(given, image_key=None))
+    (tmp_path / "images.pub").write_text("no key")
+    for load in (load_setup, lambda path: make_setup(read_files(path)[1])):
+        with pytest.raises(InputError, match=r"images\.pub: no Ed25519 public key"):
+            load(path)
+    path.write_text(path.read_text().replace('"images.pub"', "7"))
+    with pytest.raises(InputError, match="image-key must name a file, not 7"):
         load_setup(path)
 
 

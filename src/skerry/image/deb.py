@@ -1,0 +1,105 @@
+"""What is in a Debian package, read as a stream: nothing is unpacked to disk and no script is run.
+
+The rules: a member's size is counted before its bytes are read; what the packed stream may hold in
+all is bounded by the size that apt's signed lists say it has once installed.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+from typing import IO
+
+from skerry.errors import SkerryError
+from skerry.image import cpio, package
+from skerry.image.package import Package
+from skerry.image.tree import APPLETS, Tree
+
+SLACK = 8 << 20
+"""Bytes that a package may hold beyond twice its installed size; beyond that it is refused."""
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends in an error when it gives more than it may."""
+
+    def __init__(self, stream: IO[bytes], limit: int, name: str) -> None:
+        self._stream, self._left, self._name = stream, limit, name
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes, at most 64 KiB."""
+        wanted = 1 << 16 if size is None or size < 0 else min(size, 1 << 16)
+        data = self._stream.read(wanted)
+        self._left -= len(data)
+        if self._left < 0:
+            raise SkerryError(f"the package {self._name} holds more than apt's lists say")
+        return data
+
+
+def add_to(tree: Tree, deb: Path, facts: Package) -> None:
+    """Put a package's files into a tree, but for those that the tree does not want.
+
+    Raises `SkerryError` for a damaged package, one that is larger than the lists say, and for a
+    member that an image can't have (a device, a path that leads out).
+    """
+    argv = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        raise package.missing("dpkg-deb", "dpkg") from error
+    timer = threading.Timer(package.COMMAND_TIMEOUT_S, process.kill)
+    timer.start()
+    assert process.stdout is not None
+    limit = 2 * facts.installed + SLACK
+    try:
+        with process.stdout as stream:
+            bounded = _Bounded(stream, limit, facts.name)
+            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                for member in archive:
+                    _add_member(tree, archive, member, facts.name)
+            while bounded.read():  # the padding, so that dpkg-deb ends by itself
+                pass
+        damaged = process.wait() != 0
+    except (tarfile.TarError, EOFError, UnicodeError):
+        damaged = True
+    finally:
+        timer.cancel()
+        process.kill()
+        process.wait()
+    if damaged:
+        raise SkerryError(f"the package {deb.name} is damaged", fix=f"remove {deb} and build again")
+
+
+def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, origin: str) -> None:
+    path = tree.path(member.name)
+    if not tree.wants(path):
+        return
+    mode = member.mode & 0o7777
+    if member.isdir():
+        tree.add(cpio.directory(path, mode=mode), origin)
+    elif member.issym():
+        tree.reserve(len(member.linkname), f"/{path} of {origin}")
+        tree.add(cpio.link(path, member.linkname), origin, over=APPLETS)
+    elif member.islnk():
+        held = tree.placed.get(tree.path(member.linkname))
+        if held is None or held.origin != origin or not stat.S_ISREG(held.entry.mode):
+            raise SkerryError(f"/{path} of {origin} is a second name of a file that is not there")
+        tree.reserve(len(held.entry.data), f"/{path} of {origin}")
+        tree.add(
+            cpio.file(path, held.entry.data, mode=held.entry.mode & 0o7777), origin, over=APPLETS
+        )
+    elif member.isreg():
+        tree.reserve(member.size, f"/{path} of {origin}")
+        content = archive.extractfile(member)
+        data = content.read() if content is not None else b""
+        tree.add(cpio.file(path, data, mode=mode), origin, over=APPLETS)
+    else:
+        raise SkerryError(f"/{path} of {origin} is a device or a pipe, which no image has")

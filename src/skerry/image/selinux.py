@@ -1,0 +1,125 @@
+"""Debian's SELinux policy for a guest: its modules compiled to the one file that a kernel loads.
+
+The package `selinux-policy-default` ships modules, and compiles them when it is installed. Nothing
+is installed here, so the same is done aside: `pp` makes CIL of each module, `secilc` the policy of
+all. Both come from Debian packages of their own, not from the host, so that the same inputs give
+the same bytes; they run in a jail with a read-only root of those packages, no network, no
+capability, and never as root.
+
+What is left out is what the package itself disables (`notdefault` in its `postinst`, which is read
+and not run).
+"""
+
+from __future__ import annotations
+
+import bz2
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from skerry.errors import SkerryError
+from skerry.image import cpio, package
+from skerry.image.recipe import GUEST, Recipe
+
+POLICY_PACKAGE = "selinux-policy-default"
+TOOLS = Recipe(
+    "selinux-tools",
+    GUEST / "presets/selinux.toml",
+    packages=("policycoreutils", "secilc"),
+    exclude=("lsb-base",),
+)
+"""What compiles the policy; none of it goes into an image."""
+
+CMDLINE = "security=selinux audit=1 rdinit=/lib/skerry/selinux-init"
+"""What the kernel is told; the first program loads the policy, labels the files and enforces it."""
+
+VERSION = 33
+"""The policy's format: the newest that Debian 12's kernel and compiler both know."""
+
+MODULE_MAX = 32 << 20
+"""Longest module in bytes, unpacked; with a longer one no image is made."""
+
+_CONVERT = 'for module in /w/*.pp; do "$1" "$module" "${module%.pp}.cil" || exit 1; done'
+_ROOT = "etc/selinux/default"
+_NOBODY = 65534
+_CONFIG = b"SELINUX=enforcing\nSELINUXTYPE=default\n"
+
+
+def make(debs: Mapping[str, Path], busybox: Path, work: Path) -> list[cpio.Entry]:
+    """Return the compiled policy, its file contexts and `/etc/selinux/config`.
+
+    `debs`: the fetched packages by name, those of `TOOLS` among them; `busybox`: the shell of the
+    jail; `work`: a directory of ours, on a file system that programs may run from. Raises
+    `SkerryError` with the tool's last words.
+    """
+    root, modules = work / "tools", work / "modules"
+    for one in (root, modules):
+        one.mkdir()
+    for name, deb in debs.items():
+        package.unpack(deb, root if name != POLICY_PACKAGE else work / "policy")
+    names = _write_modules(debs[POLICY_PACKAGE], work / "policy", modules)
+    _open_to_nobody(work, modules)
+    converter = next((f"/{p.relative_to(root)}" for p in root.glob("usr/lib*/selinux/hll/pp")), "")
+    _run(root, modules, busybox, ["/w/busybox", "sh", "-c", _CONVERT, "sh", converter])
+    compiled = ["-m", "-c", str(VERSION), "-o", "/w/policy", "-f", "/w/contexts"]
+    sources = [f"/w/{name}.cil" for name in names]
+    _run(root, modules, busybox, ["/usr/bin/secilc", *compiled, *sources])
+    return [
+        cpio.file(f"{_ROOT}/policy/policy.{VERSION}", (modules / "policy").read_bytes()),
+        cpio.file(f"{_ROOT}/contexts/files/file_contexts", (modules / "contexts").read_bytes()),
+        cpio.file("etc/selinux/config", _CONFIG),
+    ]
+
+
+def _write_modules(deb: Path, unpacked: Path, target: Path) -> list[str]:
+    """Write the modules that the package would enable, and return their names, sorted."""
+    left_out = _left_out(deb)
+    names = []
+    for path in sorted((unpacked / "usr/share/selinux/default").glob("*.pp.bz2")):
+        name = path.name.removesuffix(".pp.bz2")
+        if name not in left_out:
+            (target / f"{name}.pp").write_bytes(_unpacked(path))
+            names.append(name)
+    if not names:
+        raise SkerryError(f"{POLICY_PACKAGE} holds no modules")
+    return names
+
+
+def _left_out(deb: Path) -> set[str]:
+    text = package.run(["dpkg-deb", "-I", str(deb), "postinst"], package="dpkg").decode()
+    named = re.search(r'^ *notdefault="(.*)"$', text, re.MULTILINE)
+    if named is None:
+        raise SkerryError(f"{POLICY_PACKAGE} does not say which modules it disables")
+    return set(named[1].split())
+
+
+def _unpacked(path: Path) -> bytes:
+    data = bz2.BZ2Decompressor().decompress(path.read_bytes(), MODULE_MAX)
+    if len(data) >= MODULE_MAX:
+        raise SkerryError(f"the module {path.name} is over {MODULE_MAX >> 20} MiB")
+    return data
+
+
+def _open_to_nobody(work: Path, modules: Path) -> None:
+    """As root, let the tools' uid reach its root and own the directory that it writes to."""
+    if os.geteuid() == 0:
+        for path in (work, work / "tools"):
+            path.chmod(0o755)
+        for path in (modules, *modules.iterdir()):
+            os.chown(path, _NOBODY, _NOBODY)
+
+
+def _run(root: Path, modules: Path, busybox: Path, argv: list[str]) -> None:
+    """Run one tool in its jail, with `modules` as `/w`."""
+    identity = f"--reuid={_NOBODY} --regid={_NOBODY} --clear-groups".split()
+    first = ["setpriv", *identity] if os.geteuid() == 0 else []
+    jail = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
+    jail += ["--cap-drop", "ALL", "--clearenv"]
+    for name in ("lib", "lib64"):  # as Debian 13's packages need them
+        if not os.path.lexists(root / name):
+            (root / name).symlink_to(f"usr/{name}")
+    (root / "w").mkdir(exist_ok=True)
+    places = ["--ro-bind", str(root), "/", "--bind", str(modules), "/w", "--chdir", "/w"]
+    places += ["--ro-bind", str(busybox), "/w/busybox"]
+    package.run([*first, *jail, *places, *argv], package="bubblewrap")

@@ -1,0 +1,176 @@
+"""Images of Debian's real packages, fetched by apt into the tests' cache."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from skerry.errors import InputError, SkerryError
+from skerry.image import compare, spdx, store
+from skerry.image.build import build
+from skerry.image.closure import closure
+from skerry.image.recipe import parse_recipe, preset
+from tests.support.machines import cache
+
+BUILD_S = 30.0
+"""Seconds in which `minimal` is built, its packages being there."""
+
+SMALL = 8_000_000
+"""Bytes under which the initramfs of `minimal` stays, compressed."""
+
+APP = """\
+name = "app"
+packages = [
+  "hello",
+  {more}
+]
+exclude = ["libgcc-s1"{excluded}]
+"""
+
+
+@pytest.fixture
+def fresh() -> Iterator[Path]:
+    """Give a cache that holds packages and no image."""
+    shelf = cache() / "packages"
+    shelf.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="images-", dir=cache()) as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "packages").symlink_to(shelf)
+        yield Path(folder)
+
+
+def packages(home: Path, *more: str, excluded: str = "") -> dict[str, str]:
+    """Return name and version of each package that a recipe needs."""
+    text = APP.format(more="".join(f'"{name}",\n' for name in more), excluded=excluded)
+    with store.locked(home):
+        return {p.name: p.version for p in closure(home, parse_recipe(text, home / "app.toml"))}
+
+
+@pytest.mark.parametrize("name", ["python", "selinux"])
+def test_a_preset_is_the_same_bytes_whoever_builds_it(name: str, fresh: Path) -> None:
+    """The one in the tests' cache and one made anew, in every file and in the description."""
+    one = build(cache(), preset(name))
+    other = build(fresh, preset(name))
+    assert one.kernel.parent != other.kernel.parent
+    for part in (*sorted(one.sizes), store.MANIFEST):
+        left, right = one.kernel.parent / part, other.kernel.parent / part
+        assert store.sha256(left) == store.sha256(right), part
+    store.verify(other)
+
+
+def test_minimal_is_small_and_quick_to_build(fresh: Path) -> None:
+    """From packages that are here already, kernel included; the initramfs as gzip has it."""
+    build(fresh, preset("minimal"))
+    for path in fresh.glob("minimal-*"):
+        for part in path.iterdir():
+            part.unlink()
+        path.rmdir()
+    began = time.monotonic()
+    image = build(fresh, preset("minimal"))
+    took = time.monotonic() - began
+    print(f"minimal: {took:.1f} s, {image.compressed} bytes compressed")  # noqa: T201
+    assert took < BUILD_S
+    assert image.compressed < SMALL
+
+
+@pytest.mark.parametrize("name", ["minimal", "python"])
+def test_a_bill_of_materials_is_valid_spdx(name: str) -> None:
+    """By SPDX's own tools, which find what is wrong with another one."""
+    image = build(cache(), preset(name))
+    assert spdx_tools(image.sbom) == (0, "")
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = Path(folder) / "wrong.spdx.json"
+        wrong.write_bytes(image.sbom.read_bytes().replace(b"SPDXRef-Image", b"Image"))
+        assert spdx_tools(wrong)[0] == 1
+
+
+def spdx_tools(path: Path) -> tuple[int, str]:
+    """Validate a document; return the exit code and the errors."""
+    argv = [sys.executable, "-W", "ignore", "-m", "spdx_tools.spdx.clitools.pyspdxtools", "-i"]
+    done = subprocess.run([*argv, path], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_bill_of_materials_names_every_package_and_file() -> None:
+    """Packages with the hashes of apt's lists; the files that no package has, one by one."""
+    image = build(cache(), preset("python"))
+    bill = spdx.read(image.sbom.read_bytes(), "")
+    named = {f"{n}={version}": sha256 for n, (version, sha256) in bill.packages.items()}
+    debs = {n: sha256 for n, sha256 in image.sources.items() if "=" in n}
+    assert debs.items() <= named.items()
+    assert len(named) == len(debs) + 1 == image.packages  # busybox is the host's
+    assert {"python3-minimal", "libc6", "busybox-static"} <= bill.packages.keys()
+    assert "dpkg" not in bill.packages
+    files = compare.files_of(image)
+    assert bill.files["./init"] == files["init"].sha256
+    assert "./usr/bin/python3.11" not in bill.files
+    assert "usr/bin/python3.11" in files or "usr/bin/python3.13" in files
+    assert not any(path.startswith("usr/share/man") for path in files)
+    assert any(path.endswith("/copyright") for path in files)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 100_000, b'{"spdxVersion": "SPDX-9"}'])
+def test_a_damaged_bill_is_refused(damage: bytes) -> None:
+    """In one line that names it."""
+    with pytest.raises(SkerryError, match="materials sbom is damaged") as caught:
+        spdx.read(damage, "sbom")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_needed_comes_along_and_what_is_excluded_does_not(fresh: Path) -> None:
+    """And nothing that is only recommended."""
+    found = packages(fresh)
+    assert {"hello", "libc6"} <= found.keys()
+    assert "libgcc-s1" not in found
+    assert "libc6" not in packages(fresh, excluded=', "libc6"')
+
+
+def test_a_version_can_be_pinned(fresh: Path) -> None:
+    """The one there is; another one is named as missing."""
+    found = packages(fresh)
+    assert packages(fresh, f"libc6={found['libc6']}") == found
+    with pytest.raises(InputError, match="no package 'libc6'"):
+        packages(fresh, "libc6=0.1")
+
+
+@pytest.mark.parametrize("name", ["no-such-package", "python3.9999", "awk"])
+def test_a_package_that_does_not_exist_is_named_at_its_line(name: str, fresh: Path) -> None:
+    """A name is never taken for a pattern, and one that several provide is none."""
+    with pytest.raises(InputError) as caught:
+        packages(fresh, name)
+    assert [(p.line, f"'{name}'" in p.message) for p in caught.value.problems] == [(4, True)]
+
+
+def test_an_excluded_package_that_does_not_exist_is_named_at_its_line(fresh: Path) -> None:
+    """A slip there would change nothing, silently."""
+    with pytest.raises(InputError, match="no package 'libgcc-s9'") as caught:
+        packages(fresh, excluded=', "libgcc-s9"')
+    assert [problem.line for problem in caught.value.problems] == [6]
+
+
+def test_more_packages_than_the_limit_are_refused(fresh: Path) -> None:
+    """Before any is fetched; at the limit they are taken."""
+    recipe = parse_recipe(APP.format(more="", excluded=""), fresh / "app.toml")
+    with store.locked(fresh):
+        count = len(closure(fresh, recipe))
+        assert closure(fresh, msgspec.structs.replace(recipe, max_packages=count))
+        with pytest.raises(SkerryError, match=f"needs {count} packages, over its limit"):
+            closure(fresh, msgspec.structs.replace(recipe, max_packages=count - 1))
+
+
+def test_what_cannot_do_without_the_excluded_is_said(fresh: Path) -> None:
+    """In one line, with apt's reason; without the exclusion there is a way."""
+    text = 'name = "a"\npackages = ["libpython3-stdlib"]\n'
+    way = parse_recipe(text, fresh / "app.toml")
+    with store.locked(fresh):
+        found = [p.name for p in closure(fresh, way)]
+        needed = next(name for name in found if name.endswith("-minimal"))
+        blocked = msgspec.structs.replace(way, exclude=(needed,))
+        with pytest.raises(SkerryError, match=f"Depends: {needed}") as caught:
+            closure(fresh, blocked)
+    assert "\n" not in str(caught.value)
