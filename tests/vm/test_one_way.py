@@ -203,7 +203,9 @@ def test_a_killed_relay_is_a_cut_channel_and_no_more(diode: Cli) -> None:
     os.kill(jail, signal.SIGKILL)
     until(lambda: int(number) not in [row["id"] for row in diode.rows("channels")])
     cuts = [r["fields"] for r in diode.rows("audit", "tail", "-n", "20") if r["event"] == "cut"]
-    assert ("its relay or helper has ended", int(number)) in [(c["why"], c["channel"]) for c in cuts]
+    assert ("its relay or helper has ended", int(number)) in [
+        (c["why"], c["channel"]) for c in cuts
+    ]
     until(lambda: "lost" not in ports(diode, "low") | ports(diode, "high"))
     carries(diode, "up")
 
