@@ -42,7 +42,14 @@ PARTS = {
     ),
     "words": ("xsm/explain.py",),
     "probes": ("jail/probe/*.py",),
-    "helpers": ("channel/*.py", "machine/qemu/*.py", "machine/*.py", "audit/*.py"),
+    "helpers": (
+        "channel/*.py",
+        "device/*.py",
+        "device/*/*.py",
+        "machine/qemu/*.py",
+        "machine/*.py",
+        "audit/*.py",
+    ),
 }
 
 _SILENT = {
