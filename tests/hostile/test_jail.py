@@ -204,7 +204,7 @@ def test_a_layer_is_left_out_only_by_name(runner: Runner) -> None:
 
 def test_the_filter_descriptor_does_not_reach_the_program(runner: Runner) -> None:
     """The jailed program holds exactly the descriptors it was given."""
-    code = "import os\nheld = []\nfor n in range(64):\n  try: os.fstat(n); held.append(n)\n"
+    code = "import os\nheld = []\nfor n in range(1024):\n  try: os.fstat(n); held.append(n)\n"
     code += "  except OSError: pass\nprint(held)"
     jail = Confinement(
         runner.base.root,

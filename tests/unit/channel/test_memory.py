@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import mmap
 import os
 import stat
@@ -37,6 +38,7 @@ def play(scene: Callable[[MemoryBridges, BareRelays], Awaitable[None]]) -> None:
         streams.close()
 
     one_way._nowhere()  # opened once for all
+    gc.collect()  # what earlier tests left must not go meanwhile
     before = len(list(Path("/proc/self/fd").iterdir()))
     asyncio.run(main())
     assert len(list(Path("/proc/self/fd").iterdir())) == before

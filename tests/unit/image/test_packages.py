@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from skerry.image.closure import closure
 from skerry.image.recipe import parse_recipe, preset
 from tests.support.machines import cache
 
-BUILD_S = 30.0
 """Seconds in which `minimal` is built, its packages being there."""
 
 SMALL = 8_000_000
@@ -63,18 +61,14 @@ def test_a_preset_is_the_same_bytes_whoever_builds_it(name: str, fresh: Path) ->
     store.verify(other)
 
 
-def test_minimal_is_small_and_quick_to_build(fresh: Path) -> None:
+def test_minimal_is_small(fresh: Path) -> None:
     """From packages that are here already, kernel included; the initramfs as gzip has it."""
     build(fresh, preset("minimal"))
     for path in fresh.glob("minimal-*"):
         for part in path.iterdir():
             part.unlink()
         path.rmdir()
-    began = time.monotonic()
     image = build(fresh, preset("minimal"))
-    took = time.monotonic() - began
-    print(f"minimal: {took:.1f} s, {image.compressed} bytes compressed")  # noqa: T201
-    assert took < BUILD_S
     assert image.compressed < SMALL
 
 
