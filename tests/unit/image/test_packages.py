@@ -16,8 +16,6 @@ from skerry.image.closure import closure
 from skerry.image.recipe import parse_recipe, preset
 from tests.support.machines import cache
 
-"""Seconds in which `minimal` is built, its packages being there."""
-
 SMALL = 8_000_000
 """Bytes under which the initramfs of `minimal` stays, compressed."""
 
