@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -371,7 +372,9 @@ def test_an_ordinary_user_gives_a_state_to_a_subordinate_uid_alone(open_folder: 
     def gives(path: Path, uid: int) -> bool:
         bind = "".join(f"mount --bind {names} /etc/{each}; " for each in ("subuid", "subgid"))
         program = Path(give.__file__)
-        words = f"{sys.executable} -I -S {program} {path} {uid} {uid}"
+        words = shlex.join(
+            [sys.executable, "-I", "-S", str(program), str(path), f"{uid}", f"{uid}"]
+        )
         user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
         script = f"set -e; touch /etc/subuid /etc/subgid; {bind}exec {user} {words}"
         done = subprocess.run(
