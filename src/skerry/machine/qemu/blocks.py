@@ -12,6 +12,7 @@ import contextlib
 import re
 
 from skerry.errors import LimitReached, MachineError, StateError
+from skerry.machine.qemu.plug import Plug, numbers
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
 
@@ -39,14 +40,12 @@ _NODE = re.compile(r"disk([0-9]{1,18})")
 _DEVICE = re.compile(r"disk([0-9]{1,18})-device")
 
 
-class _Disk:
+class _Disk(Plug):
     """What of a disk is, or may be, in QEMU: a device on a block node."""
 
     def __init__(self, channel: int, plugged: bool = False) -> None:
+        super().__init__(f"disk{channel}-device", plugged)
         self.node = f"disk{channel}"
-        self.device = f"disk{channel}-device"
-        self.plugged = plugged
-        self.deleted = asyncio.Event()
 
 
 class Blocks:
@@ -66,7 +65,7 @@ class Blocks:
         """Ask a QEMU that an earlier process drove what it holds. Raises `MachineError`."""
         nodes = await self._nodes()
         where = {"path": "/machine/peripheral"}
-        devices = self._numbers(await self._qmp.execute("qom-list", where), "name", _DEVICE)
+        devices = numbers(self._name, await self._qmp.execute("qom-list", where), "name", _DEVICE)
         found = nodes | devices
         if len(found) > MAX_DISKS:
             raise MachineError(f"{self._name}: QEMU holds {len(found)} disks, over MAX_DISKS")
@@ -74,13 +73,7 @@ class Blocks:
 
     async def _nodes(self) -> set[int]:
         there = await self._qmp.execute("query-named-block-nodes", {"flat": True})
-        return self._numbers(there, "node-name", _NODE)
-
-    def _numbers(self, untrusted: object, key: str, shape: re.Pattern[str]) -> set[int]:
-        if not isinstance(untrusted, list):
-            raise MachineError(f"{self._name}: QEMU gave no list of what it holds")
-        names = [str(item.get(key)) for item in untrusted if isinstance(item, dict)]
-        return {int(match[1]) for name in names if (match := shape.fullmatch(name))}
+        return numbers(self._name, there, "node-name", _NODE)
 
     async def add(self, channel: int, port: str, *ends: int) -> None:
         """Give QEMU the socket to a disk's helper, and the guest a disk of that serial number.
@@ -117,15 +110,10 @@ class Blocks:
             "discard": "unmap",
         }
         await self._qmp.give(end, "blockdev-add", node)
-        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
-        device = {"driver": "virtio-blk-pci", "drive": made.node, "serial": port}
+        device: dict[str, object] = {"driver": "virtio-blk-pci", "drive": made.node, "serial": port}
         # A failed access is an error of the guest's; QEMU must not stop the guest for it.
         errors = {"werror": "report", "rerror": "report"}
-        try:
-            await self._qmp.execute("device_add", device | errors | {"id": made.device})
-        except QemuRefused:
-            made.plugged = False
-            raise
+        await made.plug(self._qmp, device | errors)
 
     async def remove(self, channel: int) -> None:
         """Undo `add`, from any point that it has reached; an unknown channel is no error.
@@ -147,11 +135,7 @@ class Blocks:
 
     async def _unmake(self, channel: int, disk: _Disk) -> None:
         while disk.plugged and not disk.deleted.is_set():
-            try:
-                await self._qmp.execute("device_del", {"id": disk.device})
-            except QemuRefused as refusal:  # asked before, and done late or done already
-                if refusal.absent:
-                    disk.deleted.set()
+            await disk.unplug(self._qmp)
             # A guest that is still starting forgets that it was asked.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ASK_S):

@@ -17,6 +17,7 @@ import hashlib
 import re
 
 from skerry.errors import LimitReached, MachineError, StateError
+from skerry.machine.qemu.plug import Plug, numbers
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
 from skerry.monitor.protocols import Kind
@@ -48,14 +49,12 @@ def mac(domain: str, port: str) -> str:
     return bytes((2, *digest[:5])).hex(":")
 
 
-class _Nic:
+class _Nic(Plug):
     """What of a channel is, or may be, in QEMU: a card on what moves its frames."""
 
     def __init__(self, channel: int, plugged: bool = False) -> None:
+        super().__init__(f"channel{channel}-nic", plugged)
         self.netdev = f"channel{channel}-net"
-        self.device = f"channel{channel}-nic"
-        self.plugged = plugged
-        self.deleted = asyncio.Event()
 
 
 class Nics:
@@ -80,8 +79,7 @@ class Nics:
         untrusted_list = await self._qmp.execute("qom-list", where)
         if not isinstance(untrusted_text, str) or not isinstance(untrusted_list, list):
             raise MachineError(f"{self._name}: QEMU does not say what cards it has")
-        names = [str(item.get("name")) for item in untrusted_list if isinstance(item, dict)]
-        devices = {int(match[1]) for name in names if (match := _DEVICE.fullmatch(name))}
+        devices = numbers(self._name, untrusted_list, "name", _DEVICE)
         found = devices | {int(number) for number in _NETDEV.findall(untrusted_text)}
         if len(found) > 2 * MAX_NICS:
             raise MachineError(f"{self._name}: QEMU holds {len(found)} cards, over MAX_NICS")
@@ -112,12 +110,14 @@ class Nics:
     async def _make(self, made: _Nic, port: str, end: int) -> None:
         backend = {"type": "socket", "id": made.netdev, "fd": GIVEN}
         await self._qmp.give(end, "netdev_add", backend)
-        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
-        card = {"driver": "virtio-net-pci", "romfile": "", "mac": mac(self._name, port)}
+        card: dict[str, object] = {
+            "driver": "virtio-net-pci",
+            "romfile": "",
+            "mac": mac(self._name, port),
+        }
         try:
-            await self._qmp.execute("device_add", card | {"id": made.device, "netdev": made.netdev})
+            await made.plug(self._qmp, card | {"netdev": made.netdev})
         except QemuRefused as refusal:
-            made.plugged = False
             if "no slot" in refusal.message:
                 raise LimitReached(f"{self._name} has no slot left for a network card") from refusal
             if "bus" in refusal.message:
@@ -161,11 +161,7 @@ class Nics:
                 raise
         await self._qmp.take_back()
         if nic.plugged:
-            try:
-                await self._qmp.execute("device_del", {"id": nic.device})
-            except QemuRefused as refusal:  # asked before, and done late or done already
-                if refusal.absent:
-                    nic.deleted.set()
+            await nic.unplug(self._qmp)
 
     def deleted(self, untrusted_device: object) -> None:
         """QEMU says that a device is gone."""

@@ -14,6 +14,7 @@ import re
 from skerry.errors import LimitReached, MachineError, StateError
 from skerry.machine.ends import direction
 from skerry.machine.qemu.command import AGENT_PORT, MAX_PORTS
+from skerry.machine.qemu.plug import Plug, numbers
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
 
@@ -27,15 +28,13 @@ _CHARDEV = re.compile(r"channel([0-9]{1,18})")
 _DEVICE = re.compile(r"channel([0-9]{1,18})-port")
 
 
-class _Port:
+class _Port(Plug):
     """What of a channel is, or may be, in QEMU: a device on its character device, and its end."""
 
     def __init__(self, channel: int, plugged: bool = False) -> None:
+        super().__init__(f"channel{channel}-port", plugged)
         self.chardev = f"channel{channel}"
-        self.device = f"channel{channel}-port"
         self.sets = (2 * channel, 2 * channel + 1)
-        self.plugged = plugged
-        self.deleted = asyncio.Event()
 
 
 class Ports:
@@ -53,21 +52,15 @@ class Ports:
 
     async def find(self) -> None:
         """Ask a QEMU that an earlier process drove what it holds. Raises `MachineError`."""
-        chardevs = self._numbers(await self._qmp.execute("query-chardev"), "label", _CHARDEV)
+        chardevs = numbers(self._name, await self._qmp.execute("query-chardev"), "label", _CHARDEV)
         where = {"path": "/machine/peripheral"}
-        devices = self._numbers(await self._qmp.execute("qom-list", where), "name", _DEVICE)
+        devices = numbers(self._name, await self._qmp.execute("qom-list", where), "name", _DEVICE)
         found = {channel: _Port(channel, channel in devices) for channel in chardevs | devices}
         for number in await self._sets():
             await self._qmp.take_back_set(number)
         if len(found) > MAX_PORTS:
             raise MachineError(f"{self._name}: QEMU holds {len(found)} channels, over MAX_PORTS")
         self._ports = found
-
-    def _numbers(self, untrusted: object, key: str, shape: re.Pattern[str]) -> set[int]:
-        if not isinstance(untrusted, list):
-            raise MachineError(f"{self._name}: QEMU gave no list of what it holds")
-        names = [str(item.get(key)) for item in untrusted if isinstance(item, dict)]
-        return {int(match[1]) for name in names if (match := shape.fullmatch(name))}
 
     async def _sets(self) -> list[int]:
         """Return the sets of descriptors that QEMU still keeps to be opened as files."""
@@ -104,16 +97,9 @@ class Ports:
             address = {"type": "fd", "data": {"str": GIVEN}}
             backend = {"type": "socket", "data": {"addr": address, "server": False}}
             await self._qmp.give(end, "chardev-add", {"id": made.chardev, "backend": backend})
-        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
         device: dict[str, object] = {"driver": "virtserialport", "bus": "ports.0", "name": port}
         device |= {"nr": number} if number else {}
-        try:
-            await self._qmp.execute(
-                "device_add", device | {"id": made.device, "chardev": made.chardev}
-            )
-        except QemuRefused:
-            made.plugged = False
-            raise
+        await made.plug(self._qmp, device | {"chardev": made.chardev})
 
     async def _open_pipe(self, made: _Port, end: int) -> None:
         """Make the character device of a one-way stream: a file to write, or one to read.
@@ -155,11 +141,7 @@ class Ports:
 
     async def _unmake(self, channel: int, port: _Port) -> None:
         if port.plugged:
-            try:
-                await self._qmp.execute("device_del", {"id": port.device})
-            except QemuRefused as refusal:  # asked before, and done late or done already
-                if refusal.absent:
-                    port.deleted.set()
+            await port.unplug(self._qmp)
             await port.deleted.wait()
         while not await self._closed(channel, port):  # noqa: ASYNC110  -- QEMU says nothing
             await asyncio.sleep(BUSY_S)
@@ -173,7 +155,7 @@ class Ports:
             await self._qmp.execute("chardev-remove", {"id": port.chardev})
         except QemuRefused:
             there = await self._qmp.execute("query-chardev")
-            return channel not in self._numbers(there, "label", _CHARDEV)
+            return channel not in numbers(self._name, there, "label", _CHARDEV)
         return True
 
     def deleted(self, untrusted_device: object) -> None:

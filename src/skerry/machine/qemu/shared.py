@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 
 from skerry.errors import LimitReached, MachineError, StateError
 from skerry.machine.qemu.launch import Process
+from skerry.machine.qemu.plug import Plug, numbers
 from skerry.machine.qemu.ports import BUSY_S, Ports
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.suspect import DEATH_S, Suspect, UnseenError
@@ -44,18 +45,16 @@ _BACKEND = re.compile(r"channel([0-9]{1,18})-memory")
 _DEVICE = re.compile(r"channel([0-9]{1,18})-ivshmem")
 
 
-class _Memory:
+class _Memory(Plug):
     """What of a memory is, or may be, in QEMU. `identity` is None where nobody could tell it."""
 
     def __init__(self, channel: int, slot: int, identity: Identity | None) -> None:
+        super().__init__(f"channel{channel}-ivshmem")
         self.channel = channel
         self.backend = f"channel{channel}-memory"
-        self.device = f"channel{channel}-ivshmem"
         self.set = 2 * channel
         self.slot = slot
         self.identity = identity
-        self.plugged = False
-        self.deleted = asyncio.Event()
 
 
 class SharedMemories:
@@ -105,10 +104,7 @@ class SharedMemories:
 
     async def _names(self, path: str, shape: re.Pattern[str]) -> set[int]:
         untrusted = await self._qmp.execute("qom-list", {"path": path})
-        if not isinstance(untrusted, list):
-            raise MachineError(f"{self._name}: QEMU gave no list of what it holds")
-        names = [str(item.get("name")) for item in untrusted if isinstance(item, dict)]
-        return {int(match[1]) for name in names if (match := shape.fullmatch(name))}
+        return numbers(self._name, untrusted, "name", shape)
 
     def expect(self, channel: int, identity: Identity) -> None:
         """Learn which file the memory of a channel is that goes on after `find`."""
@@ -175,15 +171,8 @@ class SharedMemories:
         }
         await self._qmp.execute("object-add", backend)
         await self._qmp.take_back_set(made.set)
-        made.plugged = True  # unless refused: QEMU may do late what it did not answer in time
         device = {"driver": "ivshmem-plain", "bus": "pci.0", "addr": f"{made.slot:#x}"}
-        try:
-            await self._qmp.execute(
-                "device_add", device | {"id": made.device, "memdev": made.backend}
-            )
-        except QemuRefused:
-            made.plugged = False
-            raise
+        await made.plug(self._qmp, {**device, "memdev": made.backend})
 
     async def remove(self, channel: int) -> None:
         """Take a memory away; on return QEMU does not hold it any more, or is no more.
@@ -221,11 +210,7 @@ class SharedMemories:
 
     async def _unmake(self, made: _Memory) -> None:
         if made.plugged:
-            try:
-                await self._qmp.execute("device_del", {"id": made.device})
-            except QemuRefused as refusal:  # asked before, and done late or done already
-                if refusal.absent:
-                    made.deleted.set()
+            await made.unplug(self._qmp)
             await made.deleted.wait()
         while not await self._deleted(made):  # noqa: ASYNC110  -- QEMU says nothing
             await asyncio.sleep(BUSY_S)
