@@ -75,7 +75,7 @@ class MemoryBridge:
     def twins(self) -> Mapping[Twin, int]:
         """The descriptors that are kept; empty after the cut."""
         kept = {"memory": self._memory} if self._memory >= 0 else {}
-        return {**self._bell.twins, **kept}  # type: ignore[dict-item]
+        return {**self._bell.twins, **kept}  # type: ignore[dict-item]  # a side is a Twin
 
     @property
     def uid(self) -> int:

@@ -194,7 +194,7 @@ class _TomlReader:
         if not isinstance(value, str):
             self._say(f'{where} {key} must be a text of permissions: {key} = "read getattr"')
             return
-        direction: Direction = match[1] or "none"  # type: ignore[assignment]
+        direction: Direction = match[1] or "none"  # type: ignore[assignment]  # r, w or b
         flow = Flow(direction, int(match[2] or 0))
         for permission in value.split():
             if permission in found:

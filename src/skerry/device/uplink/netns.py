@@ -76,7 +76,7 @@ def forbid_listening(enter: ModuleType) -> None:
     and if it can, gives up without trying: the gate would not see what was asked. Where Landlock is
     older than its version 4, that is so for ports from `LOW` on.
     """
-    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as file:  # noqa: PTH123
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as file:  # noqa: PTH123 no pathlib here
         file.write(str(LOW))
     create, restrict = enter.SYS_LANDLOCK_CREATE, enter.SYS_LANDLOCK_RESTRICT
     enter.check(_libc.prctl(enter.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
