@@ -22,8 +22,8 @@ from skerry.node.guest import guest_of
 from skerry.node.node import Node, channel_row
 from skerry.node.reconcile import Prepare, Reconciler
 from skerry.node.statements import make_statement
-from skerry.policy.load import MAX_POLICY_BYTES, module_info
-from skerry.policy.source import NewBooleans, NewPolicy
+from skerry.policy.load import MAX_POLICY_BYTES
+from skerry.policy.source import NewBooleans, NewPolicy, policy_info
 from skerry.wire import control as wire
 from skerry.wire.system_files import MAX_SYSTEM_BYTES, decode_files
 
@@ -125,12 +125,7 @@ class Calls:
 
     def _policy(self) -> dict[str, object]:
         decider = self._node.monitor.mediator.decider
-        stack = self._node.setup.stack
-        return {
-            "digest": stack.digest,
-            "generation": decider.generation,
-            "modules": [module_info(module) for module in stack.modules],
-        }
+        return {"generation": decider.generation, **policy_info(self._node.setup.policy)}
 
     async def _load(self, call: wire.PolicyLoad, session: Session) -> dict[str, object]:
         # Before anything is kept for who may not load, and again once it is here.
@@ -140,7 +135,7 @@ class Calls:
             return await self._node.load(
                 "policy_load",
                 session.operator,
-                NewPolicy(call.file, untrusted, call.signature),
+                NewPolicy(call.file, untrusted, call.signature, call.assertions),
                 what=call.file,
                 evict=call.evict,
                 dry_run=call.dry_run,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from skerry.flow.permission_map import shipped_map
+from skerry.flow.permission_map import map_for
 from skerry.flow.policy import Options
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
@@ -95,7 +95,7 @@ class _Ways:
 
     def __init__(self, module: FlaskModule, options: Options) -> None:
         self._classes = module.policy.classes
-        self._map = options.permission_map or shipped_map(module.policy.flavour)
+        self._map = options.permission_map or map_for(module.policy)
         self._options = options
         self._known: dict[tuple[int, int], tuple[bool, bool]] = {}
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import bitset
 from skerry.flow.graph import About, Graph, check_size, packed
-from skerry.flow.permission_map import MAX_WEIGHT, PermissionMap, shipped_map
+from skerry.flow.permission_map import MAX_WEIGHT, PermissionMap, map_for
 from skerry.xsm.flask.condition import ConditionalRule, ConditionalRules
 from skerry.xsm.flask.model import ALLOW, Conditional, FlaskPolicy, TeRule, values
 from skerry.xsm.flask.module import FlaskModule
@@ -41,7 +41,7 @@ def flask_graph(
         message = f"a weight is a number of 1 to {MAX_WEIGHT}, not {min_weight}"
         raise InputError([Problem("argument", 0, message)])
     policy = module.policy
-    chosen = (permission_map or shipped_map(policy.flavour)).without(exclude_classes, policy)
+    chosen = (permission_map or map_for(policy)).without(exclude_classes, policy)
     flows = TypeFlows(module, chosen, min_weight, any_booleans)
     if not skip_unknown:
         check_map(policy, chosen, flows.rules())

@@ -139,11 +139,17 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
 
 
 def is_other_policy(now: Setup, wanted: Setup) -> bool:
-    """Say whether a file's policies are others than those in force, whatever their files' names."""
+    """Say whether a file's policies are others than those in force, whatever their files' names.
 
-    def contents(setup: Setup) -> dict[str, bytes]:
+    Another assertion makes another policy.
+    """
+
+    def contents(setup: Setup) -> dict[str, tuple[object, ...]]:
         pairs = zip(setup.stack.modules, setup.policy.sources, strict=True)
-        return {module.name: source.content for module, source in pairs}
+        return {
+            module.name: (source.content, source.assertions and source.assertions.meaning())
+            for module, source in pairs
+        }
 
     return contents(now) != contents(wanted)
 

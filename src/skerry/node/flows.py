@@ -18,6 +18,7 @@ import msgspec
 
 from skerry.errors import Denied
 from skerry.flow.bits import members
+from skerry.flow.deadline import Deadline
 from skerry.flow.graph import About, Graph
 from skerry.label import Label
 from skerry.monitor.table import hook_of
@@ -77,9 +78,17 @@ class SystemFlows:
     get, as `NAME@LABEL`; with `operators` each operator's label does, as `operator:LABEL`.
     """
 
-    def __init__(self, setup: Setup, *, relabels: bool = False, operators: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        relabels: bool = False,
+        operators: bool = False,
+        deadline: Deadline | None = None,
+    ) -> None:
         """Raise `InputError` if the labels to be tried are too many."""
         self._setup = setup
+        self._deadline = deadline
         self._answers: dict[tuple[str, Label, Label], bool] = {}
         self._decisions: dict[Request, bool] = {}
         self._transitions: dict[tuple[Label, Label, str], Label] = {}
@@ -232,6 +241,8 @@ class SystemFlows:
         sets = {key: sum(1 << number for number in held) for key, held in groups.items()}
         rows = [0] * len(self.things)
         for held in groups.values():
+            if self._deadline:
+                self._deadline.check()
             row = 0
             for key, others in groups.items():
                 if self._hooks(self.things[held[0]], self.things[others[0]]):

@@ -302,8 +302,7 @@ def _read(now: Setup, untrusted: SystemFiles) -> Setup:
     wanted = msgspec.structs.replace(wanted, policy=policy)
     broken = violations(wanted)
     if broken:
-        file = str(wanted.system.path)
-        raise InputError([Problem(file, violation.line, violation.text) for violation in broken])
+        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
     return wanted
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from skerry.errors import WireError
-from skerry.wire.system_files import Signature
+from skerry.wire.system_files import Asserting, Signature
 
 MAX_NAME = 64
 """Longest name of a domain in a call, in characters; a longer one is refused."""
@@ -77,6 +77,7 @@ class PolicyLoad(_Message, frozen=True, tag="policy-load"):
     evict: bool = False
     dry_run: bool = False
     signature: Signature = b""
+    assertions: Asserting = b""
 
 
 class SetBooleans(_Message, frozen=True, tag="set-booleans"):
