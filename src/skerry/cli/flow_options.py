@@ -70,11 +70,13 @@ class Source(msgspec.Struct, frozen=True):
             raise click.UsageError("name --system FILE")
         return load_setup(self.system)
 
-    def system_flows(self) -> SystemFlows:
+    def system_flows(self, *, plainly: bool = False) -> SystemFlows:
         """Return what asks the system."""
         from skerry.node.flows import SystemFlows
 
-        return SystemFlows(self.setup(), relabels=self.relabels, operators=self.operators)
+        return SystemFlows(
+            self.setup(), relabels=self.relabels, operators=self.operators, plainly=plainly
+        )
 
     def options(self) -> Options:
         """Return what counts as a flow under policies."""

@@ -170,7 +170,7 @@ def _evidence(
 
         names, flows = policy_evidence(source.stack(), source.options())
         return about, names, flows, left_out
-    asked = source.system_flows()
+    asked = source.system_flows(plainly=True)
     return about, asked.names, asked.evidence(source.configured), left_out
 
 

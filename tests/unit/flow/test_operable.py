@@ -90,9 +90,12 @@ def test_an_operator_carries_words_where_he_may_open_consoles(setup: Setup) -> N
 def test_the_evidence_is_the_graph(name: str, relabels: bool, operators: bool) -> None:
     """Pair by pair, the checker is handed what the graph holds."""
     setup = load_setup(EXAMPLES / name / "system.toml")
-    flows = SystemFlows(setup, relabels=relabels, operators=operators)
+    flows, plain = (
+        SystemFlows(setup, relabels=relabels, operators=operators, plainly=plainly)
+        for plainly in (False, True)
+    )
     place = {1 << number: label for number, label in enumerate(flows.names)}
-    handed = {(place[one], place[two]) for one, two in flows.evidence()}
+    handed = {(place[one], place[two]) for one, two in plain.evidence()}
     assert handed == pairs(flows.graph())
 
 
