@@ -45,6 +45,7 @@ class Asker:
         self._decisions: dict[tuple[Label, Label, str, tuple[str, ...]], bool] = {}
         self._transitions: dict[tuple[Label, Label], Label | None] = {}
         self._together: dict[tuple[Label, Label], bool] = {}
+        self._starts: dict[Label, bool] = {}
 
     def allowed(self, hook: str, one: Label, two: Label) -> bool:
         """Tell whether every question of a hook is answered with yes."""
@@ -67,9 +68,10 @@ class Asker:
             return found + [hook for hook in hooks if self.allowed(hook, operator, domain)]
         hooks = ["console_both", *(["console_read"] if reads else [])]
         parties = {"operator": operator, "domain": domain, "console": console}
-        return found + [hook for hook in hooks if self._opened(hook, parties)]
+        return found + [hook for hook in hooks if self.opened(hook, parties)]
 
-    def _opened(self, hook: str, parties: Mapping[str, Label]) -> bool:
+    def opened(self, hook: str, parties: Mapping[str, Label]) -> bool:
+        """Tell whether a hook without ends of channels is allowed to these parties."""
         asks = HOOKS[hook].asks
         sides = ((parties[q.subject], parties[q.target], q.tclass, q.permissions) for q in asks)
         return all(self._decided(*side) for side in sides)
@@ -86,6 +88,12 @@ class Asker:
             known = beside and all(a.allowed for a in self._stack.admit_bind(*key))
             self._together[key] = known
         return known
+
+    def relabelled(self, old: Label, new: Label) -> bool:
+        """Tell whether the walls let a domain with nothing beside it get another label."""
+        if new not in self._starts:
+            self._starts[new] = all(a.allowed for a in self._stack.admit(new, ()))
+        return self._starts[new] and all(a.allowed for a in self._stack.admit_bind(old, new))
 
     def requests(
         self, hook: str, one: Label, two: Label, console: Label | None = None
@@ -167,7 +175,8 @@ class PlainAsker(Asker):
         asked = self.requests(hook, one, two)
         return bool(asked) and all(self._stack.decide(each, 0).allowed for each in asked)
 
-    def _opened(self, hook: str, parties: Mapping[str, Label]) -> bool:
+    def opened(self, hook: str, parties: Mapping[str, Label]) -> bool:
+        """Tell whether every request of a hook is allowed."""
         asked = expand(HOOKS[hook], parties, self._stack.transition)
         return all(self._stack.decide(each, 0).allowed for each in asked)
 

@@ -91,7 +91,7 @@ class SystemFlows:
         self._deadline = deadline
         self._asker = (PlainAsker if plainly else Asker)(setup.stack)
         self._extra = (relabels, operators)
-        self._relabels = Relabels(setup) if relabels else None
+        self._relabels = Relabels(setup, self._asker) if relabels else None
         named = list(self._things(operators))
         self.things = [thing for _, thing in named]
         self.names = [name for name, _ in named]
@@ -178,10 +178,9 @@ class SystemFlows:
 
     def _things(self, operators: bool) -> Iterator[tuple[str, Thing]]:
         setup = self._setup
+        states = self._relabels.states() if self._relabels else {}
         for name in setup.system.domains:
-            labels = [setup.labels[name]]
-            if self._relabels:
-                labels = self._relabels.of(setup.labels[name])
+            labels = states.get(name, [setup.labels[name]])
             for label in labels:
                 written = name if len(labels) == 1 else f"{name}@{label}"
                 yield written, Thing(name, label, "domain", setup.consoles.get(name))

@@ -10,6 +10,8 @@ import pytest
 from skerry.errors import InputError
 from skerry.flow.claim import parse_claim
 from skerry.flow.proof import prove
+from skerry.node import relabels as relabels_module
+from skerry.node.asking import Asker, PlainAsker
 from skerry.node.flows import SystemFlows
 from skerry.node.relabels import Relabels
 from skerry.node.setup import Setup, load_setup
@@ -41,7 +43,8 @@ def test_a_label_given_later_opens_what_was_closed(setup: Setup) -> None:
 
 def test_each_relabel_is_one_that_the_monitor_would_allow(setup: Setup) -> None:
     """Every pair of the policy's labels, asked by the hook; chains are followed to the end."""
-    stack, relabels = setup.stack, Relabels(setup)
+    stack = setup.stack
+    relabels = Relabels(setup, PlainAsker(stack))
     labels = [stack.label(text, "domain") for text in stack.modules[0].labels()]
     steps = set()
     for old, new in permutations(labels, 2):
@@ -66,7 +69,7 @@ def test_a_domain_under_two_labels_exchanges_nothing_with_itself_but_by_relabel(
     """Between the states of one domain there is a flow exactly where a relabel is allowed."""
     flows = SystemFlows(setup, relabels=True)
     graph = flows.graph()
-    relabels = Relabels(setup)
+    relabels = Relabels(setup, Asker(setup.stack))
     place = dict(zip(flows.names, flows.things, strict=True))
     same = [(a, b) for a, b in permutations(flows.names, 2) if place[a].name == place[b].name]
     assert same
@@ -110,3 +113,25 @@ def test_a_policy_with_too_many_labels_is_refused_and_not_tried_in_part(tmp_path
     (tmp_path / "system.toml").write_text(system.replace('_t"', '_t:s0"').replace("_t'", "_t:s0'"))
     with pytest.raises(InputError, match="with levels"):
         SystemFlows(load_setup(tmp_path / "system.toml"), relabels=True)
+
+
+def test_more_labels_than_can_be_tried_or_held_are_refused(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each limit it is answered; beyond it none of it is, and that is said by name."""
+    labels = len(setup.stack.modules[0].labels())
+    states = sum("@" in name for name in SystemFlows(setup, relabels=True).names)
+    for limit, at, words in (
+        ("MAX_CANDIDATES", labels, "labels to try"),
+        ("MAX_STATES", states, "under all their labels"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(relabels_module, limit, at)
+            assert SystemFlows(setup, relabels=True).graph().edges()
+            patch.setattr(relabels_module, limit, at - 1)
+            with pytest.raises(InputError, match=words) as caught:
+                SystemFlows(setup, relabels=True)
+            assert "leave relabels out" in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(relabels_module, "MAX_STATES", 0)
+        assert SystemFlows(setup).graph().edges()
