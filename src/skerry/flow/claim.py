@@ -112,12 +112,14 @@ def resolve(claim: Claim, graph: Graph) -> Sides:
         side = 0
         for name in joined(names, graph):
             try:
-                side |= graph.find(name)
+                side |= graph.find_all(name)
             except InputError as error:
                 problems += [_at(claim, problem.message) for problem in error.problems]
         found.append(side)
     sources, sinks, trusted = found
     for both, what in (
+        (sources & graph.gone, "is a source and left out, so nothing can be said of it"),
+        (sinks & graph.gone, "is a sink and left out, so nothing can be said of it"),
         (sources & sinks, "stands on both sides"),
         (sources & trusted, "is a source and trusted, so the claim would hold whatever it sends"),
         (sinks & trusted, "is a sink and trusted, so the claim would hold whatever comes to it"),
@@ -126,7 +128,7 @@ def resolve(claim: Claim, graph: Graph) -> Sides:
             problems.append(_at(claim, f"{graph.named(both)[0]} {what}"))
     if problems:
         raise InputError(problems)
-    return Sides(sources, sinks, trusted)
+    return Sides(sources, sinks, trusted & ~graph.gone)
 
 
 def labels(graph: Graph, untrusted: Iterable[str]) -> int:

@@ -136,6 +136,13 @@ class Graph:
 
         Raises `InputError` where that names nothing, or only what is left out.
         """
+        found = self.find_all(untrusted)
+        if not found & ~self.gone:
+            raise self._wrong(f"{untrusted!r} is left out, so nothing can be said of it")
+        return found & ~self.gone
+
+    def find_all(self, untrusted: str) -> int:
+        """Return the same with what is left out. Raises `InputError` where it names nothing."""
         if untrusted in self._index:
             found = 1 << self._index[untrusted]
         elif untrusted in self.groups:
@@ -149,9 +156,7 @@ class Graph:
             found = bitset(self._index[name] for name in matching)
         else:
             raise self._wrong(f"there is no label {untrusted!r}; {self._meant(untrusted)}")
-        if not found & ~self.gone:
-            raise self._wrong(f"{untrusted!r} is left out, so nothing can be said of it")
-        return found & ~self.gone
+        return found
 
     def edges(self) -> int:
         """Return the number of flows."""

@@ -194,6 +194,7 @@ def test_the_checker_is_small_and_stands_alone(tmp_path: Path) -> None:
         argv = ["/usr/bin/python3", str(path), str(tmp_path / "proof"), str(tmp_path / "flows")]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env={})
         assert done.returncode == code, done.stderr
+        assert done.stdout == ("" if code else "verified: a -/-> b except g\n")
 
 
 @pytest.mark.parametrize(
