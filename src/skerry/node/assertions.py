@@ -10,7 +10,7 @@ The rule this module keeps: what can't be proven, for whatever reason, does not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -22,9 +22,10 @@ from skerry.flow.graph import Graph
 from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
 from skerry.node.flows import SystemFlows
-from skerry.node.setup import Setup
+from skerry.node.setup import Setup, carried
 from skerry.policy.asserted import Assertions
-from skerry.policy.source import Policy
+from skerry.policy.opening import opens_nothing
+from skerry.policy.source import NewBooleans, Policy, changed
 from skerry.xsm.explain import Explanation, Refused
 from skerry.xsm.request import Answer, Rule
 from skerry.xsm.stack import Stack
@@ -84,17 +85,40 @@ def claims_of(setup: Setup) -> list[Claim]:
     ]
 
 
-def violations(setup: Setup, deadline: Deadline | None = None) -> list[Violation]:
+def violations(
+    setup: Setup, deadline: Deadline | None = None, *, alarms: bool = True
+) -> list[Violation]:
     """Return every assertion of the file and of its policies that does not hold.
 
-    Raises `InputError` for an assertion that says nothing, `AnalysisFailed` where it can't be
-    told, and `TookTooLong` beyond the deadline (by default `MAX_ANALYSIS_S` from now on).
+    With `alarms`, none of the file's alarms may break one either: in the emergency it would be
+    refused. Raises `InputError` for an assertion that says nothing, `AnalysisFailed` where it can't
+    be told, and `TookTooLong` beyond the deadline (by default `MAX_ANALYSIS_S` from now on).
     """
     limit = deadline or Deadline()
+    broken = _violations(setup, limit)
+    for name, alarmed in _alarmed(setup, limit) if alarms and not broken else ():
+        for one in _violations(alarmed, limit):
+            broken.append(msgspec.structs.replace(one, text=f"under the alarm {name}: {one.text}"))
+    return broken
+
+
+def _violations(setup: Setup, limit: Deadline) -> list[Violation]:
     broken = policy_violations(setup.policy, limit)
     if setup.system.asserts:
         broken += _broken(SystemFlows(setup, deadline=limit).graph(), claims_of(setup), limit)
     return broken
+
+
+def _alarmed(setup: Setup, limit: Deadline) -> Iterator[tuple[str, Setup]]:
+    """Yield the setup under each alarm that lets something flow which does not flow without it."""
+    for name, alarm in setup.system.alarms.items() if count(setup.policy, setup) else ():
+        if alarm.booleans:
+            try:
+                policy = changed(setup.policy, NewBooleans(alarm.booleans))
+            except InputError:  # the policy lacks a boolean: then the alarm sets none
+                continue
+            if not opens_nothing(setup.stack, policy.stack, limit.check):
+                yield name, carried(setup, policy)
 
 
 def policy_violations(policy: Policy, deadline: Deadline | None = None) -> list[Violation]:

@@ -18,7 +18,7 @@ from skerry.node.setup import Setup, carried
 from skerry.policy.asserted import NOTHING
 from skerry.policy.opening import opens_nothing
 from skerry.policy.signature import require_signed
-from skerry.policy.source import Change, NewPolicy, Policy, changed
+from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
 
 
 class Proven(NamedTuple):
@@ -45,7 +45,8 @@ def prove_change(
     total = count(policy, after)
     limit = deadline or Deadline()
     try:
-        broken = violations(new, limit)
+        # An alarm is not refused for what another one would do on top of it.
+        broken = violations(new, limit, alarms=not isinstance(change, NewBooleans))
     except InputError:
         raise
     except Exception as error:  # whatever fails in deciding is a refusal

@@ -83,9 +83,7 @@ def test_the_systems_own_assertions_are_proven_beside_the_policys(tmp_path: Path
     assert load(setup, NARROWER).assertions == 2
 
 
-def test_assertions_of_a_flask_policy_hold_over_its_booleans(tmp_path: Path) -> None:
-    """What holds while a boolean is off is refused when it is to be set; off again it holds."""
-    conf = """\
+CONF = """\
 class domain
 class event
 class grant
@@ -104,17 +102,37 @@ user u roles r;
 sid kernel u:r:a_t
 sid security u:r:a_t
 """
-    path = compile_conf(conf, tmp_path / "open", "selinux", 33)
+
+
+def _boolean_system(folder: Path, more: str = "") -> Setup:
+    """Load a domain under a FLASK policy that asserts what one of its booleans breaks."""
+    path = compile_conf(CONF, folder / "open", "selinux", 33)
     Path(f"{path}.assert").write_text('[[assert]]\nnever = "a_t -> b_t"\n')
-    policy = read_policy([path])
-    assert policy_violations(policy) == []
     system = 'name = "s"\npolicy = "open"\n[domains.a]\nlabel = "u:r:a_t"\nmachine = "simulator"\n'
-    (tmp_path / "system.toml").write_text(system)
-    setup = load_setup(tmp_path / "system.toml")
+    (folder / "system.toml").write_text(system + more)
+    return load_setup(folder / "system.toml")
+
+
+def test_assertions_of_a_flask_policy_hold_over_its_booleans(tmp_path: Path) -> None:
+    """What holds while a boolean is off is refused when it is to be set; off again it holds."""
+    setup = _boolean_system(tmp_path)
+    assert policy_violations(setup.policy) == []
     with pytest.raises(Refused, match="a_t -> b_t") as caught:
         prove_change(setup, NewBooleans({"open": True}), setup, "policy_setbool")
     assert "if (open)" in caught.value.explanation.text()
     prove_change(setup, NewBooleans({"open": False}), setup, "policy_setbool")
+
+
+def test_an_alarm_that_would_break_an_assertion_is_found_before_the_emergency(
+    tmp_path: Path,
+) -> None:
+    """The alarm's booleans are tried; one that switches rules off is none to prove."""
+    setup = _boolean_system(tmp_path, "[alarm.quiet]\nbooleans = { open = true }\n")
+    (broken,) = violations(setup)
+    assert broken.text == "under the alarm quiet: never a_t -> b_t does not hold: a_t -> b_t"
+    assert (
+        violations(_boolean_system(tmp_path, "[alarm.quiet]\nbooleans = { open = false }\n")) == []
+    )
 
 
 @pytest.mark.parametrize(
