@@ -38,7 +38,9 @@ def graph(
     Of a system the picture has the channels of its file; domains are coloured by label, resources
     are cylinders. What has the same flows is one box where there is much to draw.
     """
-    drawn = bool(svg or dot)
+    drawn = svg is not None or dot is not None
+    if "" in (svg, dot):
+        raise click.UsageError("--svg and --dot need the name of a file")
     if (possible or refused) and not (source.system and drawn):
         raise click.UsageError("--possible and --refused go with a picture of a --system")
     if possible and (refused or source.configured):

@@ -91,4 +91,9 @@ def statement(proof: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(main(*sys.argv[1:]) + "\n")
+    if len(sys.argv) != 3:
+        sys.exit("usage: python3 verify.py CERTIFICATE FLOWS")
+    try:
+        sys.stdout.write(main(*sys.argv[1:]) + "\n")
+    except Exception as error:  # whatever fails, nothing is verified
+        sys.exit(f"not verified: {type(error).__name__}: {error}")
