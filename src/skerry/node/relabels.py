@@ -14,7 +14,8 @@ from skerry.errors import InputError, Problem
 from skerry.label import Label
 from skerry.node.asking import Asker
 from skerry.node.setup import Setup
-from skerry.xsm.flask.module import MAX_LABELS, FlaskModule
+from skerry.policy.fitness import lacking, lets_unknown_pass
+from skerry.xsm.flask.module import FlaskModule
 
 MAX_CANDIDATES = 512
 """Most labels of a policy that are tried for a relabel; with more, the question is refused."""
@@ -76,16 +77,32 @@ class Relabels:
     def _all(self, setup: Setup) -> list[Label]:
         names, size = [], 1
         for module in self._stack.modules:
-            if isinstance(module, FlaskModule) and module.policy.mls:
-                raise _refused(setup, "a FLASK policy with levels has more contexts than are tried")
-            names.append(module.labels())
+            if isinstance(module, FlaskModule):
+                if why := _unlisted(module):
+                    raise _refused(setup, why)
+                names.append((*module.labels(), *module.object_labels()))
+            else:
+                names.append(tuple(module.labels()))
             size *= len(names[-1])
-            full = isinstance(module, FlaskModule) and len(names[-1]) >= MAX_LABELS
-            if full or size > MAX_CANDIDATES:
+            if size > MAX_CANDIDATES:
                 raise _refused(setup, f"the policy has more than {MAX_CANDIDATES} labels to try")
         modules = self._stack.names
         made = [Label(tuple(sorted(zip(modules, texts, strict=True)))) for texts in product(*names)]
         return list(dict.fromkeys([*made, *(setup.labels[n] for n in setup.system.domains)]))
+
+
+def _unlisted(module: FlaskModule) -> str:
+    """Say why a domain could get contexts that are not listed, "" if it can't."""
+    policy = module.policy
+    if policy.mls:
+        return "a FLASK policy with levels has more contexts than are tried"
+    if not module.lists_every_label():
+        return f"the policy has more than {MAX_CANDIDATES} labels to try"
+    if policy.permissive:
+        return "a domain of a permissive type may get any context"
+    if lets_unknown_pass(policy) and "domain2" in lacking(policy):
+        return "the policy lets every relabel pass, since it does not know the class domain2"
+    return ""
 
 
 def _refused(setup: Setup, message: str) -> InputError:

@@ -135,3 +135,76 @@ def test_more_labels_than_can_be_tried_or_held_are_refused(
     with monkeypatch.context() as patch:
         patch.setattr(relabels_module, "MAX_STATES", 0)
         assert SystemFlows(setup).graph().edges()
+
+
+RELABELS = """\
+class domain
+class domain2
+class event
+class grant
+class security
+sid kernel
+sid security
+class domain { create transition }
+class domain2 { relabelfrom relabelto }
+class event { create bind send }
+class grant { map_read map_write }
+class security { load_policy setbool }
+type op_t; type a_t; type b_t;
+role r; role s; role r types { op_t a_t b_t }; role s types { a_t };
+allow op_t { a_t b_t }:domain2 { relabelfrom relabelto };
+allow { a_t b_t } { a_t b_t }:domain transition;
+EXTRA
+user u roles { r s };
+sid kernel u:r:op_t
+sid security u:r:op_t
+"""
+UNDER = """\
+name = "s"
+policy = "p"
+[operators]
+"uid:0" = "u:r:op_t"
+[domains.a]
+label = "u:r:a_t"
+machine = "simulator"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("", ""), ""),
+        (("EXTRA", "permissive a_t;"), "a permissive type may get any context"),
+    ],
+)
+def test_a_context_that_is_not_listed_is_not_left_out_in_silence(
+    change: tuple[str, str], words: str, tmp_path: Path
+) -> None:
+    """Where a domain could get one, the question is refused; else both its labels are there."""
+    text = RELABELS.replace(*change) if words or change[0] else RELABELS
+    policies.compile_conf(text.replace("EXTRA", ""), tmp_path / "p", "selinux", 33)
+    (tmp_path / "s.toml").write_text(UNDER)
+    loaded = load_setup(tmp_path / "s.toml")
+    if words:
+        with pytest.raises(InputError, match=words):
+            SystemFlows(loaded, relabels=True)
+        return
+    names = set(SystemFlows(loaded, relabels=True).names)
+    roles = {f"a@u:{role}:{kind}" for role in ("r", "object_r") for kind in ("a_t", "b_t")}
+    assert names == roles | {"a@u:s:a_t"}
+
+
+def test_what_lets_unknown_relabels_pass_is_refused(tmp_path: Path) -> None:
+    """Without the class, under `handle_unknown = allow`, any context could be given."""
+    cut = RELABELS.replace("class domain2\n", "").replace("EXTRA", "")
+    lines = [line for line in cut.splitlines() if "domain2" not in line]
+    text = "\n".join(lines) + "\n"
+    (tmp_path / "s.toml").write_text(UNDER)
+    for flag, refused in (("allow", True), ("deny", False)):
+        policies.compile_conf(text, tmp_path / "p", "selinux", 33, "-U", flag)
+        loaded = load_setup(tmp_path / "s.toml")
+        if refused:
+            with pytest.raises(InputError, match="lets every relabel pass"):
+                SystemFlows(loaded, relabels=True)
+        else:
+            assert SystemFlows(loaded, relabels=True).names == ["a"]

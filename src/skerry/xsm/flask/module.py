@@ -20,6 +20,7 @@ from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.labelling import Labelling
 from skerry.xsm.flask.model import (
     ALLOW,
+    NO_RANGE,
     OBJECT_ROLE,
     Context,
     FlaskPolicy,
@@ -143,6 +144,20 @@ class FlaskModule:
         sound = (context for context in contexts if not self._contexts.problem(context))
         texts = map(self._contexts.text, sound)
         return tuple(islice((text for text in texts if len(text) <= MAX_LABEL), MAX_LABELS))
+
+    def lists_every_label(self) -> bool:
+        """Tell whether `labels` is whole: neither levels nor a limit leave contexts out."""
+        policy = self._policy
+        triples = len(self._domain_types()) * len(policy.roles) * len(policy.users)
+        return not policy.mls and triples <= _MAX_TRIES and len(self.labels()) < MAX_LABELS
+
+    def object_labels(self) -> Iterator[str]:
+        """Yield the contexts of `labels`' types with the role `object_r`, without levels.
+
+        They are none that anybody gives a domain, but nothing forbids it.
+        """
+        for kind, user in product(self._domain_types(), self._policy.users):
+            yield self._contexts.text(Context(user, OBJECT_ROLE, kind, NO_RANGE))
 
     def operator_label(self) -> str:
         """Return the context of domain 0 (Xen) or of the kernel (SELinux)."""
