@@ -18,7 +18,7 @@ import pytest
 
 from skerry.audit.disk import Disk
 from skerry.audit.writer import AuditTrail
-from skerry.errors import AuditUnavailable, Denied
+from skerry.errors import AuditUnavailable, Denied, InputError
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.node.opening import Opened, World, open_node
 from skerry.policy.source import NewPolicy
@@ -157,6 +157,19 @@ async def _play(folder: Path, scene: Callable[[Scene], Awaitable[None]]) -> None
         await world.fill()
         await scene(world)
     os._exit(0)  # the threads of killed nodes do not end
+
+
+def test_a_node_opens_no_system_whose_assertion_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may have changed since `up` proved it; without the assertion, all tests here open
+    it."""
+    (tmp_path / "system.toml").write_text(system_text() + '[[assert]]\nnever = "d1 -> d3"\n')
+    (tmp_path / "wide.toml").write_text(policy_text("wide"))
+    monkeypatch.setenv("SKERRY_HOME", str(tmp_path))
+    world = Scene(tmp_path)
+    with pytest.raises(InputError, match="never d1 -> d3 does not hold: d1 -> d3"):
+        asyncio.run(world.begin())
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import msgspec
 
@@ -22,7 +23,7 @@ from skerry.flow.graph import Graph
 from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
 from skerry.node.flows import SystemFlows
-from skerry.node.setup import Setup, carried
+from skerry.node.setup import Setup, carried, load_setup
 from skerry.policy.asserted import Assertions
 from skerry.policy.opening import opens_nothing
 from skerry.policy.source import NewBooleans, Policy, changed
@@ -83,6 +84,18 @@ def claims_of(setup: Setup) -> list[Claim]:
         )
         for number, one in enumerate(system.asserts)
     ]
+
+
+def load_proven(path: Path) -> Setup:
+    """Load a system under which all that is asserted holds.
+
+    Raises `InputError` with every problem, and as `violations` does.
+    """
+    setup = load_setup(path)
+    broken = violations(setup)
+    if broken:
+        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
+    return setup
 
 
 def violations(

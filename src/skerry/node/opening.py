@@ -29,6 +29,7 @@ from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import AuditLog, Decider
 from skerry.node import paths, prefixes
+from skerry.node.assertions import load_proven
 from skerry.node.bridges import AllBridges
 from skerry.node.deciding import ClosedDecider, open_manager
 from skerry.node.descriptors import check_descriptors
@@ -45,7 +46,7 @@ from skerry.node.recording import Recording
 from skerry.node.recover import Recovery, end_unknown
 from skerry.node.relays import Relays
 from skerry.node.resources import MakeUses, Resources
-from skerry.node.setup import Setup, load_setup
+from skerry.node.setup import Setup
 from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.node.written import Written
 from skerry.policy.client import Notice
@@ -185,7 +186,8 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
     standing = await asyncio.to_thread(_standing, inherited, world.disk)
     await end_unknown(inherited, standing or Standing())
     if standing is None:
-        setup = await asyncio.to_thread(load_setup, system)
+        # Whoever typed `up` proved what is asserted; but these are the files as they are now.
+        setup = await asyncio.to_thread(load_proven, system)
         check_descriptors(setup.system.limits)
         return Life(True, setup, Standing(token=secrets.token_hex(8), rising=True), inherited)
     setup = await asyncio.to_thread(read_setup, state, standing.setup)
