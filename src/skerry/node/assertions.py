@@ -203,7 +203,9 @@ def _claims(asserted: Assertions) -> list[Claim]:
 
 def _graph(stack: Stack, asserted: Assertions) -> Graph:
     options = Options(
-        min_weight=asserted.min_weight, exclude_classes=tuple(asserted.exclude_classes)
+        min_weight=asserted.min_weight,
+        exclude_classes=asserted.exclude_classes,
+        contexts=asserted.contexts,
     )
     try:
         return policy_graph(stack, options)

@@ -5,6 +5,7 @@ TOML file of the same name with the ending `.assert`; a policy in TOML may hold 
 
     min-weight = 5                      # optional, FLASK: least weight of a permission that counts
     exclude-classes = ["argo"]          # optional, FLASK: classes that the system does not have
+    contexts = ["u:*:*:s0"]             # optional, FLASK: of these whole contexts, not of types
 
     [[assert]]
     never = "bank-a -> bank-b"
@@ -56,19 +57,24 @@ class Assertions(msgspec.Struct, frozen=True):
     written: tuple[Asserted, ...] = ()
     min_weight: int = 1
     exclude_classes: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
 
     def meaning(self) -> tuple[object, ...]:
         """Return what is asserted, wherever it was written."""
         written = tuple((one.never, one.except_) for one in self.written)
-        return written, self.min_weight, self.exclude_classes
+        return written, self._of()
 
     def within(self, other: Assertions) -> bool:
         """Tell whether all that is asserted here is asserted there, of the same flows."""
         if not self.written:
             return True
-        same = (self.min_weight, self.exclude_classes) == (other.min_weight, other.exclude_classes)
         known = {(one.never, one.except_) for one in other.written}
-        return same and all((one.never, one.except_) in known for one in self.written)
+        return self._of() == other._of() and all(
+            (one.never, one.except_) in known for one in self.written
+        )
+
+    def _of(self) -> tuple[object, ...]:
+        return self.min_weight, self.exclude_classes, self.contexts
 
 
 NOTHING = Assertions()
@@ -143,7 +149,8 @@ def _parse(untrusted: bytes, file: str, *, inside: bool) -> Assertions | None:
     found = Assertions(tuple(_one(table, file) for table in tables))
     if not inside:
         weight = top.number("min-weight", 1, 1, _MAX_WEIGHT)
-        found = Assertions(found.written, weight, top.texts("exclude-classes"))
+        texts = top.texts("exclude-classes"), top.texts("contexts")
+        found = Assertions(found.written, weight, *texts)
         top.end()
     if report.problems:
         unique = dict.fromkeys(report.problems)

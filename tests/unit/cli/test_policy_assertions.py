@@ -60,6 +60,21 @@ def test_a_broken_assertion_is_refused_with_the_path_and_the_rules(tmp_path: Pat
     assert "p.toml:" in text
 
 
+def test_an_assertion_may_be_of_whole_contexts(tmp_path: Path) -> None:
+    """Over types it is broken, over the contexts of one user it holds; a context that there is not
+    is refused."""
+    xen = tmp_path / "xen"
+    xen.write_bytes(policies.xen().read_bytes())
+    asserted = 'exclude-classes = ["argo"]\n[[assert]]\nnever = "prot_domU_t -> isolated_domU_t"\n'
+    Path(f"{xen}.assert").write_text(asserted)
+    assert isinstance(run("check", str(xen)).exception, Refused)
+    Path(f"{xen}.assert").write_text('contexts = ["user_1:vm_r:*domU_t"]\n' + asserted)
+    assert "1 assertion proven" in run("check", str(xen)).stdout
+    Path(f"{xen}.assert").write_text('contexts = ["nobody:*:*"]\n' + asserted)
+    result = run("check", str(xen))
+    assert "no context of the policy matches 'nobody:*:*'" in str(result.exception)
+
+
 def test_a_class_that_there_is_no_map_for_is_a_refusal(tmp_path: Path) -> None:
     """What can't be told is not taken to hold; a class that is not there is an error."""
     xen = tmp_path / "xen"

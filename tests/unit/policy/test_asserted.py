@@ -69,10 +69,16 @@ def test_what_a_policy_asserts_changes_no_decision() -> None:
 
 def test_what_counts_as_a_flow_is_written_beside_a_flask_policy(tmp_path: Path) -> None:
     """Weight and classes left out; inside a policy in TOML these keys are none."""
-    beside = 'min-weight = 5\nexclude-classes = ["argo"]\n' + TWO
+    beside = 'min-weight = 5\nexclude-classes = ["argo"]\ncontexts = ["u:*:*"]\n' + TWO
     found = assertions_of(b"\0", beside.encode(), "xen")
     assert found is not None
     assert (found.min_weight, found.exclude_classes) == (5, ("argo",))
+    assert found.contexts == ("u:*:*",)
+    wider = assertions_of(b"\0", beside.replace('"u:*:*"', '"*:*:*"').encode(), "xen")
+    assert wider is not None
+    assert wider.meaning() != found.meaning()
+    assert found.within(found)
+    assert not found.within(wider)
     (tmp_path / "p.toml").write_text("min-weight = 5\n" + POLICY + ONE)
     with pytest.raises(PolicyError, match="unknown key 'min-weight'"):
         load_policy(tmp_path / "p.toml")
