@@ -162,11 +162,11 @@ def count(policy: Policy, setup: Setup | None = None) -> int:
 def refused(broken: Sequence[Violation], hook: str = "") -> Refused:
     """Return the refusal for assertions that do not hold: each with its path and the rules."""
     first, more = broken[0], len(broken) - _SHOWN
-    texts = [violation.text for violation in broken[:_SHOWN]]
+    texts = dict.fromkeys(violation.text for violation in broken[:_SHOWN])
     sentence = "; ".join([*texts, *([f"and {more} more"] if more > 0 else [])])
     answers: list[Answer] = []
     for violation in broken[:_SHOWN]:
-        place = Rule("", violation.file, violation.line)
+        place = Rule("assertion", violation.file, violation.line)
         answers.append(Answer("assert", False, BROKEN, violation.text, place))
         for step in violation.steps:
             rest = len(step.rules) - _RULES
@@ -178,13 +178,14 @@ def refused(broken: Sequence[Violation], hook: str = "") -> Refused:
         BROKEN,
         "assert",
         sentence,
-        file=first.file,
-        line=first.line,
+        "assertion",
+        first.file,
+        first.line,
         hook=hook,
         answers=tuple(answers),
     )
     error = Refused(explanation)
-    error.fix = "assert something else first, or change the rules of the path"
+    error.fix = "change the rules of the path, or what the policy or the system file asserts"
     return error
 
 
