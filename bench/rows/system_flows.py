@@ -15,28 +15,21 @@ from bench.measure import Row, compare
 from skerry.errors import SkerryError
 from skerry.node.flows import SystemFlows
 from skerry.node.setup import Setup, load_setup
-from tests.support.policies import compile_conf
+from tests.support import policies
 
 DOMAINS = 200
 ROUNDS = 5
 
-_HEAD = """\
-class domain
-class event
-class grant
-class security
-sid kernel
-sid security
-class domain { create }
-class event { create bind send }
-class grant { map_read map_write }
-class security { load_policy setbool }
+_HEAD = (
+    policies.XEN_CLASSES
+    + """\
 attribute domains;
 attribute ends;
 type op_t;
 role r;
 role r types op_t;
 """
+)
 
 
 def _setup(folder: Path, domains: int) -> Setup:
@@ -51,7 +44,7 @@ def _setup(folder: Path, domains: int) -> Setup:
         one, two = chance.sample(types, 2)
         lines.append(f"allow {one} {two}:grant {{ map_read map_write }};")
     lines += ["user u roles r;", "sid kernel u:r:op_t", "sid security u:r:op_t", ""]
-    compile_conf(_HEAD + "\n".join(lines), folder / "policy", "selinux", 33)
+    policies.compile_conf(_HEAD + "\n".join(lines), folder / "policy", "selinux", 33)
     system = ['name = "many"', 'policy = "policy"', "[operators]", '"uid:0" = "u:r:op_t"']
     for name in types:
         system += [f"[domains.{name[:-2]}]", f'label = "u:r:{name}"', 'machine = "simulator"']

@@ -7,7 +7,7 @@ a part for each module, so the nodes are all their combinations, written `acm=br
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
 from operator import or_
 
@@ -60,18 +60,10 @@ def policy_graph(stack: Stack, options: Options | None = None) -> Graph:
 def _graph(module: SecurityModule, options: Options) -> Graph | None:
     if isinstance(module, AcmModule):
         return acm_graph(module)
-    if isinstance(module, FlaskModule) and options.contexts:
-        return context_graph(
-            module,
-            options.contexts,
-            permission_map=options.permission_map,
-            min_weight=options.min_weight,
-            exclude_classes=options.exclude_classes,
-            any_booleans=options.any_booleans,
-            skip_unknown=options.skip_unknown,
-        )
     if isinstance(module, FlaskModule):
-        return flask_graph(
+        contexts = options.contexts
+        make = partial(context_graph, patterns=contexts) if contexts else flask_graph
+        return make(
             module,
             permission_map=options.permission_map,
             min_weight=options.min_weight,

@@ -19,19 +19,9 @@ from tests.support import policies
 from tests.support.policies import compile_conf
 from tests.unit.flow.sample import compiled, loaded, pairs
 
-CONF = """\
-class domain
-class event
-class grant
-class resource
-class security
-sid kernel
-sid security
-class domain { create }
-class event { create bind send }
-class grant { map_read map_write }
-class resource { use }
-class security { load_policy setbool }
+CONF = (
+    policies.XEN_CLASSES
+    + """\
 attribute all_t;
 type op_t, all_t; type a_t, all_t; type b_t, all_t; type console_t; type loose_t, all_t;
 permissive loose_t;
@@ -44,6 +34,7 @@ user u roles r;
 sid kernel u:r:op_t
 sid security u:r:op_t
 """
+)
 READS = "allow op_t a_t:grant map_read;"
 CONSOLE = """\
 allow { op_t a_t } console_t:resource use;

@@ -137,19 +137,9 @@ def test_more_labels_than_can_be_tried_or_held_are_refused(
         assert SystemFlows(setup).graph().edges()
 
 
-RELABELS = """\
-class domain
-class domain2
-class event
-class grant
-class security
-sid kernel
-sid security
-class domain { create transition }
-class domain2 { relabelfrom relabelto }
-class event { create bind send }
-class grant { map_read map_write }
-class security { load_policy setbool }
+RELABELS = (
+    policies.XEN_CLASSES
+    + """\
 type op_t; type a_t; type b_t;
 role r; role s; role r types { op_t a_t b_t }; role s types { a_t };
 allow op_t { a_t b_t }:domain2 { relabelfrom relabelto };
@@ -159,6 +149,7 @@ user u roles { r s };
 sid kernel u:r:op_t
 sid security u:r:op_t
 """
+)
 UNDER = """\
 name = "s"
 policy = "p"

@@ -83,17 +83,9 @@ def test_the_systems_own_assertions_are_proven_beside_the_policys(tmp_path: Path
     assert load(setup, NARROWER).assertions == 2
 
 
-CONF = """\
-class domain
-class event
-class grant
-class security
-sid kernel
-sid security
-class domain { create }
-class event { create bind send }
-class grant { map_read map_write }
-class security { load_policy setbool }
+CONF = (
+    policies.XEN_CLASSES
+    + """\
 bool open false;
 type a_t; type b_t;
 role r; role r types { a_t b_t };
@@ -102,6 +94,7 @@ user u roles r;
 sid kernel u:r:a_t
 sid security u:r:a_t
 """
+)
 
 
 def _boolean_system(folder: Path, more: str = "") -> Setup:
