@@ -2,7 +2,8 @@
 
 The rule this module keeps: a one-way memory is open to its reader only after the kernel holds every
 reason why the reader can't write: its descriptor, the file's mode and owner, and a seal that was
-put when the writer had mapped it. Who makes a memory and who maps it agree through these alone.
+put when the writer had mapped it; and only with all of its pages there, for good, so that it tells
+nothing by looking. Who makes a memory and who maps it agree through these alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PAUSE_S = 0.005
 """The pause before a reader looks again whether it may have its memory."""
 
 _FS_IOC_SETFLAGS, _FS_NOATIME = 0x40086602, 0x80
+_BLOCK = 512
 
 
 class Identity(NamedTuple):
@@ -97,11 +99,14 @@ def is_one_way(end: int) -> bool:
 def close_to_reader(end: int) -> None:
     """Close a one-way memory for everything but what its writer, whose end this is, has mapped.
 
-    Raises `OSError`, also where somebody has put a seal that keeps this one out.
+    Takes some time. Raises `OSError`, also where somebody has put a seal that keeps this one out.
     """
+    if not _seals(end) & F_SEAL_FUTURE_WRITE:
+        fcntl.fcntl(end, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+    fill(end)  # the writer may have punched holes; from the seal on nobody can
     os.fchmod(end, CLOSED_MODE)
-    if not is_closed(end):
-        fcntl.fcntl(end, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+    if not is_sealed(end):
+        fcntl.fcntl(end, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
 
 
 def give_up(end: int) -> None:
@@ -116,10 +121,14 @@ def is_sealed(end: int) -> bool:
 
 
 def is_closed(end: int) -> bool:
-    """Say whether all that keeps a reader from writing is in force."""
+    """Say whether all that keeps a reader from writing, and from telling, is in force."""
     wanted = F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL | LENGTH
-    closed_mode = stat.S_IMODE(os.fstat(end).st_mode) == CLOSED_MODE
-    return closed_mode and _seals(end) & wanted == wanted
+    # The seals first: it is they that keep the pages.
+    if _seals(end) & wanted != wanted:
+        return False
+    found = os.fstat(end)
+    whole = found.st_blocks * _BLOCK >= found.st_size
+    return whole and stat.S_IMODE(found.st_mode) == CLOSED_MODE
 
 
 async def closed(end: int, wait_s: float) -> bool:
