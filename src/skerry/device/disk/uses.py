@@ -124,6 +124,8 @@ class DiskUses:
             overlay, once = None, keys.one_time() if use.discards else ""
             try:
                 key = await asyncio.to_thread(self._key, image)
+                if not use.writes:
+                    image.only_read()
                 if once:
                     overlay = await asyncio.to_thread(self._overlay, once)
                 await use.start(channel, image, key, overlay, once)

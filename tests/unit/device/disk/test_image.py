@@ -92,6 +92,28 @@ def test_locks_are_those_of_readers_and_writers(tmp_path: Path) -> None:
         image.close()
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["there", "made"])
+def test_a_reader_gets_a_descriptor_that_cannot_write(tmp_path: Path, there: bool) -> None:
+    """Also where it was made first, and the locks stay those of a reader. The control writes."""
+    path = tmp_path / "data.img"
+    if there:
+        path.write_bytes(bytes(SIZE))
+    image = open_image(spec(path, size=SIZE), writes=False)
+    if not there:
+        os.pwrite(image.descriptor, b"laid out", 0)
+    image.only_read()
+    image.only_read()
+    with pytest.raises(OSError):
+        os.pwrite(image.descriptor, b"x", 0)
+    with pytest.raises(DiskInUse):
+        open_image(spec(path), writes=True)
+    open_image(spec(path), writes=False).close()
+    image.close()
+    writer = open_image(spec(path), writes=True)
+    assert os.pwrite(writer.descriptor, b"x", 0) == 1
+    writer.close()
+
+
 def test_a_container_is_one_that_qemu_opens(tmp_path: Path) -> None:
     """What is laid out here is read and written by QEMU with the key, and not with another."""
     path, key = tmp_path / "luks", one_time()

@@ -101,6 +101,33 @@ def test_a_read_only_use_cannot_write_whatever_its_machine_says() -> None:
     served(run)
 
 
+@pytest.mark.parametrize("how", ["only reads", "discards", "control"])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_who_only_reads_holds_the_image_open_to_read(how: str, encrypted: bool) -> None:
+    """Also where the image was made for it, by no descriptor of its daemon; the control writes."""
+
+    async def run(made: Disks) -> None:
+        maker = made.maker(discard=how == "discards", encrypted=encrypted)
+        use = await made.use(maker, read_only=how == "only reads")
+        modes = _modes(daemon_of(use), Path(maker.spec.file))
+        assert (modes == {os.O_RDONLY}) is (how != "control")
+        assert modes
+
+    served(run)
+
+
+def _modes(helper: Helper, path: Path) -> set[int]:
+    """Return how a daemon and its jail have a file open."""
+    found, file = set(), path.stat()
+    for pid in descendants(pid_of(helper)):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(each.stat(), file):
+                    told = Path(f"/proc/{pid}/fdinfo/{each.name}").read_text().split("flags:")[1]
+                    found.add(int(told.split()[0], 8) & os.O_ACCMODE)
+    return found
+
+
 def test_what_is_thrown_away_is_read_while_it_is_used_and_then_nowhere() -> None:
     """Writes of a use with discard are read back by it; the image, the next use and the disk of
     the host have nothing of them."""
