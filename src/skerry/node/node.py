@@ -6,6 +6,7 @@ The node gives the monitor what the system file says; it decides nothing itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Protocol
@@ -14,13 +15,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from skerry.channel.one_way import BACK_BITS_S
-from skerry.errors import (
-    Denied,
-    MachineError,
-    NotFound,
-    SkerryError,
-    StateError,
-)
+from skerry.errors import Denied, MachineError, NotFound, SkerryError, StateError
 from skerry.label import Label
 from skerry.machine.qemu.nics import CARDS, mac
 from skerry.monitor.domain import ALIVE, State
@@ -59,6 +54,12 @@ class Helper(Protocol):
     @property
     def state(self) -> str:
         """`running`, or a word for why nothing new is allowed now."""
+
+
+log = logging.getLogger("skerry.node")
+
+MAX_REASON = 300
+"""Characters of an unforeseen error that are kept."""
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -106,6 +107,11 @@ class Node(Changing):
         """
         refused: list[Refusal] = []
         ready: list[str] = []
+
+        def refuse(name: str, error: Exception) -> None:
+            refused.append(self.refusal(f"domain {name}", error))
+            report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+
         for name in names:
             report({"event": "starting", "domain": name})
             try:
@@ -113,9 +119,8 @@ class Node(Changing):
                     started = await self._start_paused(operator, name)
                     refused += self._tell(started, report)
                 ready.append(name)
-            except SkerryError as error:
-                refused.append(refusal_of(f"domain {name}", error))
-                report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+            except Exception as error:
+                refuse(name, error)
         declared = await self._bind_declared(operator, self.setup.system.domains)
         refused += self._tell(declared, report)
         for name in ready:
@@ -124,9 +129,8 @@ class Node(Changing):
                 report({"event": "running", "domain": name})
             except StateError:
                 continue  # it died meanwhile, which `ps` shows
-            except SkerryError as error:
-                refused.append(refusal_of(f"domain {name}", error))
-                report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+            except Exception as error:
+                refuse(name, error)
         return refused
 
     def _tell(self, started: Started, report: Report) -> tuple[Refusal, ...]:
@@ -194,12 +198,21 @@ class Node(Changing):
                             size=spec.size,
                         )
                     )
-                except SkerryError as error:
+                except Exception as error:
                     what = f"channel {spec.name} between {spec.source} and {spec.sink}"
                     if spec.sink in self.setup.system.resources:
                         what = f"{spec.kind} {spec.sink} for {spec.source}"
-                    refused.append(refusal_of(what, error))
+                    refused.append(self.refusal(what, error))
         return Started(tuple(bound), tuple(refused))
+
+    def refusal(self, what: str, error: Exception) -> Refusal:
+        """Return an error, foreseen or not, as the refusal of one thing: the others go on."""
+        if not isinstance(error, SkerryError):
+            log.error("%s failed", what, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            self.monitor.mediator.audit.note("not-started", {"what": what, "reason": reason})
+            error = SkerryError(f"it failed: {reason}", fix="look into the service's log")
+        return refusal_of(what, error)
 
     def _can_bind(self, spec: ChannelSpec) -> bool:
         states = {State.STARTING} if spec.kind in COLD else ALIVE

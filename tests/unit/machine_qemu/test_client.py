@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 
 import pytest
 from qemu.qmp import QMPClient
@@ -13,7 +14,10 @@ from qemu.qmp.message import Message
 from skerry.errors import MachineError
 from skerry.machine.console import PIECE
 from skerry.machine.qemu import client as module
+from skerry.machine.qemu.blocks import Blocks
 from skerry.machine.qemu.client import MAX_REPLY, MIN_COST, Client
+from skerry.machine.qemu.nics import Nics
+from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import MAX_WORDS, QemuRefused
 from tests.support.qmp import Order, adoption, event, go, returns
 
@@ -168,3 +172,22 @@ def test_our_client_is_a_client_of_the_library() -> None:
     """What it overrides are methods that the library has, so a newer one can't pass it by."""
     for name in ("_cb_inbound", "_cb_outbound", "_do_recv", "_on_message"):
         assert name in vars(Client) and any(name in vars(base) for base in Client.__mro__[1:])
+
+
+@pytest.mark.parametrize("devices", [Ports, Nics, Blocks])
+def test_a_session_that_is_over_is_a_machines_error(
+    devices: type[Ports] | type[Nics] | type[Blocks],
+) -> None:
+    """Also where a descriptor was to be sent to a QEMU that lives on: no defect of the node's."""
+
+    async def main() -> None:
+        async with adoption() as a:
+            await a.qmp.adopt()
+            a.qemu.sock.send(b"no JSON\n")
+            with pytest.raises(MachineError):
+                await a.qmp.execute("query-status")
+            one, other = socket.socketpair()
+            with one, other, pytest.raises(MachineError, match="QEMU is gone"):
+                await devices("a", a.qmp).add(7, "port", one.fileno())
+
+    go(main())

@@ -198,7 +198,8 @@ class Control:
         untrusted = await self.execute("query-named-block-nodes", {"flat": True})
         for node in untrusted if isinstance(untrusted, list) else []:
             if isinstance(node, dict) and node.get("node-name") == name:
-                size = node.get("image", {}).get("virtual-size")
+                image = node.get("image")
+                size = image.get("virtual-size") if isinstance(image, dict) else None
                 if isinstance(size, int) and size > 0:
                     return size
         raise DiskFailed("the storage daemon does not say how large the disk is")

@@ -146,6 +146,8 @@ class Qmp:
 
     async def _send(self, descriptor: int) -> None:
         """Send a descriptor for the next command, under the lock."""
+        from qemu.qmp import QMPError
+
         # The lock was free, so the last command was answered and asyncio's buffer is empty.
         while True:
             try:
@@ -153,7 +155,7 @@ class Qmp:
                 return
             except BlockingIOError:
                 await asyncio.sleep(0.01)
-            except OSError as error:
+            except (OSError, QMPError) as error:  # the process, or its session alone
                 raise MachineError(f"{self._name}: QEMU is gone: {error}") from error
 
     async def take_back(self) -> None:
