@@ -22,6 +22,7 @@ from skerry.device.disk.image import Image
 from skerry.device.helper import Helper, Program
 from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Side
+from skerry.threads import in_thread
 
 if TYPE_CHECKING:
     from skerry.device.disk.uses import DiskUses
@@ -32,7 +33,10 @@ milliseconds on any host that still runs."""
 
 
 class DiskUse:
-    """One use of a disk. `ends` has the machine's connection; the twins are that and the pipe."""
+    """One use of a disk. `ends` has the machine's connection; the twins are that and the pipe.
+
+    `serves`: a daemon has, or may have, the image.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class DiskUse:
         """Make it of a listener and a socket that is connected to it. Raises `OSError`."""
         listener, connected = waiting
         self.source, self.writes, self.discards = source, writes, False
+        self.serves = False
         self._maker = maker
         self._helper: Helper | None = None
         self._listener: socket.socket | None = listener
@@ -61,9 +66,13 @@ class DiskUse:
     def adopt(
         cls, maker: DiskUses, twins: Mapping[Side, int], helper: Helper | None, source: str
     ) -> DiskUse:
-        """Take over a use from its twins; without its daemon it can only be cut."""
+        """Take over a use from its twins; without its daemon it can only be cut.
+
+        Who knows that it only reads says so after it (`writes`).
+        """
         use = cls.__new__(cls)
-        use.source, use.writes, use.discards = source, True, False  # its daemon's locks know
+        use.source, use.writes, use.discards = source, not maker.spec.discard, False
+        use.serves = True
         use._maker, use._helper, use._death = maker, helper, -1
         use._listener = None
         use._ends, use._twins = {}, dict(twins)
@@ -136,7 +145,7 @@ class DiskUse:
                 writable=(*(bound if self.writes else ()), *over),
             )
             access = contextlib.ExitStack()
-            stack.push_async_callback(asyncio.to_thread, access.close)
+            stack.push_async_callback(in_thread, access.close)
 
             async def prepared(identity: Identity) -> None:
                 if identity.uid == os.getuid():
@@ -144,24 +153,25 @@ class DiskUse:
                 for path, _ in (*bound, *over):
                     right = READ | (WRITE if self.writes or (path, _) in over else 0)
                     grant = granted(Path(path), identity.uid, right)
-                    await asyncio.to_thread(access.enter_context, grant)
+                    await in_thread(access.enter_context, grant)
 
-            helper = await maker.means.start(channel, program, prepared)
+            # From now on a cut ends it, whatever becomes of this.
+            helper = self._helper = await maker.means.start(channel, program, prepared)
             theirs.close()
+            if not self._twins:
+                await _end(helper)
+                return
             try:
                 await control.serve(plan)
             except BaseException as error:
-                helper.process.kill()
-                await asyncio.wait({helper.process.exited}, timeout=DEATH_S)
+                await _end(helper)
+                if not self._twins and isinstance(error, daemon.DiskFailed):
+                    return
                 if isinstance(error, daemon.DiskFailed) and (words := self._last_words()):
                     raise daemon.DiskFailed(f"{error.message}: {words}") from None
                 raise
             finally:
                 self._close_own()
-        if not self._twins:
-            helper.process.kill()
-            return
-        self._helper = helper
 
     def handed_over(self) -> None:
         """Close our copy of the end: the machine has its own. Idempotent."""
@@ -205,6 +215,11 @@ class DiskUse:
         if self._death >= 0:
             os.close(self._death)
             self._death = -1
+
+
+async def _end(helper: Helper) -> None:
+    helper.process.kill()
+    await asyncio.wait({helper.process.exited}, timeout=DEATH_S)
 
 
 def _until_ended(pipe: int) -> None:

@@ -29,6 +29,7 @@ from skerry.monitor.mediate import explain_for, judge
 from skerry.monitor.protocols import Decider, Side
 from skerry.monitor.table import WRITER
 from skerry.system.model import ResourceSpec
+from skerry.threads import in_thread
 from skerry.xsm.explain import Refused
 
 Waiting = Callable[[], tuple[socket.socket, socket.socket]]
@@ -120,25 +121,49 @@ class DiskUses:
             elif use.discards and self._before is not None:
                 # The monitor counts its user as a writer, and nothing that it writes stays.
                 self._resource().written = self._before
-            image = await asyncio.to_thread(open_image, self.spec, use.writes)
-            overlay, once = None, keys.one_time() if use.discards else ""
-            try:
-                key = await asyncio.to_thread(self._key, image)
-                if not use.writes:
-                    image.only_read()
-                if once:
-                    overlay = await asyncio.to_thread(self._overlay, once)
-                await use.start(channel, image, key, overlay, once)
-            except BaseException as error:
-                if image.new:
-                    image.path.unlink(missing_ok=True)
-                if isinstance(error, OSError):
+            self._need_room_for(use)
+            with contextlib.ExitStack() as made:
+                try:
+                    await self._serve(use, channel, made)
+                except OSError as error:
                     raise BadImage(f"{self.spec.file} is not served: {error.strerror}") from None
-                raise
-            finally:
-                image.close()
-                if overlay is not None:
-                    overlay.unlink(missing_ok=True)
+
+    def _need_room_for(self, use: DiskUse) -> None:
+        """Raise `DiskInUse` if one that writes would not be alone.
+
+        By what was given out here: the locks on the image are the daemons', who may drop them.
+        """
+        others = [other for other in self._uses - {use} if other.serves]
+        if others and not self.spec.shared and any(one.writes for one in (use, *others)):
+            raise DiskInUse(
+                f"{self.spec.file} is in use by another domain",
+                fix="end the other use; one that writes is alone, unless the disk is shared",
+            )
+
+    async def _serve(self, use: DiskUse, channel: int, made: contextlib.ExitStack) -> None:
+        once = keys.one_time() if use.discards else ""
+        image, key, overlay = await in_thread(self._prepare, use.writes, once, made)
+        use.serves = True
+        await use.start(channel, image, key, overlay, once)
+
+    def _prepare(
+        self, writes: bool, once: str, made: contextlib.ExitStack
+    ) -> tuple[Image, str, Path | None]:
+        """Open what a daemon is to serve, or make it. `made` lets go of it, and undoes it where
+        that failed, also where nobody waits for it any more."""
+        image = open_image(self.spec, writes)
+        made.callback(image.close)
+        made.push(
+            lambda kind, *_: image.path.unlink(missing_ok=True) if kind and image.new else None
+        )
+        key = self._key(image)
+        if not writes:
+            image.only_read()
+        if not once:
+            return image, key, None
+        overlay = self._overlay(once)
+        made.callback(overlay.unlink, missing_ok=True)
+        return image, key, overlay
 
     def _key(self, image: Image) -> str:
         """Return the key of an encrypted disk; one that is new is laid out under it."""

@@ -9,12 +9,19 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from skerry.channel.memory import Twin
+from skerry.channel.stream import StreamBridges
 from skerry.channel.transport import TcpPairs, passes_descriptor
+from skerry.device.disk import acl, image, uses
+from skerry.device.disk import use as use_
 from skerry.device.disk.acl import XATTR
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.image import DiskInUse
@@ -22,9 +29,12 @@ from skerry.device.disk.keys import KeyLost
 from skerry.device.disk.uses import DiskUses
 from skerry.device.helper import Helper
 from skerry.errors import Denied, StateError
+from skerry.node.bridges import AllBridges
+from skerry.node.standing import ChannelEntry
 from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
 from skerry.policy.source import Source, make_policy
+from skerry.system.model import ResourceSpec
 from skerry.xsm.explain import Refused
 from tests.support.disks import MIB, Disks, client_of, daemon_of, disks, image_of, pid_of
 from tests.support.machines import descendants
@@ -229,6 +239,134 @@ def test_one_that_writes_is_alone() -> None:
         await made.use(maker, "three")
 
     served(run)
+
+
+@pytest.mark.parametrize("book", [True, False], ids=["held", "control"])
+def test_one_that_writes_is_alone_whatever_becomes_of_the_locks(
+    monkeypatch: pytest.MonkeyPatch, book: bool
+) -> None:
+    """They are a daemon's to drop; without the node's own book nobody is refused then."""
+    monkeypatch.setattr(image, "_lock", lambda *_: [])
+    if not book:
+        monkeypatch.setattr(DiskUses, "_need_room_for", lambda *_: None)
+
+    async def run(made: Disks) -> None:
+        maker = made.maker()
+
+        async def refused(source: str, read_only: bool) -> bool:
+            try:
+                (await made.use(maker, source, read_only)).cut()
+            except DiskInUse:
+                return True
+            return False
+
+        writer = await made.use(maker)
+        assert await refused("two", read_only=True) is book
+        assert await refused("two", read_only=False) is book
+        writer.cut()
+        reader = await made.use(maker, read_only=True)
+        assert not await refused("two", read_only=True)
+        assert await refused("two", read_only=False) is book
+        reader.cut()
+        assert not await refused("two", read_only=False)
+
+    served(run)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_use_that_goes_on_is_known_to_read_or_to_write(
+    monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """After a restart of the node as before it, by the journal and not by a daemon's locks."""
+    monkeypatch.setattr(image, "_lock", lambda *_: [])
+
+    async def run(made: Disks) -> None:
+        use = await made.use(made.maker(), read_only=read_only)
+        next_life = made.maker()
+        found: Any = SimpleNamespace(uses_of={"data": next_life}.get)
+        streams = StreamBridges()
+        twins: dict[Twin, int] = {side: os.dup(fd) for side, fd in use.twins.items()}
+        entry = ChannelEntry(1, "disk", "d/one/ab", "resource:data", "data", read_only, 1, 1, 0.0)
+        adopted = AllBridges(streams, found).adopt(twins, daemon_of(use).process, entry)
+        assert adopted is not None and adopted.is_whole()
+        with pytest.raises(DiskInUse):
+            await made.use(next_life, "two")
+        if read_only:
+            (await made.use(next_life, "two", read_only=True)).cut()
+        else:
+            with pytest.raises(DiskInUse):
+                await made.use(next_life, "two", read_only=True)
+        adopted.cut()
+        await made.use(next_life, "two")
+        streams.close()
+
+    served(run)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user has no access to give")
+@pytest.mark.parametrize("where", ["image", "overlay", "access", "end of access"])
+def test_a_bind_that_is_cancelled_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Wherever it is: no daemon, no identity that is not free again, no lock, no access."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(here: str) -> None:
+        if here == where:
+            begun.set()
+            assert go_on.wait(20)
+
+    def opened(spec: ResourceSpec, writes: bool) -> image.Image:
+        wait("image")
+        return image.open_image(spec, writes)
+
+    def laid_out(maker: DiskUses, once: str) -> Path:
+        wait("overlay")
+        return overlay(maker, once)
+
+    @contextlib.contextmanager
+    def granted(path: Path, uid: int, wanted: int) -> Iterator[None]:
+        wait("access")
+        with acl.granted(path, uid, wanted):
+            yield
+        wait("end of access")
+
+    overlay = DiskUses._overlay
+    monkeypatch.setattr(uses, "open_image", opened)
+    monkeypatch.setattr(DiskUses, "_overlay", laid_out)
+    monkeypatch.setattr(use_, "granted", granted)
+
+    async def run(made: Disks) -> None:
+        maker = made.maker(discard=True)
+        helpers: list[Helper] = []
+
+        async def serve(*args: Any) -> Helper:
+            helpers.append(await made.relays.serve(*args))
+            return helpers[-1]
+
+        start: Any = serve
+        maker.means = maker.means._replace(start=start)
+        using = asyncio.create_task(made.use(maker))
+        assert await asyncio.to_thread(begun.wait, 20)
+        using.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+        for helper in helpers:
+            assert await asyncio.wait_for(helper.process.exited, 10) != 0
+        assert len(helpers) == (where == "end of access")
+        assert len(made.relays._free) == (where.endswith("access"))
+        for path in (Path(maker.spec.file), made.folder):
+            with pytest.raises(OSError):
+                os.getxattr(path, XATTR)
+        if where != "image":
+            assert list((made.folder / "overlays").iterdir()) == []
+        (await made.use(made.maker())).cut()
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    served(run)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_disk_that_another_program_has_is_refused() -> None:
