@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from skerry.audit.disk import Disk
 from skerry.audit.writer import AuditTrail
+from skerry.deaths import DEATHS
 from skerry.errors import AuditUnavailable, Denied, InputError
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.node.opening import Opened, World, open_node
@@ -307,5 +308,23 @@ def test_the_laws_of_these_scenes_can_fail(tmp_path: Path) -> None:
         world.ledger.answer(fact)
         with pytest.raises(Broken):
             await world.laws.check(world.opened, world.ledger, world.clock)
+
+    play(tmp_path, scene)
+
+
+def test_what_was_killed_and_is_not_seen_dead_is_recorded(tmp_path: Path) -> None:
+    """What a cut could not wait for goes to the trail of the node that cuts."""
+
+    async def scene(world: Scene) -> None:
+        noted: list[tuple[str, Mapping[str, object]]] = []
+        trail: Any = world.opened.trail
+        trail.note = lambda event, fields: noted.append((event, fields))
+        reading, writing = os.pipe()
+        assert not DEATHS.wait("a helper", pipes=[reading])
+        os.close(writing)
+        assert DEATHS.wait("a helper", pipes=[reading])
+        assert [(event, fields["what"]) for event, fields in noted] == [
+            ("not-seen-dead", "a helper")
+        ]
 
     play(tmp_path, scene)

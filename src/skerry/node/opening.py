@@ -23,6 +23,7 @@ from skerry.audit.client import AuditClient
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
+from skerry.deaths import DEATHS
 from skerry.device.helper import Start
 from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
 from skerry.jail import cgroup, device
@@ -124,6 +125,7 @@ async def open_node(
     streams = StreamBridges(relay=relays.start)
     exits.callback(streams.close)
     trail = await _open_trail(world, helpers, life, exits)
+    DEATHS.late = partial(note_late, trail)
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
     layers = await _try_out(machines, streams, report, life.fresh)
@@ -174,6 +176,11 @@ async def open_node(
     await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
     await node.coalitions.resume()
     return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
+
+
+def note_late(trail: AuditLog, what: str, waited_s: float) -> None:
+    """Record that something killed was not seen dead when what it served was cut."""
+    trail.note("not-seen-dead", {"what": what, "waited_s": waited_s})
 
 
 async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:

@@ -1,8 +1,8 @@
 """One use of one disk: a storage daemon of its own between the image and the machine.
 
 The rules it keeps (law 3): the machine gets a connected socket and nothing of the image; when `cut`
-has returned the daemon is dead, which the kernel says by the end of a pipe that only it held, so
-that no byte reaches the image any more, whatever was queued.
+has returned the daemon is dead, which the kernel says (`deaths`), so that no byte reaches the image
+any more, whatever was queued.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skerry.deaths import DEATH_S, DEATHS, kill
 from skerry.device.disk import daemon
 from skerry.device.disk.acl import READ, WRITE, granted
 from skerry.device.disk.image import Image
@@ -26,10 +26,6 @@ from skerry.threads import in_thread
 
 if TYPE_CHECKING:
     from skerry.device.disk.uses import DiskUses
-
-DEATH_S = 2.0
-"""How long a cut waits for a killed storage daemon to be gone, in seconds. It is gone in
-milliseconds on any host that still runs."""
 
 
 class DiskUse:
@@ -187,13 +183,13 @@ class DiskUse:
         self._close_own()
         helper, self._helper = self._helper, None
         twins, self._twins = self._twins, {}
-        if helper is not None:
-            helper.process.kill()
+        dying = kill([helper.process]) if helper is not None else []
         if "source" in twins:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twins["source"])) as end:
                 end.shutdown(socket.SHUT_RDWR)
-        if helper is not None and "sink" in twins:
-            _until_ended(twins["sink"])
+        if helper is not None:
+            what = f"the storage daemon of the disk {self._maker.spec.name}"
+            DEATHS.wait(what, dying, [twins["sink"]] if "sink" in twins else [])
         for twin in twins.values():
             os.close(twin)
         self._maker.ended(self)
@@ -220,10 +216,3 @@ class DiskUse:
 async def _end(helper: Helper) -> None:
     helper.process.kill()
     await asyncio.wait({helper.process.exited}, timeout=DEATH_S)
-
-
-def _until_ended(pipe: int) -> None:
-    """Wait until nobody can write to a pipe, `DEATH_S` at most."""
-    end = select.poll()
-    end.register(pipe, 0)  # POLLHUP alone: what the daemon said is of no interest
-    end.poll(DEATH_S * 1000)
