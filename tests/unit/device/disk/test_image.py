@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -180,7 +181,8 @@ def test_zeroing_leaves_nothing_and_keeps_the_length(tmp_path: Path) -> None:
     assert path.stat().st_blocks == 0
 
 
-UID = 165_999
+UID, NOBODY = 165_999, 0xFFFFFFFF
+ENTRY = struct.Struct("<HHI")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
@@ -213,3 +215,52 @@ def test_access_keeps_what_others_have(tmp_path: Path) -> None:
         with granted(path, UID, READ | WRITE):
             assert os.getxattr(path, XATTR) != before
         assert os.getxattr(path, XATTR) == before
+
+
+ORDERS = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)]
+"""In which three grants go, by when they came."""
+
+
+def own_list(path: Path, *named: tuple[int, int], mask: int) -> bytes:
+    """Give a file a list with these users, and return it as the kernel has it."""
+    entries = {(0x01, NOBODY): 6, (0x04, NOBODY): 4, (0x10, NOBODY): mask, (0x20, NOBODY): 0}
+    entries |= {(0x02, uid): rights for uid, rights in named}
+    packed = (ENTRY.pack(tag, rights, who) for (tag, who), rights in sorted(entries.items()))
+    os.setxattr(path, XATTR, b"\2\0\0\0" + b"".join(packed))
+    return os.getxattr(path, XATTR)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_access_that_overlaps_leaves_the_list_as_it_was(
+    tmp_path: Path, order: tuple[int, int, int]
+) -> None:
+    """However the grants end: what the owner's mask withheld is withheld again, bit for bit.
+
+    Two of them are one uid's, as of an image and an overlay in one folder.
+    """
+    path = tmp_path / "data.img"
+    path.write_bytes(bytes(512))
+    before = own_list(path, (1234, 7), mask=4)
+    wanted = ((UID, READ | WRITE), (UID + 1, READ), (UID, READ))
+    grants = [granted(path, *each) for each in wanted]
+    for grant in grants:
+        grant.__enter__()
+    for step, number in enumerate(order):
+        now = os.getxattr(path, XATTR)
+        for uid in {wanted[left][0] for left in order[step:]}:
+            assert uid.to_bytes(4, "little") in now
+        assert ENTRY.pack(0x02, 4, 1234) in now, "who was there has no more than the mask left"
+        grants[number].__exit__(None, None, None)
+    assert os.getxattr(path, XATTR) == before
+
+
+def test_what_the_owner_changes_meanwhile_stays(tmp_path: Path) -> None:
+    """A list that is set while access is granted is what is left when it ends."""
+    path = tmp_path / "data.img"
+    path.write_bytes(bytes(512))
+    with granted(path, UID, READ), granted(path, UID + 1, READ | WRITE):
+        own_list(path, (1234, 7), (UID, 4), (UID + 1, 6), mask=6)
+    left = os.getxattr(path, XATTR)
+    assert (1234).to_bytes(4, "little") in left
+    assert not any(uid.to_bytes(4, "little") in left for uid in (UID, UID + 1))
+    assert left == own_list(path, (1234, 7), mask=6)
