@@ -7,11 +7,10 @@ and its helper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from skerry.device.helper import Helper
-from skerry.label import Label
 from skerry.monitor.protocols import Bridge, Bridges, Side
 
 
@@ -46,13 +45,6 @@ class Uses(Bridges, Protocol):
 
     def close(self) -> None:
         """Let go of what the maker itself holds. Uses that were minted live on."""
-
-
-@runtime_checkable
-class AsksLabels(Protocol):
-    """A maker that is told how to ask for a domain's label, by name."""
-
-    label: Callable[[str], Label] | None
 
 
 @runtime_checkable

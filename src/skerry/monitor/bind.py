@@ -148,16 +148,11 @@ class Binder:
         return channel
 
     async def _mint(self, channel: Channel) -> None:
-        about = {
-            "channel": channel.number,
-            "kind": channel.kind,
-            "port": channel.port,
-            "source": channel.source.name,
-            "sink": channel.sink.name,
-            **({} if channel.for_s is None else {"for_s": channel.for_s}),
-        }
+        about = channel.about | ({} if channel.for_s is None else {"for_s": channel.for_s})
         await self._calm.wait()
-        grant = await self.mediator.permit(channel.hook, channel.parties, about)
+        grant = await self.mediator.permit(
+            channel.hook, lambda: self.channels.parties(channel), about
+        )
         sink = channel.sink
         makers = sink.bridges if isinstance(sink, Resource) else self._bridges[channel.kind]
         try:
@@ -238,16 +233,7 @@ class Binder:
 
     def _cut(self, channel: Channel, why: str) -> int:
         drained = self._drop(channel)
-        self._audit.note(
-            "cut",
-            {
-                "channel": channel.number,
-                "source": channel.source.name,
-                "sink": channel.sink.name,
-                "drained": drained,
-                "why": why,
-            },
-        )
+        self._audit.note("cut", channel.about | {"drained": drained, "why": why})
         return drained
 
     def _cut_all(self, domain: Domain, why: str, *, uses: bool = True) -> list[int]:

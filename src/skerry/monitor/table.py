@@ -20,8 +20,9 @@ MAX_CHANNELS = 10_000
 """Most channels of one node, binding ones included. At the limit a bind is refused."""
 
 
-WRITER = "writer"
-"""Before a number: the party that is a label which has written the resource."""
+OTHERS = WRITER, READER = "writer", "reader"
+"""Before a number: the party that is a label which has written the resource, or that of a domain
+which reads it now."""
 
 
 def hook_of(kind: Kind, one_way: bool) -> str:
@@ -85,6 +86,12 @@ class Channel:
         return ALIVE | ({State.STARTING} if self.kind in COLD else frozenset())
 
     @property
+    def about(self) -> dict[str, object]:
+        """What the trail says of it."""
+        names = {"source": self.source.name, "sink": self.sink.name}
+        return {"channel": self.number, "kind": self.kind, "port": self.port, **names}
+
+    @property
     def hook(self) -> str:
         """The hook that decides this channel."""
         return hook_of(self.kind, self.one_way)
@@ -95,16 +102,19 @@ class Channel:
         carry: Callable[[Label], Label] = lambda writer: writer,
     ) -> dict[str, Label]:
         """Return whom its hook is asked about, by the labels of its ends and of its writers."""
-        parties = {"source": label(self.source), "sink": label(self.sink)}
-        if isinstance(self.sink, Resource):
-            writers = enumerate(sorted(map(carry, self.sink.written)))
-            parties |= {f"{WRITER}{number}": writer for number, writer in writers}
-        return parties
+        writers = enumerate(sorted(map(carry, self.sink.written)))
+        ends = {"source": label(self.source), "sink": label(self.sink)}
+        return ends | {f"{WRITER}{number}": writer for number, writer in writers}
 
     def wrote(self, label: Label) -> None:
         """Count a label that may write among those that have written the resource."""
-        if isinstance(self.sink, Resource) and not self.one_way:
+        if self.writes:
             self.sink.written |= {label}
+
+    @property
+    def writes(self) -> bool:
+        """Whether what its source writes stays in a resource, for others to read."""
+        return self.sink.keeps and not self.one_way
 
     @property
     def outlives_sink(self) -> bool:
@@ -158,6 +168,16 @@ class ChannelTable:
     def next_port(self) -> str:
         """Return the port name of the next channel if it is given none."""
         return f"ch{self._next}"
+
+    def parties(
+        self, channel: Channel, label: Callable[[Domain], Label] = lambda end: end.label
+    ) -> dict[str, Label]:
+        """Return whom a channel's hook is asked about before it is granted: also those that only
+        read now what it may write. Who writes it is among the resource's writers already."""
+        beside = self.of(channel.sink) if channel.writes else []
+        read = {c.source for c in beside if c.one_way and c.phase is Phase.LIVE} - {channel.source}
+        readers = enumerate(sorted({domain.label for domain in read}))
+        return channel.parties(label) | {f"{READER}{number}": each for number, each in readers}
 
     def get(self, number: int) -> Channel:
         """Return a channel. Raises `NotFound`."""

@@ -16,7 +16,6 @@ from skerry.device.helper import Start
 from skerry.errors import Denied
 from skerry.label import Label
 from skerry.monitor.domain import Resource
-from skerry.monitor.protocols import Decider
 from skerry.node import paths
 from skerry.node.node import Node
 from skerry.node.resources import MakeUses
@@ -37,7 +36,7 @@ class Connections:
         return unix_waiting(paths.make_private(paths.state_dir()))
 
 
-def disk_maker(start: Start, decider: Decider) -> MakeUses:
+def disk_maker(start: Start) -> MakeUses:
     """Return the maker of disks. What a killed node left of overlays is removed."""
     connections = Connections()
     overlays = paths.state_dir() / "overlays"
@@ -46,7 +45,7 @@ def disk_maker(start: Start, decider: Decider) -> MakeUses:
     def make(spec: ResourceSpec, resource: Callable[[], Resource]) -> DiskUses:
         roots = paths.make_shared(paths.roots_dir())
         keys = Keys(paths.make_private(paths.state_dir()) / "keys")
-        return DiskUses(Means(start, decider, connections, roots, overlays, keys), spec, resource)
+        return DiskUses(Means(start, connections, roots, overlays, keys), spec)
 
     return make
 

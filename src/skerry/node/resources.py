@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 
-from skerry.device.resource import AsksLabels, Released, Uses
+from skerry.device.resource import Released, Uses
 from skerry.device.switch.uses import SwitchUses
 from skerry.device.uplink.use import Uplinks
 from skerry.errors import Denied, NotFound, StateError
@@ -60,8 +60,6 @@ class Resources:
                     uses.note = monitor.mediator.audit.note
                 if isinstance(uses, SwitchUses):
                     uses.meet(monitor)
-                if isinstance(uses, AsksLabels):
-                    uses.label = lambda domain: monitor.domain(domain).label
             if name in self._made:
                 self._made[name][1].label = setup.labels[name]
         monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
@@ -82,7 +80,7 @@ class Resources:
         if self._written is not None and lives_on(spec):
             before = self._written.of(lives_on(spec))
         made.append(Resource(spec.name, label, spec.kind, uses))
-        made[0].written = before
+        made[0].written, made[0].keeps = before, not spec.discard
         return made[0], uses
 
     def made(self) -> Collection[Uses]:

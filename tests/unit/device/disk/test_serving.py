@@ -22,10 +22,6 @@ from skerry.device.disk.keys import KeyLost
 from skerry.device.disk.uses import DiskUses
 from skerry.device.helper import Helper
 from skerry.errors import Denied, StateError
-from skerry.policy.history import MemoryHistory
-from skerry.policy.manager import PolicyManager
-from skerry.policy.source import Source, make_policy
-from skerry.xsm.explain import Refused
 from tests.support.disks import MIB, Disks, client_of, daemon_of, disks, image_of, pid_of
 from tests.support.machines import descendants
 
@@ -382,66 +378,19 @@ def test_a_daemon_that_cannot_serve_says_why_and_leaves_nothing() -> None:
     served(run)
 
 
-SHARING = """
-[policy]
-name = "tests.sharing"
-version = "1.0"
-bootstrap = "system"
+def test_a_shared_disk_is_served_to_a_reader_beside_its_writer() -> None:
+    """What the one writes the other reads. Not shared, the second is refused: it is in use."""
 
-[simple-type-enforcement]
-types = ["common"]
+    async def run(made: Disks) -> None:
+        for shared in (True, False):
+            maker = made.maker(f"shared-{shared}".lower(), shared=shared)
+            reader = await made.use(maker, "alice", read_only=True)
+            if shared:
+                writer = client_of(await made.use(maker, "carol"))
+                assert writer.write(0, CANARY) == 0
+                assert client_of(reader).read(0, len(CANARY)) == CANARY
+            else:
+                with pytest.raises(DiskInUse):
+                    await made.use(maker, "carol")
 
-[chinese-wall]
-types = ["bank-a", "bank-b"]
-
-[[chinese-wall.conflicts]]
-name = "banks"
-types = ["bank-a", "bank-b"]
-history = true
-
-[labels.system]
-ste = ["common"]
-
-[labels.alice]
-ste = ["common"]
-cw = ["bank-a"]
-
-[labels.bob]
-ste = ["common"]
-cw = ["bank-b"]
-
-[labels.carol]
-ste = ["common"]
-cw = ["bank-a"]
-
-[resources.store]
-ste = "common"
-"""
-
-
-def test_a_shared_disk_joins_only_whom_the_policy_lets_exchange() -> None:
-    """A reader keeps out a writer that it may not exchange with; another one may write.
-
-    Not shared, both are refused: the disk is in use.
-    """
-
-    async def run() -> None:
-        stack = make_policy([Source("policy.toml", SHARING.encode())]).stack
-        async with disks(PolicyManager(stack, MemoryHistory())) as made:
-            labels = {name: stack.label(name, "domain") for name in ("alice", "bob", "carol")}
-            made.labels |= labels
-            for shared in (True, False):
-                maker = made.maker(f"shared-{shared}".lower(), shared=shared)
-                maker._resource().label = stack.label("store", "resource")
-                reader = await made.use(maker, "alice", read_only=True)
-                with pytest.raises(Refused if shared else DiskInUse):
-                    await made.use(maker, "bob")
-                if shared:
-                    writer = client_of(await made.use(maker, "carol"))
-                    assert writer.write(0, CANARY) == 0
-                    assert client_of(reader).read(0, len(CANARY)) == CANARY
-                else:
-                    with pytest.raises(DiskInUse):
-                        await made.use(maker, "carol")
-
-    asyncio.run(run())
+    served(run)
