@@ -163,13 +163,13 @@ class Binder:
             self.mediator.failed(channel.hook, error, **about)
             raise
         channel.phase = Phase.LIVE
-        channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         channel.generation = grant.generation
         channel.record = grant.record
         channel.since = self._clock()
         self._bound(channel)
 
     def _bound(self, channel: Channel) -> None:
+        channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         if channel.for_s is not None:
             left = channel.since + channel.for_s - self._clock()
             loop = asyncio.get_running_loop()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import pytest
 
 from skerry.label import Label
 from skerry.monitor.domain import Resource
+from skerry.monitor.table import Channel
 from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
 from skerry.policy.source import Source, make_policy
@@ -210,6 +212,30 @@ def test_a_reader_that_comes_while_its_writer_is_relabelled_is_asked_about_too()
         assert [channel.number for channel in world.monitor.channels] == [(await reading).number]
 
     play(scene)
+
+
+def test_who_uses_a_resource_is_known_after_a_restart_too() -> None:
+    """Nothing of an uplink is on the disk: its readmitted user counts, so a rival is kept out.
+
+    The control: where nobody was readmitted the rival gets it.
+    """
+
+    async def scene(world: World, *, used: bool) -> None:
+        world.monitor.mediator.decider = decider = Slow()
+        decider.allowed = {frozenset({name, "web"}) for name in ("auditor", "alice")}
+        add_resource(world, "web", "uplink")
+        await world.run("auditor", "alice")
+        sink = world.monitor.resources["web"]
+        if used:
+            old = Channel(1, "uplink", world.monitor.domain("alice"), sink, "web", False)
+            world.monitor.readmit_channel(old)
+            with pytest.raises(Refused):
+                await world.monitor.bind("auditor", "web")
+        else:
+            await world.monitor.bind("auditor", "web")
+
+    play(partial(scene, used=True))
+    play(partial(scene, used=False))
 
 
 def test_what_is_thrown_away_is_told_to_nobody_and_leaves_no_name() -> None:
