@@ -108,6 +108,8 @@ class Calls:
                 return await list_disks(node, operator)
             case wire.ReleaseDisk(disk):
                 return await release_disk(node, operator, disk)
+            case wire.ForgetDisk(disk):
+                return await release_disk(node, operator, disk, gone=True)
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():

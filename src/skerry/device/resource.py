@@ -55,8 +55,9 @@ class Released(Protocol):
     def users(self) -> tuple[str, ...]:
         """The domains that use it now, by name."""
 
-    async def release(self) -> str:
+    async def release(self, *, gone: bool = False) -> str:
         """Make what was written unreadable, and say what was done.
 
-        Raises `StateError` while it is used, or a `Denied`; then it is not to be forgotten.
+        `gone`: it is gone for good, so that there is nothing to be done. Raises `StateError` while
+        it is used, or a `Denied`; then it is not to be forgotten.
         """

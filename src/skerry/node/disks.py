@@ -81,8 +81,10 @@ async def _may_release(node: Node, operator: Label, disk: Label) -> bool:
     return verdict.allowed
 
 
-async def release_disk(node: Node, operator: Label, name: str) -> dict[str, object]:
-    """Release a disk at an operator's wish; say what was done.
+async def release_disk(
+    node: Node, operator: Label, name: str, *, gone: bool = False
+) -> dict[str, object]:
+    """Release a disk at an operator's wish; say what was done. `gone`: its image is, for good.
 
     Raises `NotFound`, `StateError` while it is used, `Refused` or another `Denied`.
     """
@@ -91,9 +93,11 @@ async def release_disk(node: Node, operator: Label, name: str) -> dict[str, obje
     grant = await mediator.permit(
         "resource_remove",
         lambda: {"operator": operator, "sink": resource.label},
-        {"resource": name},
+        {"resource": name, **({"gone": True} if gone else {})},
     )
     written = sorted(map(str, resource.written))
-    done = await node.resources.release(name)
-    mediator.audit.note("released", {"resource": name, "written": written, "done": done})
+    done = await node.resources.release(name, gone=gone)
+    mediator.audit.note(
+        "forgotten" if gone else "released", {"resource": name, "written": written, "done": done}
+    )
     return {"disk": name, "done": done, "written": written, "record": grant.record}

@@ -106,15 +106,16 @@ class Resources:
         """Return the maker of a resource's uses, None if there is no such resource."""
         return self._made[name][2] if name in self._made else None
 
-    async def release(self, name: str) -> str:
+    async def release(self, name: str, *, gone: bool = False) -> str:
         """Release a disk, and forget who has written it; say what was done.
 
-        Raises `NotFound`, `StateError`, or a `Denied`; then nothing was forgotten.
+        `gone`: its image is gone for good. Raises `NotFound`, `StateError`, or a `Denied`; then
+        nothing was forgotten.
         """
         self.disk(name)
         _, resource, uses = self._made[name]
         assert isinstance(uses, Released)
-        done = await uses.release()
+        done = await uses.release(gone=gone)
         resource.written = frozenset()
         await self.save()
         return done

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from skerry.device.disk import daemon, keys, luks
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.image import DiskInUse, Image, open_image
-from skerry.device.disk.release import wipe
+from skerry.device.disk.release import require_gone, wipe
 from skerry.device.disk.use import DiskUse
 from skerry.device.helper import Helper, Start
 from skerry.errors import LayerMissing, LimitReached, StateError
@@ -154,10 +154,11 @@ class DiskUses:
             os.close(descriptor)
         return path
 
-    async def release(self) -> str:
+    async def release(self, *, gone: bool = False) -> str:
         """Make what is on the disk unreadable; say what was done. Who wrote it may be forgotten.
 
-        Raises `StateError` while it is used, `BadImage`, `DiskInUse`, `KeyLost`.
+        `gone`: its image is gone for good, and must not be there. Raises `StateError` while it is
+        used, `BadImage`, `DiskInUse`, `KeyLost`.
         """
         if self._uses or self._releasing:
             users = ", ".join(self.users) or "its release"
@@ -166,10 +167,14 @@ class DiskUses:
                 fix="stop these domains, or cut their use of it",
             )
         if self.spec.discard:
-            raise StateError(f"nothing is ever written to the disk {self.spec.name}")
+            raise StateError(
+                f"nothing is ever written to the disk {self.spec.name}",
+                fix="to release what was on it before, leave `discard` out of the system file",
+            )
         self._releasing = True
         try:
-            return await asyncio.to_thread(wipe, self.spec, self.means.keys)
+            work = require_gone if gone else wipe
+            return await asyncio.to_thread(work, self.spec, self.means.keys)
         except OSError as error:
             raise BadImage(f"{self.spec.file} could not be released: {error.strerror}") from None
         finally:
