@@ -13,7 +13,7 @@ from skerry.channel.transport import TcpPairs, unix_pair_holds, unix_waiting
 from skerry.device.disk.keys import Keys
 from skerry.device.disk.uses import DiskUses, Means, sweep
 from skerry.device.helper import Start
-from skerry.errors import Denied
+from skerry.errors import Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.node import paths
@@ -95,6 +95,10 @@ async def release_disk(
         lambda: {"operator": operator, "sink": resource.label},
         {"resource": name, **({"gone": True} if gone else {})},
     )
+    if node.resources.disk(name)[1] is not resource:
+        raise StaleGeneration(
+            f"the disk {name} is another one now", fix="see `skerry disk list`, and ask again"
+        )
     written = sorted(map(str, resource.written))
     done = await node.resources.release(name, gone=gone)
     mediator.audit.note(

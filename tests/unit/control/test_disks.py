@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -12,11 +13,11 @@ import pytest
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.keys import Keys
 from skerry.device.disk.uses import DiskUses, Means
-from skerry.errors import NotFound, StateError
+from skerry.errors import NotFound, StaleGeneration, StateError
 from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.wire import control as wire
-from tests.unit.control.test_calls import Client, Host, play
+from tests.unit.control.test_calls import Client, Host, play, ticks
 from tests.unit.control.test_resources import LABELLED, SYSTEM
 
 CANARY = b"canary-of-alice!" * 256
@@ -80,5 +81,38 @@ def test_a_disk_that_is_there_is_released_and_never_just_forgotten(tmp_path: Pat
         assert vault.resource.written == frozenset()
         with pytest.raises(NotFound):
             await host.handle(wire.ForgetDisk("volt"), Client("op"))
+
+    disks(tmp_path, scene)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_what_is_released_is_the_disk_that_was_asked_about(tmp_path: Path, other: bool) -> None:
+    """While the record is written another disk gets the name: it is not touched, nor the first.
+
+    The control: nothing comes in between.
+    """
+
+    async def scene(host: Host) -> None:
+        files = tmp_path / "first.img", tmp_path / "second.img"
+        for file in files:
+            file.write_bytes(CANARY)
+        second, first = Vault(host, files[1]), Vault(host, files[0])
+        host.audit.gate = asyncio.Event()
+        asking = asyncio.ensure_future(host.handle(wire.ReleaseDisk("vault"), Client("op")))
+        await ticks()
+        if other:
+            second.take_over()
+        host.audit.gate.set()
+        if other:
+            with pytest.raises(StaleGeneration, match="another one now"):
+                await asking
+        else:
+            await asking
+        assert files[1].read_bytes() == CANARY
+        assert (files[0].read_bytes() == CANARY) is other
+        assert (first.resource.written, second.resource.written) == (
+            frozenset({WRITER} if other else ()),
+            frozenset({WRITER}),
+        )
 
     disks(tmp_path, scene)
