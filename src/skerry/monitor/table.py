@@ -83,7 +83,7 @@ class Channel:
     @property
     def states(self) -> frozenset[State]:
         """The states in which a domain can get an end of it."""
-        return ALIVE | ({State.STARTING} if self.kind in COLD else frozenset())
+        return frozenset({State.STARTING}) if self.kind in COLD else ALIVE
 
     @property
     def about(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from skerry.errors import Denied, InputError, NotFound
+from skerry.errors import Denied, InputError, NotFound, StateError
 from skerry.wire import control as wire
 from tests.support.reconciling import OPERATED, ports, up
 from tests.unit.control.test_calls import POLICY, Client, Host, play
@@ -90,6 +90,20 @@ def test_a_use_is_cut_and_given_again_by_who_may(tmp_path: Path) -> None:
             await host.handle(wire.Connect("a", "vault"), Client("op"))
 
     play(tmp_path, scene, LABELLED, SYSTEM)
+
+
+def test_a_tpm_is_not_given_to_a_running_domain_and_the_way_to_it_is_said(tmp_path: Path) -> None:
+    """The chip stays nobody's: nothing of it is made."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(StateError, match="from its start on") as error:
+            await host.handle(wire.Connect("a", "chip"), Client("op"))
+        assert "`uses` of a" in error.value.fix
+        assert not host.disks["chip"].minted
+
+    chip = '[resources.chip]\nkind = "tpm"\nlabel = "red-disk"\n'
+    play(tmp_path, scene, LABELLED, SYSTEM + chip)
 
 
 def test_a_file_that_changes_a_resource_cuts_its_uses_and_binds_them_anew(tmp_path: Path) -> None:

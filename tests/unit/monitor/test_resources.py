@@ -214,6 +214,35 @@ def test_what_a_machine_takes_before_it_is_made_is_bound_then_and_never_later() 
     play(scene)
 
 
+def test_a_running_domain_does_not_even_ask_for_what_it_can_have_only_at_its_start() -> None:
+    """Nothing is asked, minted or opened, so a TPM that nobody owns stays so; its start has it."""
+
+    async def scene(world: World) -> None:
+        uses = add_resource(world, "chip", "tpm")
+        world.allow(("a", "chip"))
+        await world.run("a")
+        asked = len(world.decider.asked)
+        for _ in range(2):  # running, and then paused
+            with pytest.raises(StateError, match="while it is starting"):
+                await world.monitor.bind("a", "chip", port="chip")
+            if world.monitor.domain("a").state is State.RUNNING:
+                await world.monitor.pause(world.operator, "a")
+                asked += 1
+        assert len(world.decider.asked) == asked
+        assert not uses.minted
+        assert world.monitor.resources["chip"].written == frozenset()
+        world.monitor.kill("a")
+        await world.monitor.domain("a").gone.wait()
+
+        async def cold() -> None:
+            await world.monitor.bind("a", "chip", port="chip")
+
+        await world.monitor.start(world.operator, "a", label("a"), world.maker("a"), cold)
+        assert uses.minted[0][2].opened
+
+    play(scene)
+
+
 def test_a_machine_that_takes_no_resource_leaves_nothing_of_it() -> None:
     """The use is cut, and the helper with it."""
 
