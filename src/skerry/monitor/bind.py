@@ -106,18 +106,19 @@ class Binder:
         """Bind a channel between two domains that run or are paused, and return it live.
 
         The sink may be a resource: then the channel is the source's use of it, `one_way` a use
-        that only reads, and its kind the resource's. `port` is its name in the guests,
-        `ch<number>` if empty; `for_s` bounds its life; `size`: see `Bridges.mint`. Raises `Refused`
-        and other `Denied`s, `StateError`, `MachineError`; then no machine holds anything of it.
+        that only reads, and its kind the resource's. `port` is its name in the guests; empty, it
+        is the resource's or `ch<number>`. `for_s` bounds its life; `size`: see `Bridges.mint`.
+        Raises `Refused` and other `Denied`s, `StateError`, `MachineError`; then no machine holds
+        anything of it.
         """
         first, second = self.domain(source), self.resources.get(sink) or self.domain(sink)
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
         if isinstance(second, Resource):
             kind, one_way = second.kind, one_way and second.kind == "disk"
+            port = port or second.name
         elif kind not in self._bridges:
             raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
-        port = port or self.channels.next_port()
         for old in self.channels.of(first):
             if old.stranded and old.port == port:
                 self._cut(old, "its port is bound anew")
@@ -129,8 +130,9 @@ class Binder:
             if len(self.channels.of(domain)) >= self.most(domain.name):
                 full = f"domain {domain.name} has its {self.most(domain.name)} channels"
                 raise LimitReached(full, fix="cut one, or raise its `channels`")
-            if self.channels.port_taken(domain, port):
-                raise StateError(f"domain {domain.name} already has a port {port}")
+            if self.channels.port_taken(domain, channel.port):
+                taken = f"domain {domain.name} already has a port {channel.port}"
+                raise StateError(taken, fix="name another")
         self.channels.enter(channel)
         try:
             await self._journal.numbered(channel)

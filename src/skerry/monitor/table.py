@@ -147,12 +147,13 @@ class ChannelTable:
         return len(self._channels)
 
     def made(self, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool) -> Channel:
-        """Return a channel with the next number, to be entered. Raises `LimitReached`."""
+        """Return a channel with the next number, to be entered; its port is called by that if it
+        is given no name. Raises `LimitReached`."""
         if len(self._channels) >= self.limit:
             raise LimitReached(
                 f"the node has its {self.limit} channels", fix="cut one, or raise limits.channels"
             )
-        return Channel(self._next, kind, source, sink, port, one_way)
+        return Channel(self._next, kind, source, sink, port or f"ch{self._next}", one_way)
 
     def enter(self, channel: Channel) -> None:
         """Enter a channel that has its number; later ones get higher numbers."""
@@ -164,10 +165,6 @@ class ChannelTable:
     def skip(self, number: int) -> None:
         """Never give this number, or one below it, again."""
         self._next = max(self._next, number + 1)
-
-    def next_port(self) -> str:
-        """Return the port name of the next channel if it is given none."""
-        return f"ch{self._next}"
 
     def parties(
         self, channel: Channel, label: Callable[[Domain], Label] = lambda end: end.label

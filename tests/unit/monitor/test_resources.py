@@ -48,7 +48,7 @@ def test_reading_and_writing_are_two_questions() -> None:
 
     async def scene(world: World) -> None:
         uses, _ = await used(world, read_only=True)
-        await world.monitor.bind("a", "vault")
+        await world.monitor.bind("a", "vault", port="again")
         hooks = [hook for hook, parties in world.decider.asked if "sink" in parties]
         assert hooks == ["resource_read", "resource_both"]
         assert [one_way for one_way, _, _ in uses.minted] == [True, False]
@@ -60,6 +60,27 @@ def test_reading_and_writing_are_two_questions() -> None:
         ("use",),
         ("map_read", "map_write"),
     ]
+
+
+def test_a_use_that_is_given_no_name_has_the_resource_s() -> None:
+    """The guest finds what was connected where it finds what it `uses`; a second needs a name.
+
+    The control: a channel between domains is called by its number.
+    """
+
+    async def scene(world: World) -> None:
+        await used(world)
+        with pytest.raises(StateError, match="already has a port vault; name another"):
+            await world.monitor.bind("a", "vault", one_way=True)
+        add_resource(world, "safe")
+        world.allow(("a", "safe"), ("a", "b"))
+        await world.run("b")
+        assert (await world.monitor.bind("a", "safe")).port == "safe"
+        assert set(world.machines["a"].ports.values()) == {"vault", "safe"}
+        stream = await world.monitor.bind("a", "b")
+        assert stream.port == f"ch{stream.number}"
+
+    play(scene)
 
 
 def test_what_goes_both_ways_is_asked_both_ways() -> None:
@@ -266,7 +287,7 @@ def test_an_operator_gives_a_resource_only_if_he_may() -> None:
 
     async def scene(world: World) -> None:
         await used(world)
-        await world.monitor.connect(world.operator, "a", "vault", one_way=True)
+        await world.monitor.connect(world.operator, "a", "vault", port="again", one_way=True)
         hooks = [hook for hook, parties in world.decider.asked if "operator" in parties]
         assert hooks[-2:] == ["domain_getdomaininfo", "resource_attach"]
 
