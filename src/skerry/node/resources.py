@@ -19,6 +19,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.node.setup import Setup
 from skerry.node.written import Written
 from skerry.system.model import ResourceKind, ResourceSpec
+from skerry.xsm.stack import Stack
 
 MakeUses = Callable[[ResourceSpec, Callable[[], Resource]], Uses]
 """Returns the maker of a resource's uses; the resource itself can be had once it is called for."""
@@ -32,7 +33,10 @@ def lives_on(spec: ResourceSpec) -> str:
 
 
 class Resources:
-    """Keeps `Monitor.resources` as a setup says."""
+    """Keeps `Monitor.resources` as a setup says; `stack` is the policy in force, whose labels the
+    resources' are."""
+
+    stack: Stack
 
     def __init__(
         self, makers: Mapping[ResourceKind, MakeUses], written: Written | None = None
@@ -47,7 +51,7 @@ class Resources:
 
         Raises `StateError` for a kind that nothing here serves.
         """
-        wanted = setup.system.resources
+        wanted, self.stack = setup.system.resources, setup.stack
         for name, (spec, _, uses) in list(self._made.items()):
             if wanted.get(name) != spec:
                 uses.close()
@@ -78,7 +82,7 @@ class Resources:
         uses = self._makers[spec.kind](spec, lambda: made[0])
         label, before = setup.labels[spec.name], frozenset[Label]()
         if self._written is not None and lives_on(spec):
-            before = self._written.of(lives_on(spec))
+            before = self._written.of(lives_on(spec), setup.stack)
         made.append(Resource(spec.name, label, spec.kind, uses))
         made[0].written, made[0].keeps = before, not spec.discard
         return made[0], uses
@@ -93,8 +97,8 @@ class Resources:
             return
         try:
             for spec, resource, _ in list(self._made.values()):
-                if lives_on(spec) and not spec.discard:
-                    await self._written.keep(lives_on(spec), resource.written)
+                if lives_on(spec):
+                    await self._written.keep(lives_on(spec), resource.written, self.stack)
         except OSError as error:
             raise Denied(
                 f"who writes what cannot be written down: {error.strerror}",

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from skerry.errors import Denied, InputError, NotFound, StateError
+from skerry.label import Label
+from skerry.node.written import Written
+from skerry.policy.source import NewPolicy
 from skerry.wire import control as wire
 from tests.support.reconciling import OPERATED, ports, up
 from tests.unit.control.test_calls import POLICY, Client, Host, play
@@ -104,6 +107,31 @@ def test_a_tpm_is_not_given_to_a_running_domain_and_the_way_to_it_is_said(tmp_pa
 
     chip = '[resources.chip]\nkind = "tpm"\nlabel = "red-disk"\n'
     play(tmp_path, scene, LABELLED, SYSTEM + chip)
+
+
+def test_who_wrote_is_kept_under_the_names_of_the_policy_in_force(tmp_path: Path) -> None:
+    """A load renames a writer: what is written down from then on is under the new policy's name,
+    also where that gave the old one to another label."""
+
+    async def scene(host: Host) -> None:
+        path = tmp_path / "written.json"
+        node, disk = host.node, f"disk:{tmp_path}/vault.img"
+        node.resources._written = Written(path)
+        await host.up()
+        await node.resources.save()
+        red, crimson = (Label((("acm", name),)) for name in ("red", "crimson"))
+        assert Written(path).of(disk, node.setup.stack) == {red}
+        update = 'version = "2.0"\nfrom = { name = "calls", version = "1.0" }'
+        policy = LABELLED.replace('version = "1.0"', update)
+        policy = policy.replace("[labels.red]", '[labels.crimson]\nfrom = "red"')
+        policy = policy.replace("[labels.helper]", '[labels.red]\nfrom = "helper"')
+        change = NewPolicy(str(tmp_path / "policy.toml"), policy.encode(), b"")
+        await node.load("policy_load", node.setup.owner, change, what="renames")
+        node.resources._made["vault"][1].written |= {red}
+        await node.resources.save()
+        assert Written(path).of(disk, node.setup.stack) == {red, crimson}
+
+    play(tmp_path, scene, LABELLED, SYSTEM)
 
 
 def test_a_file_that_changes_a_resource_cuts_its_uses_and_binds_them_anew(tmp_path: Path) -> None:
