@@ -156,6 +156,28 @@ def test_a_file_that_changes_a_resource_cuts_its_uses_and_binds_them_anew(tmp_pa
     play(tmp_path, scene, LABELLED, SYSTEM)
 
 
+@pytest.mark.parametrize("change", ["label", "none"])
+def test_a_tpm_with_another_label_is_had_by_a_domain_that_is_started_anew(
+    tmp_path: Path, change: str
+) -> None:
+    """The running one would lose it and could not get it back; the control changes nothing."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        before = host.monitor.domain("a")
+        other = chip.replace("red-disk", "red-chip") if change == "label" else chip
+        result = await up(host, system + other, policy)
+        assert (host.monitor.domain("a") is not before) is (change == "label")
+        assert ("restart a" in result.plan) is (change == "label")
+        label = str(host.monitor.resources["chip"].label)
+        assert label == f"resource:red-{'chip' if change == 'label' else 'disk'}"
+
+    policy = LABELLED + '[resources.red-chip]\nste = "red"\n'
+    chip = '[resources.chip]\nkind = "tpm"\nlabel = "red-disk"\n'
+    system = SYSTEM.replace('uses = ["vault"]', 'uses = ["vault", "chip"]')
+    play(tmp_path, scene, policy, system + chip)
+
+
 def test_who_may_not_load_a_policy_defines_no_resource(tmp_path: Path) -> None:
     """A resource is the owner's, as a domain's label is."""
 
