@@ -40,7 +40,8 @@ class DiskInUse(Denied):
 class Image:
     """An image that was found, judged and locked. `new`: it was made now and is empty.
 
-    `descriptor` is the open file that bears the locks; close it, or give it away.
+    `descriptor` is the open file that bears the locks; close it, or give it away. Where it is new
+    it can be written: see `only_read`.
     """
 
     def __init__(self, path: Path, descriptor: int, new: bool) -> None:
@@ -53,6 +54,24 @@ class Image:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def only_read(image: Image, spec: ResourceSpec) -> None:
+    """Have a reader's locks on an open file that cannot be written, where it was made writable.
+
+    Raises `BadImage`, `DiskInUse`; then it is as it was.
+    """
+    try:  # the file itself, whatever its name leads to by now
+        descriptor = os.open(f"/proc/self/fd/{image.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadImage(f"{image.path} {_words(error)}") from None
+    try:
+        _lock(descriptor, image.path, False, spec.shared)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    image.close()
+    image.descriptor = descriptor
 
 
 def open_image(spec: ResourceSpec, writes: bool, *, judge: bool = True) -> Image:

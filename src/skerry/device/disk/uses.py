@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from skerry.device.disk import daemon, keys, luks
 from skerry.device.disk.header import BadImage
-from skerry.device.disk.image import DiskInUse, Image, open_image
+from skerry.device.disk.image import DiskInUse, Image, only_read, open_image
 from skerry.device.disk.release import require_gone, wipe
 from skerry.device.disk.use import DiskUse
 from skerry.device.helper import Helper, Start
@@ -108,6 +108,8 @@ class DiskUses:
             overlay, once = None, keys.one_time() if use.discards else ""
             try:
                 key = await asyncio.to_thread(self._key, image)
+                if image.new and not use.writes:
+                    only_read(image, self.spec)
                 if once:
                     overlay = await asyncio.to_thread(self._overlay, once)
                 await use.start(channel, image, key, overlay, once)
