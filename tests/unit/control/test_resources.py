@@ -62,6 +62,25 @@ def test_a_resource_that_shares_no_type_is_refused_at_up(tmp_path: Path) -> None
     play(tmp_path, scene, LABELLED, blue)
 
 
+@pytest.mark.parametrize("boot", ["bios", "kernel"])
+def test_a_domain_never_boots_another_disk_than_its_first(tmp_path: Path, boot: str) -> None:
+    """Where that is refused it gets none, and is told why; the control boots no disk at all."""
+
+    async def scene(host: Host) -> None:
+        refused = await host.node.up(lambda event: None)
+        other = ["disk data for a"] if boot == "bios" else []
+        assert [refusal.what for refusal in refused] == ["disk vault for a", *other]
+        assert ("data" in ports(host)) is (boot == "kernel")
+        if boot == "bios":
+            assert "a has not got vault, the disk that it boots" in refused[1].text
+
+    data = DISK.replace("vault", "data")
+    system = SYSTEM.replace("red-disk", "blue-disk") + data
+    system = system.replace('uses = ["vault"]', f'boot = "{boot}"\nuses = ["vault", "data"]')
+    system = system.replace('machine = "simulator"\n', "", 1)  # the host makes one all the same
+    play(tmp_path, scene, LABELLED, system)
+
+
 def test_a_label_that_the_policy_has_for_no_resource_is_a_mistake_of_the_file(
     tmp_path: Path,
 ) -> None:
