@@ -22,8 +22,11 @@ from skerry.device.disk.keys import KeyLost
 from skerry.device.disk.uses import DiskUses
 from skerry.device.helper import Helper
 from skerry.errors import Denied, StateError
+from skerry.xsm.explain import Refused
 from tests.support.disks import MIB, Disks, client_of, daemon_of, disks, image_of, pid_of
 from tests.support.machines import descendants
+from tests.support.nbd import Nbd
+from tests.support.sharing import Store, sharing
 
 CANARY = b"canary-of-alice!" * 256
 
@@ -378,19 +381,33 @@ def test_a_daemon_that_cannot_serve_says_why_and_leaves_nothing() -> None:
     served(run)
 
 
-def test_a_shared_disk_is_served_to_a_reader_beside_its_writer() -> None:
-    """What the one writes the other reads. Not shared, the second is refused: it is in use."""
+def test_a_shared_disk_joins_only_whom_the_policy_lets_exchange() -> None:
+    """A reader keeps out a writer that it may not exchange with; another one may write, and what
+    it writes is read. Not shared, that one is refused too: the disk is in use."""
 
-    async def run(made: Disks) -> None:
-        for shared in (True, False):
-            maker = made.maker(f"shared-{shared}".lower(), shared=shared)
-            reader = await made.use(maker, "alice", read_only=True)
-            if shared:
-                writer = client_of(await made.use(maker, "carol"))
-                assert writer.write(0, CANARY) == 0
-                assert client_of(reader).read(0, len(CANARY)) == CANARY
-            else:
-                with pytest.raises(DiskInUse):
-                    await made.use(maker, "carol")
+    async def scene(store: Store) -> None:
+        async with disks() as made:
+            await store.run("bob")
+            await store.manager.touch(store.label("courier"), store.label("alice"))
+            await store.run("courier", "auditor")
+            for shared in (True, False):
+                store.serve(made.maker(f"shared-{shared}".lower(), shared=shared))
+                reading = await store.bind("bob", "ro")
+                with pytest.raises(Refused):
+                    await store.bind("courier", "rw")
+                if shared:
+                    writing = await store.bind("auditor", "rw")
+                    ends = store.world.end("auditor", writing), store.world.end("bob", reading)
+                    writer, reader = (Nbd(os.dup(end)) for end in ends)
+                    assert writer.write(0, CANARY) == 0
+                    assert reader.read(0, len(CANARY)) == CANARY
+                    writer.close()
+                    reader.close()
+                else:
+                    with pytest.raises(DiskInUse):
+                        await store.bind("auditor", "rw")
+                for channel in store.monitor.channels:
+                    store.monitor.cut(channel.number)
+                await store.monitor.settle()
 
-    served(run)
+    sharing(scene)
