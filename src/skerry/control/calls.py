@@ -15,6 +15,7 @@ from skerry.control.server import Session
 from skerry.errors import LimitReached, PolicyError, StateError, WireError
 from skerry.label import Label
 from skerry.monitor.domain import State
+from skerry.monitor.protocols import COLD
 from skerry.monitor.table import Channel
 from skerry.node import paths
 from skerry.node.disks import list_disks, release_disk
@@ -108,6 +109,8 @@ class Calls:
                 return await list_disks(node, operator)
             case wire.ReleaseDisk(disk):
                 return await release_disk(node, operator, disk)
+            case wire.ForgetDisk(disk):
+                return await release_disk(node, operator, disk, gone=True)
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():
@@ -194,6 +197,11 @@ class Calls:
         resource = self._node.monitor.resources.get(call.sink)
         if resource is not None and call.one_way and resource.kind != "disk":
             raise StateError(f"{call.sink} is no disk: it is not only read", fix="leave it out")
+        if resource is not None and resource.kind in COLD:
+            raise StateError(
+                f"a domain has {call.sink} from its start on or not at all",
+                fix=f"name it in the `uses` of {call.source} in the system file",
+            )
         if resource is None:
             if (call.kind == "memory") is not bool(call.size):
                 raise StateError("a memory has a size, and nothing else does", fix="give --size")

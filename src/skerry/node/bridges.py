@@ -61,11 +61,12 @@ class AllBridges:
             helper = Helper(process, uid) if process is not None else None
             if uses is None or "source" not in twins:
                 return _Remains(twins, process)
-            use = uses.adopt(twins, helper, entry.source)
+            domain = entry.source.split("/")[1]
+            use = uses.adopt(twins, helper, domain)
             if entry.one_way and isinstance(use, DiskUse):
                 use.writes = False
             if isinstance(use, Reporting):
-                use.known_as(entry.number, entry.source.split("/")[1])
+                use.known_as(entry.number, domain)
             return use
         if twins.keys() >= {"source", "sink"} and is_pipe(twins["source"]) is is_pipe(
             twins["sink"]

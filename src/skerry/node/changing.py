@@ -181,6 +181,7 @@ class Changing:
             # First of all: from here on this is what the next change is made of.
             assert new is not None  # it was made durable
             before, self.setup = self.setup, new
+            self.resources.stack = new.stack
             if adopting:
                 adopting.taken(before)
             await changing.aclose()

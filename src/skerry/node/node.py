@@ -187,6 +187,7 @@ class Node(Changing):
             wanted = wanted and (spec.kind in COLD) is cold
             if wanted and self._can_bind(spec):
                 try:
+                    self._require_boot_disk(spec)
                     bound.append(
                         await bind(
                             spec.source,
@@ -213,6 +214,22 @@ class Node(Changing):
             self.monitor.mediator.audit.note("not-started", {"what": what, "reason": reason})
             error = SkerryError(f"it failed: {reason}", fix="look into the service's log")
         return refusal_of(what, error)
+
+    def _require_boot_disk(self, spec: ChannelSpec) -> None:
+        """Raise `StateError` for a further disk of a domain that has not got the one it boots.
+
+        Its firmware boots the first disk that is there, whichever that is.
+        """
+        disks = [
+            c for c in self.setup.system.channels if (c.source, c.kind) == (spec.source, "disk")
+        ]
+        if spec not in disks[1:] or self.has_agent(spec.source) or not self._is_paused(spec.source):
+            return
+        if disks[0] not in self.bound().values():
+            raise StateError(
+                f"{spec.source} has not got {disks[0].sink}, the disk that it boots",
+                fix=f"let it have that, or name {spec.sink} first in its `uses`",
+            )
 
     def _can_bind(self, spec: ChannelSpec) -> bool:
         states = {State.STARTING} if spec.kind in COLD else ALIVE

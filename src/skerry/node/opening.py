@@ -28,7 +28,7 @@ from skerry.device.helper import Start
 from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
 from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import AuditLog, Decider
+from skerry.monitor.protocols import AuditLog
 from skerry.node import paths, prefixes
 from skerry.node.assertions import load_proven
 from skerry.node.bridges import AllBridges
@@ -73,7 +73,7 @@ class World(NamedTuple):
     machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
     trail: Callable[[Path, Disk], AuditTrail] | None = None  # None: a process writes it
     manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
-    makers: Callable[[Start, Decider], Mapping[ResourceKind, MakeUses]] = all_makers
+    makers: Callable[[Start], Mapping[ResourceKind, MakeUses]] = all_makers
 
 
 HOST = World()
@@ -142,7 +142,7 @@ async def open_node(
     manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
     exits.push_async_callback(manager.close)
     written = await asyncio.to_thread(Written, paths.written_file())
-    resources = Resources(world.makers(relays.serve, manager), written)
+    resources = Resources(world.makers(relays.serve), written)
     journal.written = resources.save
     exits.callback(resources.close)
     bridges = AllBridges(streams, resources)

@@ -164,6 +164,12 @@ class ReleaseDisk(_Message, frozen=True, tag="release-disk"):
     disk: Name
 
 
+class ForgetDisk(_Message, frozen=True, tag="forget-disk"):
+    """Forget who wrote a disk whose image is gone for good."""
+
+    disk: Name
+
+
 class Exec(_Message, frozen=True, tag="exec"):
     """Run a command in a guest; `Input` carries its standard input, an empty one ends it."""
 
@@ -213,7 +219,7 @@ class Restart(_Message, frozen=True, tag="restart"):
 Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
     | Kill | Pause | Resume | Relabel | Connect | Cut | Disks | ReleaseDisk | Exec | Console | Down
-    | Reconcile | Restart | TpmStatement
+    | Reconcile | Restart | TpmStatement | ForgetDisk
 )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ class DiskInUse(Denied):
 class Image:
     """An image that was found, judged and locked. `new`: it was made now and is empty.
 
-    `descriptor` is the open file that bears the locks; close it, or give it away.
+    `descriptor` is the open file that bears the locks; close it, or give it away. Where it is new
+    it can be written: see `only_read`.
     """
 
     def __init__(self, path: Path, descriptor: int, new: bool, locks: Iterable[int]) -> None:

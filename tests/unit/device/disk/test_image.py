@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 import struct
 import subprocess
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
 from skerry.device.disk import luks
 from skerry.device.disk.acl import READ, WRITE, XATTR, granted
 from skerry.device.disk.header import BadImage
-from skerry.device.disk.image import DiskInUse, open_image
+from skerry.device.disk.image import DiskInUse, Image, open_image
 from skerry.device.disk.keys import KeyLost, Keys, one_time
 from skerry.device.disk.release import zero
+from skerry.device.disk.use import DiskUse
+from skerry.device.disk.uses import DiskUses, Means
 from skerry.system.model import Format, ResourceSpec
 
 SIZE = 1 << 20
@@ -36,6 +42,43 @@ def test_a_missing_image_without_a_size_is_refused_and_not_made(tmp_path: Path) 
     image.close()
     assert path.stat().st_size == SIZE
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_first_use_of_a_disk_that_only_reads_cannot_write_it(
+    tmp_path: Path, encrypted: bool
+) -> None:
+    """The image is made and laid out, and the daemon gets a reader's descriptor and locks of it.
+
+    The control: one that writes gets a writer's.
+    """
+    disk = msgspec.structs.replace(spec(tmp_path / "data.img", size=SIZE), encrypted=encrypted)
+    folder, modes = tmp_path, []
+
+    class Use:
+        """A use whose daemon is not started."""
+
+        discards = False
+
+        def __init__(self, writes: bool) -> None:
+            self.writes = writes
+
+        async def start(self, channel: int, image: Image, *_: object) -> None:
+            """Look at what the daemon would get, beside which a reader may come."""
+            modes.append((image.new, fcntl.fcntl(image.descriptor, fcntl.F_GETFL) & os.O_ACCMODE))
+            if not self.writes:
+                open_image(disk, writes=False).close()
+            with pytest.raises(DiskInUse):
+                open_image(disk, writes=True)
+
+    means = Means(None, None, folder, folder, Keys(folder / "keys"))  # type: ignore[arg-type]
+    maker = DiskUses(means, disk)
+    asyncio.run(maker.opening(cast(DiskUse, Use(False)), 1))
+    assert modes == [(True, os.O_RDONLY)]
+    (tmp_path / "data.img").unlink()
+    maker.means.keys.destroy(disk.file)
+    asyncio.run(maker.opening(cast(DiskUse, Use(True)), 2))
+    assert modes[1:] == [(True, os.O_RDWR)]
 
 
 def test_what_is_no_regular_file_under_one_name_is_refused(tmp_path: Path) -> None:

@@ -31,13 +31,12 @@ from skerry.device.helper import Helper
 from skerry.errors import Denied, StateError
 from skerry.node.bridges import AllBridges
 from skerry.node.standing import ChannelEntry
-from skerry.policy.history import MemoryHistory
-from skerry.policy.manager import PolicyManager
-from skerry.policy.source import Source, make_policy
 from skerry.system.model import ResourceSpec
 from skerry.xsm.explain import Refused
 from tests.support.disks import MIB, Disks, client_of, daemon_of, disks, image_of, pid_of
 from tests.support.machines import descendants
+from tests.support.nbd import Nbd
+from tests.support.sharing import Store, sharing
 
 CANARY = b"canary-of-alice!" * 256
 
@@ -547,66 +546,33 @@ def test_a_daemon_that_cannot_serve_says_why_and_leaves_nothing() -> None:
     served(run)
 
 
-SHARING = """
-[policy]
-name = "tests.sharing"
-version = "1.0"
-bootstrap = "system"
-
-[simple-type-enforcement]
-types = ["common"]
-
-[chinese-wall]
-types = ["bank-a", "bank-b"]
-
-[[chinese-wall.conflicts]]
-name = "banks"
-types = ["bank-a", "bank-b"]
-history = true
-
-[labels.system]
-ste = ["common"]
-
-[labels.alice]
-ste = ["common"]
-cw = ["bank-a"]
-
-[labels.bob]
-ste = ["common"]
-cw = ["bank-b"]
-
-[labels.carol]
-ste = ["common"]
-cw = ["bank-a"]
-
-[resources.store]
-ste = "common"
-"""
-
-
 def test_a_shared_disk_joins_only_whom_the_policy_lets_exchange() -> None:
-    """A reader keeps out a writer that it may not exchange with; another one may write.
+    """A reader keeps out a writer that it may not exchange with; another one may write, and what
+    it writes is read. Not shared, that one is refused too: the disk is in use."""
 
-    Not shared, both are refused: the disk is in use.
-    """
-
-    async def run() -> None:
-        stack = make_policy([Source("policy.toml", SHARING.encode())]).stack
-        async with disks(PolicyManager(stack, MemoryHistory())) as made:
-            labels = {name: stack.label(name, "domain") for name in ("alice", "bob", "carol")}
-            made.labels |= labels
+    async def scene(store: Store) -> None:
+        async with disks() as made:
+            await store.run("bob")
+            await store.manager.touch(store.label("courier"), store.label("alice"))
+            await store.run("courier", "auditor")
             for shared in (True, False):
-                maker = made.maker(f"shared-{shared}".lower(), shared=shared)
-                maker._resource().label = stack.label("store", "resource")
-                reader = await made.use(maker, "alice", read_only=True)
-                with pytest.raises(Refused if shared else DiskInUse):
-                    await made.use(maker, "bob")
+                store.serve(made.maker(f"shared-{shared}".lower(), shared=shared))
+                reading = await store.bind("bob", "ro")
+                with pytest.raises(Refused):
+                    await store.bind("courier", "rw")
                 if shared:
-                    writer = client_of(await made.use(maker, "carol"))
+                    writing = await store.bind("auditor", "rw")
+                    ends = store.world.end("auditor", writing), store.world.end("bob", reading)
+                    writer, reader = (Nbd(os.dup(end)) for end in ends)
                     assert writer.write(0, CANARY) == 0
-                    assert client_of(reader).read(0, len(CANARY)) == CANARY
+                    assert reader.read(0, len(CANARY)) == CANARY
+                    writer.close()
+                    reader.close()
                 else:
                     with pytest.raises(DiskInUse):
-                        await made.use(maker, "carol")
+                        await store.bind("auditor", "rw")
+                for channel in store.monitor.channels:
+                    store.monitor.cut(channel.number)
+                await store.monitor.settle()
 
-    asyncio.run(run())
+    sharing(scene)
