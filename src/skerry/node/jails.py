@@ -42,7 +42,7 @@ class Inmate(msgspec.Struct, frozen=True):
     """What a machine's jail is made from: `files` are those it may read, by their places inside.
 
     `memory` in bytes, `cpu` in hundredths of a core; `kvm`: it may use KVM, `uefi`: it needs that,
-    `tpm`: it may have a TPM.
+    `tpm`: it may have a TPM, `template`: its memory is that of a template.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Inmate(msgspec.Struct, frozen=True):
     uefi: bool = False
     cpu: int = 0
     tpm: bool = False
+    template: bool = False
 
 
 class MachineJail(msgspec.Struct, frozen=True):
@@ -164,19 +165,19 @@ class MachineJails:
     ) -> Confinement:
         profile = PROFILES["qemu-kvm" if kvm else "qemu"]
         return Confinement(
-            str(self._root(inmate)),
+            str(self.root(inmate)),
             identity,
             profile=(*profile, *TPM_CALLS) if inmate.tpm else profile,
             binds=(
                 *((str(file), inside) for inside, file in inmate.files.items()),
-                *own_descriptors(inmate.board),
+                *own_descriptors(inmate.board, inmate.template),
             ),
             devices=((str(kvm), str(device.KVM)),) if kvm else (),
             cgroups=groups,
             accepted=self._accepted,
         )
 
-    def _root(self, inmate: Inmate) -> Path:
+    def root(self, inmate: Inmate) -> Path:
         """Return QEMU's root, compared with the host's files once in the life of a node.
 
         A root never changes, and to read all that goes into it costs as much as the whole jail.

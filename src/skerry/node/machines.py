@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
+
+import msgspec
 
 from skerry.errors import MachineError, SkerryError
 from skerry.image.store import Image
 from skerry.label import Label
 from skerry.machine.qemu.accel import PROBE_MEMORY, PROBE_S, guest_runs, kvm_runs
+from skerry.machine.qemu.cloned import Clone, Source
 from skerry.machine.qemu.command import Accel, Board, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.root import INITRD, KERNEL
@@ -23,9 +27,11 @@ from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths, prefixes
 from skerry.node.images import measure, require_image, require_image_signed
-from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
+from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJail, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
+from skerry.node.template_store import Kind
+from skerry.node.templates import Templates, processor
 from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import DomainSpec, System
 
@@ -57,6 +63,7 @@ class Machines:
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
         self._identities = identities
         self._jails: MachineJails | None = None
+        self.templates = Templates(paths.templates_dir())
         self._untested = False  # there are jails that no self-test has passed
         self._make_jails()
 
@@ -99,7 +106,8 @@ class Machines:
         image = self._images.get(domain.image)
         if domain.machine != "qemu" or image is None:
             return {}
-        return {"image": measure(image, self._system.image_signer)}
+        measured = {"image": measure(image, self._system.image_signer)}
+        return measured | ({"template": True} if domain.template else {})
 
     async def prepare(self, streams: Bridges, system: System, report: Report) -> Callable[[], None]:
         """Make ready what another system's domains run on, beside those that run.
@@ -235,13 +243,48 @@ class Machines:
             uefi=spec.firmware == "uefi",
             cpu=domain.cpu,
             tpm=spec.tpm,
+            template=domain.template,
         )
         jail = jails.make(inmate)
         incarnation = f"{prefixes.DOMAIN}{domain.name}/{secrets.token_hex(4)}"
         machine = QemuMachine(spec, jail.launcher, incarnation)
+        if image is not None and domain.template:
+            machine = self._clone(spec, inmate, image, jail, incarnation)
         made = Footprint(incarnation, machine.kind, jail.uid, jail.groups, jail.device)
         self._watch(machine, made)
         return machine
+
+    def _clone(
+        self, spec: QemuSpec, inmate: Inmate, image: Image, jail: MachineJail, incarnation: str
+    ) -> Clone:
+        """Return a machine that begins from a template, which its start makes if need be."""
+        jails, templates = self._jails, self.templates
+        assert jails is not None  # it has one
+        assert spec.kernel is not None
+        kind = Kind(
+            image=image.name,
+            digest=image.digest,
+            kernel=spec.kernel.name,
+            memory=spec.memory,
+            cpus=spec.cpus,
+            board=spec.machine,
+            accel=spec.accel,
+            root=jails.root(inmate).name,
+            processor=processor(),
+            label="" if self._system.share_templates else spec.label,
+        )
+
+        def boot() -> Source:
+            made = jails.make(msgspec.structs.replace(inmate, name="template"))
+            source = Source(spec, made.launcher)
+            source.exited.add_done_callback(lambda _: jails.ended(made.groups, made.device))
+            return source
+
+        find, refused = (
+            partial(templates.find, spec.name, kind, boot),
+            partial(templates.refused, kind),
+        )
+        return Clone(spec, jail.launcher, incarnation, find, refused)
 
     def heir(self, entry: DomainEntry, process: Process, kept: Mapping[str, int]) -> QemuMachine:
         """Return the machine of a domain that an earlier node started; `adopt` must follow.

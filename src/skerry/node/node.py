@@ -18,6 +18,7 @@ from skerry.channel.one_way import BACK_BITS_S
 from skerry.errors import Denied, MachineError, NotFound, SkerryError, StateError
 from skerry.label import Label
 from skerry.machine.qemu.nics import CARDS, mac
+from skerry.machine.qemu.template import TemplateUnusable
 from skerry.monitor.domain import ALIVE, State
 from skerry.monitor.monitor import Monitor, Relabelled
 from skerry.monitor.protocols import COLD, Machine
@@ -154,8 +155,16 @@ class Node(Changing):
         return domain is not None and domain.state is State.PAUSED
 
     async def _start_paused(self, operator: Label, name: str) -> Started:
-        """Start a domain, with what its machine takes only before it is made."""
-        spec, label = self.known(name), self.setup.labels[name]
+        """Start a domain, from its template if it can be, with what it takes only before."""
+        spec = self.known(name)
+        try:
+            return await self._start_as(operator, spec)
+        except TemplateUnusable:  # the trail says why
+            await self.monitor.domain(name).gone.wait()
+            return await self._start_as(operator, msgspec.structs.replace(spec, template=False))
+
+    async def _start_as(self, operator: Label, spec: DomainSpec) -> Started:
+        name, label = spec.name, self.setup.labels[spec.name]
         started = Started((), ())
 
         async def bind_cold() -> None:

@@ -128,6 +128,7 @@ async def open_node(
     DEATHS.late = partial(note_late, trail)
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
+    machines.templates.note = trail.note
     layers = await _try_out(machines, streams, report, life.fresh)
     first = _first_record(setup, layers, machines.measures())
     await _record(trail, first, life.fresh)

@@ -109,6 +109,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         alarms=alarms,
         policy_key=_key(top, "policy-key", path.parent),
         image_key=_key(top, "image-key", path.parent),
+        share_templates=_node(top.section("node")),
         lines=report.document.lines,
     )
     if len(domains) > limits.domains:
@@ -172,8 +173,11 @@ def _domain(table: Section, name: str) -> DomainSpec:
         accel=table.choice("accel", "auto", Accel),
         machine=table.choice("machine", "qemu", MachineKind),
         autostart=table.flag("autostart", True),
+        template=table.flag("template", False),
         boot=boot,
     )
+    if domain.template and (boot != "kernel" or domain.machine != "qemu"):
+        table.problem("template", "only a QEMU that boots the kernel of an image has a template")
     table.texts("uses")  # read with the resources
     table.end()
     return domain
@@ -312,6 +316,12 @@ def _limits(table: Section) -> Limits:
     )
     table.end()
     return limits
+
+
+def _node(table: Section) -> bool:
+    share = table.flag("share-templates-across-labels", False)
+    table.end()
+    return share
 
 
 def _audit(table: Section) -> Audit:

@@ -73,7 +73,7 @@ class DomainSpec(msgspec.Struct, frozen=True):
     `boot`: what starts it, the kernel of its `image`, or a firmware that reads the first disk of
     its `uses`; then `image` is empty. `cpu`: hundredths of a core that all of its machine may use,
     0 for no limit; `channels`: most channels and uses. `console`: the console's own label, empty
-    for none.
+    for none. `template`: it begins from a copy of a guest that has booted.
     """
 
     name: str
@@ -89,6 +89,7 @@ class DomainSpec(msgspec.Struct, frozen=True):
     cpu: int = 0
     channels: int = MAX_DOMAIN_CHANNELS
     console: RawLabel = ""
+    template: bool = False
     slots: bool = False
     """Whether something of the file needs a board with slots: a disk, a network, a memory."""
     tpm: bool = False
@@ -172,6 +173,7 @@ class System(msgspec.Struct, frozen=True):
     uid to its label; `accept_missing` names the layers of the jail that may be absent; every policy
     must be signed by `policy_key`, the absolute path of a public key, where there is one, and every
     image by `image_key`, whose 32 bytes are `image_signer` once the file was read.
+    `share_templates`: domains of different labels may begin from one template.
     """
 
     path: pathlib.Path
@@ -190,6 +192,7 @@ class System(msgspec.Struct, frozen=True):
     policy_key: str = ""
     image_key: str = ""
     image_signer: bytes = b""
+    share_templates: bool = False
     lines: Mapping[Path, int] = {}
 
     @property

@@ -14,6 +14,9 @@ Host to guest:
     run ID            start it, in a session of its own, as root in /root
     kill ID           end it and all in its process group
     poweroff ID       write everything out and switch the machine off; no answer
+    wake TIME SEED    to a clone of a template, before anything else: mix in these random bytes (64,
+                      each as \\ and 3 octal digits), set the clock (10 digits, Unix seconds), read
+                      label and name; no answer. A guest that is awake passes it over
 Guest to host:
     hello 1 NONCE     the answer, with the version
     out ID B64        from standard output, in order, at most 3,000 bytes
@@ -52,6 +55,9 @@ STDIN_MAX = 1 << 20
 STALE_MAX = 16 << 20
 """Most bytes before the agent's first answer; beyond it the port is given up. A microvm's port
 alone holds 4 MiB of what an earlier host did not take."""
+
+SEED = 64
+"""Random bytes that a clone gets; it takes no other number."""
 
 _HELLO = re.compile(rb"hello ([0-9]{1,4}) ([0-9]{16})")
 _EXIT = re.compile(rb"exit ([0-9]{8}) ([0-9]{1,3})")
@@ -164,6 +170,13 @@ def kill(number: int) -> bytes:
 def poweroff() -> bytes:
     """Return the line that switches the guest off."""
     return f"poweroff {0:08}\n".encode()
+
+
+def wake(seconds: int, seed: bytes) -> bytes:
+    """Return the line that a clone awakes by. The newline before it ends a torn line."""
+    assert len(seed) == SEED
+    octal = "".join(f"\\{byte:03o}" for byte in seed)
+    return f"\nwake {seconds:010} {octal}\n".encode()
 
 
 def _command(number: int, words: bytes, stdin: bytes) -> Iterator[bytes]:

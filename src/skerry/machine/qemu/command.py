@@ -39,7 +39,7 @@ _RESIDUE = "mem-merge=off,dump-guest-core=off"
 
 class QemuSpec(msgspec.Struct, frozen=True):
     """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest, `tpm`:
-    it may have a TPM.
+    it may have a TPM. Without a `label` its guest is told neither that nor its name.
 
     It has a kernel and an initrd, or a `firmware` that looks for a disk; then no agent either.
     """
@@ -87,7 +87,8 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     if spec.firmware is None:
         port = f"virtserialport,bus=ports.0,id=agent,chardev=agent,name={AGENT_PORT}"
         argv += [*_socket("agent", AGENT_FD), "-device", port]
-    for item, text in (("label", spec.label), ("name", spec.name)):
+    identity = (("label", spec.label), ("name", spec.name)) if spec.label else ()
+    for item, text in identity:
         argv += ["-fw_cfg", f"name=opt/skerry/{item},string={_comma(text)}"]
     return argv
 
