@@ -9,6 +9,10 @@ from bench.measure import Row
 
 ROWS = {
     "start-vs-bare": ("start", "start"),
+    "warm-start-extra-ms": ("template", "extra"),
+    "warm-start-vs-libvirt": ("template", "warm_versus_libvirt"),
+    "cold-start-vs-libvirt": ("template", "cold_versus_libvirt"),
+    "clones-pss-mb": ("template", "clones_pss"),
     "stream-vs-bare": ("stream", "throughput"),
     "link-vs-bare": ("link", "throughput"),
     "uplink-vs-passt": ("uplink", "throughput"),

@@ -20,7 +20,8 @@ from skerry.machine.console import RESTARTED
 from skerry.machine.qemu import qmp
 from skerry.machine.qemu.command import command
 from skerry.machine.qemu.launch import kept_names
-from skerry.machine.qemu.machine import SOCKETS, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.sockets import SOCKETS
 from skerry.machine.qemu.sync import GIVEN
 from tests.support.machines import BOOT_S, Host, descendants, sh
 

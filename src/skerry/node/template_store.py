@@ -238,7 +238,7 @@ def remove(folder: Path, key: str) -> None:
     found = [one.key for one in stored(folder) if key and one.key.startswith(key)]
     if len(found) != 1:
         words = "there is no template" if not found else f"{len(found)} templates begin with"
-        raise NotFound(f"{words} {ascii(key[:40])}", fix="skerry image template list shows them")
+        raise NotFound(f"{words} {key[:40]!a}", fix="skerry image template list shows them")
     shutil.rmtree(folder / found[0])
 
 

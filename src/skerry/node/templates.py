@@ -121,6 +121,10 @@ class Templates:
         if loaded is None or loaded.made:
             self._give_up(kind, why)
 
+    def close(self) -> None:
+        """Let go of what is in memory; clones keep what they have."""
+        self._loaded.clear()
+
     def _drop(self, kind: Kind, why: str) -> None:
         self.note("template-dropped", {"template": kind.key, "reason": why[:200]})
         store.discard(self._folder, kind)

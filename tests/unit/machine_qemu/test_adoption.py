@@ -14,9 +14,10 @@ import pytest
 from skerry.errors import MachineError
 from skerry.machine.qemu import qmp as module
 from skerry.machine.qemu.command import MAX_PORTS
-from skerry.machine.qemu.machine import SOCKETS, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import QemuRefused
+from skerry.machine.qemu.sockets import SOCKETS
 from skerry.machine.qemu.sync import GIVEN, SYNC_MAX, TAIL_MAX
 from tests.support.qmp import Order, adoption, event, go, refuses, returns
 
