@@ -33,6 +33,15 @@ from skerry.machine.qemu.template import (
 BOOT_S = 120.0
 """How long the source of a template may take to boot."""
 
+LOOK_S = 10.0
+"""How long the guest may take to say that it waits."""
+
+WAITS = ("sh", "-c", "[ -e /run/skerry/asleep ] && [ -x /lib/skerry/reseed ]")
+"""What a guest can run that will do nothing before it is told who it is."""
+
+OWN_INIT = ("rdinit=/init", "rdinit=/lib/skerry/selinux-init")
+"""Words of a kernel's command line, of which one begins with a program of ours that waits."""
+
 REST_S = 0.5
 """How long its guest may then come to rest: what it does before it is saved no clone has to do."""
 
@@ -46,6 +55,7 @@ class Source(QemuMachine):
         nobody = msgspec.structs.replace(spec, name="template", label="", cmdline=cmdline)
         super().__init__(nobody, launcher)
         self._size = spec.memory
+        self._words = cmdline.split()
         self._ram = -1
 
     async def template(self) -> Template:
@@ -53,6 +63,8 @@ class Source(QemuMachine):
 
         Raises `MachineError`, `Denied`; then nothing of it is left. Cancelled, it is ended.
         """
+        if not set(OWN_INIT) & set(self._words):
+            raise MachineError("its image has an init of its own, which does not wait")
         try:
             self._ram = make_ram(self._size)
         except OSError as error:
@@ -61,6 +73,8 @@ class Source(QemuMachine):
             await self.prepare()
             await self.resume()
             await self.agent.ready(BOOT_S)
+            if await self.agent.run(WAITS, output=lambda *_: None, timeout_s=LOOK_S):
+                raise MachineError("its image is older than templates", fix="build it again")
             await asyncio.sleep(REST_S)
             state = await save(self._qmp)
             self.kill()
