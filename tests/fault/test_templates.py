@@ -37,7 +37,7 @@ def sources() -> list[int]:
 
 
 def test_a_service_that_is_killed_while_it_makes_a_template_leaves_nothing() -> None:
-    """The machine that was being saved ends, no piece is taken for a template, a start makes one."""
+    """The machine that was being saved ends, no piece is left, and the next start makes one."""
     cli = Cli()
     try:
         cli.ok("up", write_system(cli.home, SYSTEM, POLICY), "--detach")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -52,7 +53,8 @@ class Source(QemuMachine):
     def __init__(self, spec: QemuSpec, launcher: Launcher) -> None:
         """Describe it; `spec` is that of the domain whose clones are wanted."""
         cmdline = f"{spec.cmdline} {ASLEEP}"
-        nobody = msgspec.structs.replace(spec, name="template", label="", cmdline=cmdline)
+        name = f"template-{secrets.token_hex(4)}"  # the supervisor may have several
+        nobody = msgspec.structs.replace(spec, name=name, label="", cmdline=cmdline)
         super().__init__(nobody, launcher)
         self._size = spec.memory
         self._words = cmdline.split()
@@ -83,6 +85,8 @@ class Source(QemuMachine):
         except BaseException:
             self.kill()
             os.close(self._ram)
+            if self.pid:
+                await asyncio.shield(self.exited)
             raise
         return Template(self._ram, state)
 
