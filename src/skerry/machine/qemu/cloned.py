@@ -34,7 +34,7 @@ from skerry.machine.qemu.template import (
 BOOT_S = 120.0
 """How long the source of a template may take to boot."""
 
-LOOK_S = 10.0
+SAYS_S = 10.0
 """How long the guest may take to say that it waits."""
 
 WAITS = ("sh", "-c", "[ -e /run/skerry/asleep ] && [ -x /lib/skerry/reseed ]")
@@ -75,7 +75,7 @@ class Source(QemuMachine):
             await self.prepare()
             await self.resume()
             await self.agent.ready(BOOT_S)
-            if await self.agent.run(WAITS, output=lambda *_: None, timeout_s=LOOK_S):
+            if await self.agent.run(WAITS, output=lambda *_: None, timeout_s=SAYS_S):
                 raise MachineError("its image is older than templates", fix="build it again")
             await asyncio.sleep(REST_S)
             state = await save(self._qmp)

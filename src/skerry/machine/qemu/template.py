@@ -28,7 +28,7 @@ SAVE_S = 20.0
 SEAL_S = 5.0
 """How long a QEMU that has ended may take to give its memory back."""
 
-LOOK_S = 0.005
+LOOK_S = 0.002
 """The pause before a QEMU is asked again, or a seal is tried again."""
 
 ASLEEP = "skerry.template"
@@ -118,8 +118,9 @@ async def save(qmp: Qmp) -> bytes:
         await qmp.execute("stop")
         await qmp.give(state, "migrate", {"uri": f"fd:{GIVEN}"})
         await _until(qmp, "query-migrate", "completed", "failed")
-        # Its descriptor and ours are one open file, so this is where it has come to.
-        return os.pread(state, os.lseek(state, 0, os.SEEK_CUR), 0)
+        # Its descriptor and ours are one open file, so this is where it says it has come to.
+        untrusted_end = os.lseek(state, 0, os.SEEK_CUR)
+        return os.pread(state, min(untrusted_end, STATE_MAX), 0)
     finally:
         os.close(state)
 
