@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from skerry.machine.qemu.cloned import Clone, Source
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.template import Template, TemplateUnusable
 from skerry.monitor.domain import State
-from tests.support.machines import BOOT_S, Host, sh
+from tests.support.machines import BOOT_S, Host, descendants, sh
 from tests.support.monitor import World, label
 
 DRAW = "head -c 16 /dev/urandom | base64"
@@ -191,5 +192,39 @@ def test_a_clone_that_its_node_did_not_wake_is_woken_by_the_next(
         assert await sh(heir, "cat /run/skerry/name") == (0, name)
         heir.kill()
         await asyncio.shield(heir.exited)
+
+    host.run(scene())
+
+
+def memories(pid: int) -> tuple[set[str], set[str]]:
+    """Return how a process has files in memory open (flags), and mapped (permissions)."""
+    place = Path(f"/proc/{pid}")
+    opened = {
+        (place / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0][-1]
+        for fd in (place / "fd").iterdir()
+        if "memfd:skerry" in str(fd.readlink())
+    }
+    maps = [line.split() for line in (place / "maps").read_text().splitlines()]
+    return opened, {words[1] for words in maps if "memfd:skerry" in " ".join(words)}
+
+
+def test_a_clone_holds_its_templates_memory_to_read_and_nothing_more(host: Host, kit: Kit) -> None:
+    """One descriptor beyond a cold machine's (the control), and a mapping that is its own."""
+
+    async def scene() -> None:
+        cold, clone = await host.boot("cold"), await kit.start()
+        counts = []
+        for machine in (cold, clone):
+            pid = descendants(machine.pid)[-1]
+            counts.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+            opened, mapped = memories(pid)
+            if machine is cold:
+                assert (opened, mapped) == (set(), set())
+            else:
+                assert "0" in opened, "it was given one that can only be read"
+                assert mapped == {"rw-p"}
+        assert counts[1] - counts[0] <= 2, "and the one by which QEMU opened it by name"
+        cold.kill()
+        clone.kill()
 
     host.run(scene())
