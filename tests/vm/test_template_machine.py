@@ -196,6 +196,11 @@ def test_a_clone_that_its_node_did_not_wake_is_woken_by_the_next(
     host.run(scene())
 
 
+def held(pid: int) -> int:
+    """Return how many descriptors a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def memories(pid: int) -> tuple[set[str], set[str]]:
     """Return how a process has files in memory open (flags), and mapped (permissions)."""
     place = Path(f"/proc/{pid}")
@@ -216,7 +221,7 @@ def test_a_clone_holds_its_templates_memory_to_read_and_nothing_more(host: Host,
         counts = []
         for machine in (cold, clone):
             pid = descendants(machine.pid)[-1]
-            counts.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+            counts.append(held(pid))
             opened, mapped = memories(pid)
             if machine is cold:
                 assert (opened, mapped) == (set(), set())
