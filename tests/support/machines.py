@@ -171,7 +171,9 @@ class Host:
 
     async def heir(self, name: str, incarnation: str) -> QemuMachine:
         """Be the next node, and take the machine over."""
-        machine = QemuMachine.heir(name, incarnation, *await self.inherit(incarnation))
+        machine = QemuMachine.heir(
+            name, f"label-of-{name}", incarnation, *await self.inherit(incarnation)
+        )
         self._machines.append(machine)
         return machine
 

@@ -267,7 +267,7 @@ def test_an_end_without_a_node_is_known_to_the_next(host: Host, orphan: Orphan, 
         if how == "kill":
             process.kill()
         status = await asyncio.wait_for(process.exited, 20)
-        machine = QemuMachine.heir(how, incarnation, process, kept)
+        machine = QemuMachine.heir(how, how, incarnation, process, kept)
         end = await asyncio.wait_for(machine.exited, 5)
         assert end.status == status == (0 if how == "guest" else -signal.SIGKILL)
         assert end.reason == (

@@ -202,7 +202,7 @@ def _add_start(tree: Tree, recipe: Recipe) -> None:
     _require_program(tree, recipe, "start", recipe.start[0][1:])
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in recipe.start)
     # What starts in a template would have its random numbers and its name from before it is one's.
-    awake = "while [ -e /run/skerry/asleep ]; do sleep 0.1; done"
+    awake = "while [ -e /run/skerry/asleep ] && [ ! -e /run/skerry/awake ]; do sleep 0.1; done"
     script = f"#!/bin/sh\nexport PATH=/usr/bin:/bin:/usr/sbin:/sbin\n{awake}\nexec {quoted}\n"
     tree.add(cpio.file("lib/skerry/start", script.encode(), mode=cpio.EXECUTABLE), SKERRY)
     _append_inittab(tree, INITTAB_START)

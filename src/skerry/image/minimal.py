@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from skerry.errors import SkerryError
-from skerry.image import cpio, kernel, package, reseed
+from skerry.image import cpio, kernel, package, waker
 from skerry.image.package import Package
 from skerry.image.recipe import GUEST
 from skerry.image.store import Image
@@ -32,7 +32,6 @@ DEVICE_MODULES = {"0x0001": "virtio_net", "0x0002": "virtio_blk"}
 
 _FILES = {
     "init": ("init", cpio.EXECUTABLE),
-    "identity": ("lib/skerry/identity", cpio.PLAIN),
     "inittab": ("etc/inittab", cpio.PLAIN),
     "profile": ("etc/profile", cpio.PLAIN),
     "mdev.conf": ("etc/mdev.conf", cpio.PLAIN),
@@ -47,11 +46,11 @@ _FILES = {
     "command": ("lib/skerry/command", cpio.PLAIN),
 }
 SELINUX_INIT = "presets/selinux-init"
-_RESEED = "reseed"
+_WAKER = "waker"
 _PLACES = {
     **_FILES,
     SELINUX_INIT: ("lib/skerry/selinux-init", cpio.EXECUTABLE),
-    _RESEED: ("lib/skerry/reseed", cpio.EXECUTABLE),
+    _WAKER: ("lib/skerry/waker", cpio.EXECUTABLE),
 }
 _ACCOUNTS = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -75,7 +74,7 @@ def build_minimal(cache: Path, *, progress: Progress | None = None) -> Image:
 def guest_files(*, selinux: bool = False) -> dict[str, bytes]:
     """Return what Skerry itself puts into a guest, by the name in `guest/`; one file is made."""
     names = sorted([*_FILES, *([SELINUX_INIT] if selinux else [])])
-    return {name: _guest_file(name) for name in names} | {_RESEED: reseed.program()}
+    return {name: _guest_file(name) for name in names} | {_WAKER: waker.program()}
 
 
 def entries(busybox: Path, guest: Mapping[str, bytes], modules: Path) -> Iterator[cpio.Entry]:

@@ -138,13 +138,13 @@ class Agent:
         finally:
             self._forget(number, run)
 
-    def wake(self) -> None:
-        """Give the guest time and randomness, if it is a clone that has not awoken. Never waits.
+    def wake(self, name: str, label: str) -> None:
+        """Tell the guest who it is, if it is a clone that has not awoken. Never waits.
 
         What is sent later finds it awake. Raises `MachineError` if its machine is gone.
         """
         self._check()
-        self._unsent += wire.wake(int(time.time()), secrets.token_bytes(wire.SEED))
+        self._unsent += wire.wake(int(time.time()), secrets.token_bytes(wire.SEED), name, label)
         self._flush()
 
     async def poweroff(self) -> None:

@@ -293,7 +293,9 @@ class Machines:
         Raises `MachineError` if something of it is missing.
         """
         footprint = entry.footprint
-        machine = QemuMachine.heir(entry.name, footprint.incarnation, process, kept)
+        machine = QemuMachine.heir(
+            entry.name, str(entry.label), footprint.incarnation, process, kept
+        )
         self._watch(machine, footprint)
         return machine
 

@@ -14,9 +14,10 @@ Host to guest:
     run ID            start it, in a session of its own, as root in /root
     kill ID           end it and all in its process group
     poweroff ID       write everything out and switch the machine off; no answer
-    wake TIME SEED    to a clone of a template, before anything else: mix in these random bytes (64,
-                      each as \\ and 3 octal digits), set the clock (10 digits, Unix seconds), read
-                      label and name; no answer. A guest that is awake passes it over
+    wake ID DATA .    to a clone of a template, before anything else: who it is; no answer. DATA is
+                      bytes, each as \\ and 3 octal digits: Unix seconds (8, little-endian), 64
+                      random ones to mix in, its name, a newline, its label, a newline. A guest
+                      that is awake passes it over
 Guest to host:
     hello 1 NONCE     the answer, with the version
     out ID B64        from standard output, in order, at most 3,000 bytes
@@ -172,11 +173,12 @@ def poweroff() -> bytes:
     return f"poweroff {0:08}\n".encode()
 
 
-def wake(seconds: int, seed: bytes) -> bytes:
+def wake(seconds: int, seed: bytes, name: str, label: str) -> bytes:
     """Return the line that a clone awakes by. The newline before it ends a torn line."""
     assert len(seed) == SEED
-    octal = "".join(f"\\{byte:03o}" for byte in seed)
-    return f"\nwake {seconds:010} {octal}\n".encode()
+    data = seconds.to_bytes(8, "little") + seed + f"{name}\n{label}\n".encode()
+    octal = "".join(f"\\{byte:03o}" for byte in data)
+    return f"\nwake {0:08} {octal} .\n".encode()
 
 
 def _command(number: int, words: bytes, stdin: bytes) -> Iterator[bytes]:

@@ -249,9 +249,9 @@ def test_a_machine_whose_sockets_were_not_all_kept_is_not_taken_over() -> None:
             if missing:
                 os.close(kept.pop(f"d/a/1.{missing}"))
                 with pytest.raises(MachineError, match="did not keep its qmp"):
-                    QemuMachine.heir("a", "d/a/1", Ended(), kept)
+                    QemuMachine.heir("a", "a", "d/a/1", Ended(), kept)
             else:
-                machine = QemuMachine.heir("a", "d/a/1", Ended(), kept)
+                machine = QemuMachine.heir("a", "a", "d/a/1", Ended(), kept)
                 assert (await machine.exited).reason == "QEMU ended, and nobody can say how"
 
     go(main())

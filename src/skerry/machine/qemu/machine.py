@@ -67,12 +67,13 @@ class QemuMachine:
         With an `incarnation` its process and our ends of its sockets are kept by the supervisor
         from the start on, under `launch.kept_names(incarnation)`, until they are dropped.
         """
-        self._set_up(spec.name, spec.accel)
+        self._set_up(spec.name, spec.accel, spec.label)
         self._has_agent = spec.firmware is None
         self._start = Start(spec, launcher, incarnation)
 
-    def _set_up(self, name: str, accel: Accel) -> None:
+    def _set_up(self, name: str, accel: Accel, label: str) -> None:
         self._name = name
+        self._label = label
         self._accel = accel
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: Process | None = None
@@ -144,16 +145,18 @@ class QemuMachine:
 
     @classmethod
     def heir(
-        cls, name: str, incarnation: str, process: Process, kept: Mapping[str, int]
+        cls, name: str, label: str, incarnation: str, process: Process, kept: Mapping[str, int]
     ) -> QemuMachine:
-        """Take over a machine that an earlier node started; `adopt` must follow.
+        """Take over a machine that an earlier node started, whose domain has this label.
+
+        `adopt` must follow.
 
         `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
         four belong to the machine from now on. `exited`, `kill`, `console` and `agent` work at
         once. Raises `MachineError` if one is missing; then kill the process.
         """
         machine = cls.__new__(cls)
-        machine._set_up(name, "tcg")
+        machine._set_up(name, "tcg", label)
         machine._asleep = True
         ours = {item: kept.get(f"{incarnation}.{item}", -1) for item in SOCKETS}
         if missing := [item for item, fd in ours.items() if fd < 0]:
@@ -223,7 +226,7 @@ class QemuMachine:
         """Have a clone awake before it hears anything else; a guest that is awake stays so."""
         if self._asleep and self._has_agent:
             with contextlib.suppress(SkerryError):  # without its agent nobody hears of it again
-                self.agent.wake()
+                self.agent.wake(self._name, self._label)
         self._asleep = False
 
     async def pause(self) -> None:
