@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skerry.jail.identity import open_pool
 from skerry.node import template_store as store
 from tests.support.cli import Cli
 
@@ -86,8 +89,6 @@ def shelf(cli: Cli) -> Path:
 @pytest.fixture(scope="module")
 def cli() -> Iterator[Cli]:
     """Two clones of one template, running, with a stream between them."""
-    from skerry.jail.identity import open_pool
-
     made = Cli()
     pool = open_pool()
     if pool is not None:
@@ -123,8 +124,6 @@ def test_a_clone_knows_its_own_label_and_name(cli: Cli) -> None:
 
 def test_a_clones_clock_is_the_hosts(cli: Cli) -> None:
     """The time that passed since the template was saved has passed for the clone, too."""
-    import time
-
     assert abs(int(sh(cli, "two", "date +%s")) - time.time()) < 30
 
 
@@ -148,8 +147,6 @@ def test_what_one_clone_writes_no_other_sees(cli: Cli) -> None:
     assert b"S" * 4096 not in (shelf(cli) / one.key / "ram").read_bytes()
     assert one.manifest is not None
     memory, _ = store.read(shelf(cli), one.manifest)
-    import os
-
     os.close(memory)
 
 
@@ -184,6 +181,7 @@ def test_an_altered_template_is_refused_by_the_next_node(cli: Cli) -> None:
 
     The last in this file: it starts the node anew.
     """
+    made = len(records(cli, "template-made"))
     cli.ok("down")
     rows = {row["label"]: row["template"] for row in cli.rows("image", "template", "list")}
     state = shelf(cli) / rows["red"] / "state"
@@ -191,7 +189,7 @@ def test_an_altered_template_is_refused_by_the_next_node(cli: Cli) -> None:
     state.write_bytes(state.read_bytes() + b"x")
     cli.ok("up", str(cli.home / "system.toml"), "--detach")
     assert sh(cli, "one", "hostname") == "one\n"
-    assert records(cli, "template-made")[3:] == [], "the control: plain's was on the disk"
+    assert len(records(cli, "template-made")) == made, "the control: plain's was on the disk"
     why = cli.denied("start", "red")
     assert "TEMPLATE-ALTERED" in why
     assert {row["name"]: row["state"] for row in cli.rows("ps")}["red"] != "running"
