@@ -92,6 +92,7 @@ class BareQemu:
             self._order(answers, "migrate-incoming", {"uri": "fd:state"})
             while self._order(answers, "query-status", {})["status"] == "inmigrate":
                 time.sleep(0.001)
+            self._order(answers, "cont", {})
 
     async def answered(self) -> None:
         """Wait until the agent in the guest answers."""

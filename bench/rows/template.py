@@ -16,14 +16,16 @@ from bench.bare import BareQemu
 from bench.libvirt import Libvirt, libvirt
 from bench.measure import Row, interleaved, say, single, versus
 from bench.node import RunningNode, running
-from bench.place import run, system, up
-from bench.processes import machines, pss_mb
+from bench.place import system
+from bench.processes import pss_mb
 from bench.rows.start import DOMAIN, started
 from skerry.errors import SkerryError
+from skerry.machine.qemu.cloned import Clone
 from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.template import Template
 from skerry.node import paths
 from skerry.node import template_store as store
+from tests.support.machines import descendants
 
 CLONES = 16
 CLONE_MB = 128
@@ -73,15 +75,15 @@ def clones_pss() -> Row:
     if os.getuid():
         raise SkerryError("jails are closed to others", fix="run this row as root")
     names = [f"clone-{number}" for number in range(1, CLONES + 1)]
-    with up(system(names, f'memory = "{CLONE_MB}M"\ntemplate = true')) as cli:
+    keys = f'memory = "{CLONE_MB}M"\ntemplate = true'
+    with running(system(names, keys)) as node:
         for name in names:
-            run(cli, "exec", name, "--", "true")
+            node.run(_answer(node, name))
+            if not isinstance(node.machine(name), Clone):
+                raise SkerryError(f"{name} is no clone")
         time.sleep(REST_S)
-        sizes = [pss_mb(pid) for pid in machines(cli)]
-        cloned = run(cli, "audit", "tail", "-n", "1000", "--json").count('"cloned"')
-    if cloned != CLONES:
-        raise SkerryError(f"{cloned} of {CLONES} domains are clones")
-    return single("clones-pss-mb", "MB", [sum(sizes)], "<= 450")
+        pids = [pid for name in names for pid in descendants(node.machine(name).pid)]
+        return single("clones-pss-mb", "MB", [sum(map(pss_mb, pids))], "<= 450")
 
 
 @contextlib.contextmanager
@@ -109,9 +111,9 @@ def _template() -> Template:
     return Template(*store.read(paths.templates_dir(), one.manifest))
 
 
-async def _answer(node: RunningNode) -> None:
-    await node.start(DOMAIN)
-    await node.agent(DOMAIN)
+async def _answer(node: RunningNode, name: str = DOMAIN) -> None:
+    await node.start(name)
+    await node.agent(name)
 
 
 def _warm(node: RunningNode) -> float:

@@ -37,7 +37,7 @@ BOOT_S = 120.0
 SAYS_S = 10.0
 """How long the guest may take to say that it waits."""
 
-WAITS = ("sh", "-c", "[ -e /run/skerry/asleep ] && [ -x /lib/skerry/waker ]")
+WAITS = ("sh", "-c", "[ -e /run/skerry/asleep ] && [ -p /run/skerry/agent/wake ]")
 """What a guest can run that will do nothing before it is told who it is."""
 
 OWN_INIT = ("rdinit=/init", "rdinit=/lib/skerry/selinux-init")
