@@ -30,8 +30,7 @@ from skerry.node.images import measure, require_image, require_image_signed
 from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJail, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
-from skerry.node.template_store import Kind
-from skerry.node.templates import Templates, processor
+from skerry.node.templates import Templates, kind_of
 from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import DomainSpec, System
 
@@ -261,19 +260,7 @@ class Machines:
         """Return a machine that begins from a template, which its start makes if need be."""
         jails, templates = self._jails, self.templates
         assert jails is not None  # it has one
-        assert spec.kernel is not None
-        kind = Kind(
-            image=image.name,
-            digest=image.digest,
-            kernel=spec.kernel.name,
-            memory=spec.memory,
-            cpus=spec.cpus,
-            board=spec.machine,
-            accel=spec.accel,
-            root=jails.root(inmate).name,
-            processor=processor(),
-            label="" if self._system.share_templates else spec.label,
-        )
+        kind = kind_of(spec, image, jails.root(inmate).name, self._system.share_templates)
 
         def boot() -> Source:
             made = jails.make(msgspec.structs.replace(inmate, name="template"))

@@ -16,7 +16,9 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import MachineError, SkerryError
+from skerry.image.store import Image
 from skerry.machine.qemu.cloned import Source
+from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.template import Template, TemplateUnusable
 from skerry.node import paths
 from skerry.node import template_store as store
@@ -36,6 +38,26 @@ def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     words = [line for line in lines if line.startswith(wanted)]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def kind_of(spec: QemuSpec, image: Image, root: str, shared: bool) -> Kind:
+    """Return what a domain's template must be; `root` names its jail's root by its contents.
+
+    Where they are `shared`, whose it is makes no difference.
+    """
+    assert spec.kernel is not None
+    return Kind(
+        image=image.name,
+        digest=image.digest,
+        kernel=spec.kernel.name,
+        memory=spec.memory,
+        cpus=spec.cpus,
+        board=spec.machine,
+        accel=spec.accel,
+        root=root,
+        processor=processor(),
+        label="" if shared else spec.label,
+    )
 
 
 class _Loaded(msgspec.Struct, frozen=True):

@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 from skerry.errors import LayerMissing, MachineError
+from skerry.image.store import Image
 from skerry.machine.qemu.cloned import Source
+from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.template import Template, TemplateUnusable, make_ram, seal_now
 from skerry.node import template_store as store
 from skerry.node import templates as module
@@ -109,6 +111,20 @@ def test_another_label_does_not_get_it(tmp_path: Path) -> None:
         assert (await shelf.find(KIND)) is red, "the control: the same label does"
 
     play(scene())
+
+
+def test_labels_share_one_only_where_the_system_says_so() -> None:
+    """By default another label is another kind; told to share, whose it is makes no difference."""
+    place = Path("/i/vmlinux")
+    image = Image("minimal", place, place, place, place, "d", "6.1", "", {}, 2, 9, 9, {})
+    red = QemuSpec("a", "red", kernel=place, initrd=place)
+    blue = msgspec.structs.replace(red, name="b", label="blue")
+    own = [module.kind_of(spec, image, "qemu-1", False) for spec in (red, blue)]
+    shared = [module.kind_of(spec, image, "qemu-1", True) for spec in (red, blue)]
+    assert own[0] != own[1]
+    assert shared[0] == shared[1]
+    other = msgspec.structs.replace(blue, memory=red.memory * 2)
+    assert module.kind_of(other, image, "qemu-1", True) != shared[0]
 
 
 def test_an_altered_one_is_refused_and_stays_for_who_looks_into_it(tmp_path: Path) -> None:
