@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Mapping
 
 from skerry.errors import MachineError
+from skerry.jail.bpf import Arg, Call
 from skerry.machine.qemu.qmp import Qmp
 from skerry.machine.qemu.sync import GIVEN
 from skerry.wire.memory import hide_access, reader
@@ -33,6 +34,11 @@ LOOK_S = 0.002
 
 ASLEEP = "skerry.template"
 """The word of a kernel's command line by which a guest waits to be told who it is."""
+
+_MADVISE, _HUGE = 28, 14
+CLONE_CALLS = (Call(_MADVISE, tuple((Arg(2, how),) for how in range(26) if how != _HUGE)),)
+"""What a clone's QEMU may call in another way than others: no huge pages for what it translates,
+which are little used each. It saves 3 MB of 30 (TCG)."""
 
 _RAM = "ram"
 _LENGTH = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
