@@ -147,9 +147,7 @@ class QemuMachine:
     def heir(
         cls, name: str, label: str, incarnation: str, process: Process, kept: Mapping[str, int]
     ) -> QemuMachine:
-        """Take over a machine that an earlier node started, whose domain has this label.
-
-        `adopt` must follow.
+        """Take over a machine of an earlier node's, whose domain has this label; then `adopt` it.
 
         `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
         four belong to the machine from now on. `exited`, `kill`, `console` and `agent` work at
@@ -224,8 +222,8 @@ class QemuMachine:
 
     def _wake(self) -> None:
         """Have a clone awake before it hears anything else; a guest that is awake stays so."""
-        if self._asleep and self._has_agent:
-            with contextlib.suppress(SkerryError):  # without its agent nobody hears of it again
+        with contextlib.suppress(SkerryError):  # without its agent nobody hears of it again
+            if self._asleep and self._has_agent:
                 self.agent.wake(self._name, self._label)
         self._asleep = False
 
@@ -348,7 +346,7 @@ class QemuMachine:
         self._run(process)
 
     def _at_launch(self, spec: QemuSpec, first: int) -> tuple[list[str], Mapping[int, int]]:
-        """Return what else QEMU is started with: arguments, and descriptors numbered from there."""
+        """Return what else QEMU is started with: arguments, and descriptors from `first` on."""
         return self._tpms.at_launch(first)
 
     def _run(self, process: Process) -> None:
