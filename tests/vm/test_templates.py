@@ -178,6 +178,28 @@ def test_templates_are_listed_and_removed_by_the_command(cli: Cli) -> None:
     cli.ok("stop", "red")
 
 
+def test_a_domain_starts_cold_where_qemu_does_not_take_its_template(cli: Cli) -> None:
+    """Whole, unaltered and no state of a machine: it is dropped, and the start is decided again."""
+    rows = {row["label"]: row["template"] for row in cli.rows("image", "template", "list")}
+    manifest = next(one.manifest for one in store.stored(shelf(cli)) if one.key == rows["red"])
+    assert manifest is not None
+    ram, _ = store.read(shelf(cli), manifest)
+    store.write(shelf(cli), manifest.kind, ram, b"no state" * 999)
+    os.close(ram)
+    before = len(records(cli, "allow"))
+    cli.ok("start", "red")
+    assert sh(cli, "red", "cat /run/skerry/label; cat /proc/cmdline").startswith("redconsole=")
+    assert "skerry.template" not in sh(cli, "red", "cat /proc/cmdline")
+    assert records(cli, "template-dropped")[-1]["template"] == rows["red"]
+    starts = [r for r in records(cli, "allow")[before:] if r.get("domain") == "red"]
+    assert [r.get("template") for r in starts][:2] == [True, None]
+    assert rows["red"] not in {row["template"] for row in cli.rows("image", "template", "list")}
+    cli.ok("stop", "red")
+    cli.ok("start", "red")
+    assert "skerry.template" in sh(cli, "red", "cat /proc/cmdline"), "it is made anew"
+    cli.ok("stop", "red")
+
+
 def test_an_altered_template_is_refused_by_the_next_node(cli: Cli) -> None:
     """The start is a denial with its reason; unaltered, the label beside it is cloned at once.
 
