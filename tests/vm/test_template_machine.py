@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from skerry.errors import MachineError
 from skerry.machine.qemu import cloned
 from skerry.machine.qemu.cloned import Clone, Source
 from skerry.machine.qemu.machine import QemuMachine
@@ -242,3 +243,23 @@ def test_a_clone_holds_its_templates_memory_to_read_and_nothing_more(host: Host,
         clone.kill()
 
     host.run(scene())
+
+
+def test_a_guest_that_does_not_wait_is_no_template(host: Host) -> None:
+    """An image with an init of its own is not even booted, an older one of ours is not saved."""
+
+    async def scene() -> None:
+        spec = host.spec("first", cmdline="console=ttyS0 rdinit=/srv/init")
+        own = Source(spec, host.clones(spec))
+        with pytest.raises(MachineError, match="init of its own"):
+            await own.template()
+        assert own.pid == 0
+        older = Source(host.spec("first", memory=128 << 20), host.clones(spec))
+        host.watch(older)
+        with pytest.raises(MachineError, match="older than templates"):
+            await older.template()
+        assert older.exited.done(), "and it has ended"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cloned, "WAITS", ("false",))
+        host.run(scene())
