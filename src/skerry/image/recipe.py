@@ -17,6 +17,7 @@ import msgspec
 from skerry.errors import InputError, Problem
 from skerry.image import store
 from skerry.system.files import read_text
+from skerry.system.model import AUDIT_DOMAIN, MANAGER_DOMAIN
 from skerry.system.section import Report, Section, echo
 from skerry.system.toml_lines import Path as Place
 from skerry.system.toml_lines import nearest_line, parse_toml
@@ -33,7 +34,7 @@ PACKAGES = 128
 """Packages of an image where `[limits]` does not say; with more no image is made."""
 
 Base = Literal["minimal", "python", "selinux"]
-PRESETS: tuple[str, ...] = get_args(Base)
+PRESETS: tuple[str, ...] = (*get_args(Base), MANAGER_DOMAIN, AUDIT_DOMAIN)
 """The images that `up` builds by itself; no other may have their names."""
 
 GUEST = Path(__file__).resolve().parents[3] / "guest"
@@ -92,6 +93,10 @@ def preset(name: str) -> Recipe:
     """Return the recipe of a preset."""
     if name == "minimal":
         return Recipe(name, GUEST / "init")
+    if name not in get_args(Base):
+        from skerry.image.services import service  # which builds upon the presets
+
+        return service(name)
     path = GUEST / "presets" / f"{name}.toml"
     return _parse(read_text(path, MAX_RECIPE), path, own=True)
 

@@ -61,7 +61,7 @@ class Machines:
         self._make_jails()
 
     def _make_jails(self) -> None:
-        jailed = any(domain.machine == "qemu" for domain in self._system.domains.values())
+        jailed = any(domain.machine == "qemu" for domain in self._system.machines)
         if jailed and self._jails is None:
             accepted = self._system.accept_missing
             self._jails = MachineJails(self._supervisor, accepted, self._identities)
@@ -84,7 +84,7 @@ class Machines:
         """Judge what is loaded under another system's image key. Raises `ImageUnsigned`."""
         key = self._system.image_signer
         if key and key != before.image_signer:
-            for name in sorted({d.image for d in self._system.domains.values()}):
+            for name in sorted({d.image for d in self._system.machines}):
                 if name in self._images:
                     require_image_signed(self._images[name], key)
 
@@ -149,7 +149,7 @@ class Machines:
         Without this call everything runs under TCG. Raises `MachineError` if a domain asks for
         KVM and can't have it, before anything starts.
         """
-        asked = {(d.image, d.accel) for d in self._system.domains.values() if d.machine == "qemu"}
+        asked = {(d.image, d.accel) for d in self._system.machines if d.machine == "qemu"}
         usable = any(accel != "tcg" for _, accel in asked) and self._has_kvm()
         for name in self._images:
             wanted = {accel for image, accel in asked if image == name}

@@ -23,7 +23,7 @@ from skerry.errors import (
 )
 from skerry.label import Label
 from skerry.machine.qemu.nics import CARDS, mac
-from skerry.monitor.domain import ALIVE, State
+from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.monitor import Monitor, Relabelled
 from skerry.monitor.protocols import COLD, Machine
 from skerry.monitor.table import Channel
@@ -82,6 +82,8 @@ class Node(Changing):
     ) -> None:
         super().__init__(setup, monitor, clock, keeper, resources)
         self.helpers: dict[str, Helper] = {}
+        self.services = setup.system.services
+        """The node's own domains; they are no part of the file's, and end with the node alone."""
         self._make = make
         self.measured: Callable[[DomainSpec], Mapping[str, object]] = lambda _spec: {}
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
@@ -137,9 +139,16 @@ class Node(Changing):
             report({"event": "refused", "what": refusal.what, "text": refusal.text})
         return started.refused
 
+    async def start_own(self, spec: DomainSpec, label: Label) -> Domain:
+        """Start one of the node's own domains, as itself, as far as *paused*."""
+        make = partial(self._make, spec, label)
+        about = self.measured(spec)
+        return await self.monitor.start(label, spec.name, label, make, about=about)
+
     async def start(self, operator: Label, name: str) -> Started:
         """Start one domain of the file and bind the channels declared for it."""
-        self.known(name)
+        if self.known(name) is self.services.get(name):
+            raise StateError(f"{name} is the node's own domain, which it starts by itself")
         cold = await self._start_paused(operator, name)
         started = await self._bind_declared(operator, {name})
         await self.monitor.resume(operator, name)
@@ -223,9 +232,9 @@ class Node(Changing):
         }
 
     def known(self, name: str) -> DomainSpec:
-        """Return a domain of the file. Raises `NotFound`."""
+        """Return a domain of the file, or one of the node's own. Raises `NotFound`."""
         try:
-            return self.setup.system.domains[name]
+            return self.services.get(name) or self.setup.system.domains[name]
         except KeyError:
             known = ", ".join(self.setup.system.domains)
             raise NotFound(f"there is no domain {name}", fix=f"the file has: {known}") from None
@@ -276,8 +285,12 @@ class Node(Changing):
         return alive
 
     def alive(self) -> list[str]:
-        """Return the domains that have not ended, those that are starting or stopping too."""
-        return [d.name for d in self.monitor.domains.values() if d.state is not State.ENDED]
+        """Return the domains that have not ended, those that are starting or stopping too.
+
+        The node's own are not among them.
+        """
+        domains = [d for d in self.monitor.domains.values() if d.name not in self.services]
+        return [d.name for d in domains if d.state is not State.ENDED]
 
     async def end(self, name: str, deadline_s: float) -> None:
         """Stop a domain, whatever it is doing, and return when it has ended."""
@@ -321,18 +334,22 @@ class Node(Changing):
         return verdict.allowed
 
     async def ps(self, operator: Label) -> list[dict[str, object]]:
-        """List the domains of the file that the operator may see."""
+        """List the domains of the file that the operator may see, and the node's own.
+
+        Those stand in no policy that could hide them, and `health` tells every operator of them.
+        """
         rows: list[dict[str, object]] = []
-        for name, spec in self.setup.system.domains.items():
+        for name, spec in (*self.setup.system.domains.items(), *self.services.items()):
             domain = self.monitor.domains.get(name)
-            label = domain.label if domain else self.setup.labels[name]
-            if not await self.may_see(operator, label):
+            own = name in self.services
+            label = domain.label if domain else None if own else self.setup.labels[name]
+            if not own and label is not None and not await self.may_see(operator, label):
                 continue
             machine = domain.machine if domain else None
             rows.append(
                 {
                     "name": name,
-                    "label": str(label),
+                    "label": str(label or spec.label),
                     "machine": machine.kind if machine else spec.machine,
                     "state": domain.state.value if domain else "defined",
                     "memory": spec.memory,

@@ -44,7 +44,9 @@ from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovery, end_unknown
 from skerry.node.relays import Relays
+from skerry.node.replica import Trail
 from skerry.node.resources import MakeUses, Resources
+from skerry.node.services import Services
 from skerry.node.setup import Setup, load_setup
 from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.node.written import Written
@@ -86,7 +88,7 @@ class Opened(msgspec.Struct, frozen=True):
 
     node: Node
     prepare: Prepare
-    trail: AuditLog
+    trail: Trail
     journal: NodeJournal
     recovery: Recovery | None
 
@@ -136,8 +138,11 @@ async def open_node(
         await keeper.keep(setup, standing.generation)
         await _keep_token(supervisor, standing.token, identities.lock)
     await keeper.settle(setup, setup, standing.generation, {})
-    manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
+    services = Services(setup.system.services, streams, trail)
+    exits.push_async_callback(services.close)
+    manager = await _manager(world, helpers, services, life, trail)
     exits.push_async_callback(manager.close)
+    exits.callback(lambda: services.leave(journal.over))
     written = await asyncio.to_thread(Written, paths.written_file())
     resources = Resources(world.makers(relays.serve, manager), written)
     journal.written = resources.save
@@ -170,7 +175,11 @@ async def open_node(
         relays.watch,
         bridges.adopt,
     )
-    await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
+    services.join(node, recovery.adopt_now)
+    await recovery.run(
+        lambda: manager.candidate(setup.stack, setup.policy.sources),
+        lambda: services.rise(life.fresh, report),
+    )
     await node.coalitions.resume()
     return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
 
@@ -194,7 +203,7 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
 
 async def _open_trail(
     world: World, helpers: Helpers, life: Life, exits: contextlib.AsyncExitStack
-) -> AuditLog:
+) -> Trail:
     if world.trail is not None:
         trail = await asyncio.to_thread(world.trail, paths.audit_file(), world.disk)
         exits.push_async_callback(asyncio.to_thread, trail.close)
@@ -203,6 +212,15 @@ async def _open_trail(
     recording = await Recording.open(helpers.start, audit, insist=life.fresh)
     exits.push_async_callback(recording.close)
     return recording.trail
+
+
+async def _manager(
+    world: World, helpers: Helpers, services: Services, life: Life, trail: Trail
+) -> ClosedDecider:
+    """Return the policy manager: one that has begun, or one that will in its domain."""
+    policy, generation = life.setup.policy, life.standing.generation
+    manager = services.manager(policy, generation)
+    return manager or await world.manager(helpers, policy, trail.note, generation)
 
 
 async def _try_out(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -20,7 +20,7 @@ from skerry.channel.memory import MemoryBridge, Twin
 from skerry.device.helper import Process as Serving
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
-from skerry.monitor.domain import Domain, State
+from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Bridge, Candidate, Machine
 from skerry.monitor.revise import UNDECIDED, Fall
@@ -122,12 +122,17 @@ class Recovery:
         self._bridge_of = adopt
         self._machines: dict[str, tuple[Domain, Heir]] = {}
 
-    async def run(self, in_force: Callable[[], Candidate]) -> Recovered:
-        """Undo, cut, judge; `adopt` must follow. Waits for no machine.
+    async def run(
+        self,
+        in_force: Callable[[], Candidate],
+        served: Callable[[], Awaitable[object]] | None = None,
+    ) -> Recovered:
+        """Undo, cut, judge; `adopt` must follow. Waits for no machine but those of `served`.
 
         From here on all that stands can be taken away. A domain is *starting* until it is adopted,
         so nothing new is given to it. Raises nothing that one machine or channel is the cause of.
-        `in_force` gives the policy that judges. Raises `DeciderUnavailable` where nobody does; the
+        `served` returns once the node's own domains serve it, and may use `adopt_now`; `in_force`
+        gives the policy that judges. Raises `DeciderUnavailable` where nobody does; the
         node must end then, because what was adopted runs unjudged.
         """
         for entry in list(self._journal.standing.domains.values()):
@@ -135,6 +140,8 @@ class Recovery:
         for channel in list(self._journal.standing.channels.values()):
             self._readmit_channel(channel)
         self._undo()
+        if served is not None:
+            await served()
         fall = await self._judge(in_force)
         for refused, why in fall.channels.items():
             self.found.channels.remove(refused.number)
@@ -149,6 +156,15 @@ class Recovery:
                 return await self._monitor.judge_again(in_force())
             await asyncio.sleep(JUDGE_PAUSE_S)
         return await self._monitor.judge_again(in_force())
+
+    async def adopt_now(self, name: str) -> bool:
+        """Take up one machine before the others; say whether there is one, and it goes on."""
+        for incarnation, (domain, machine) in self._machines.items():
+            if domain.name == name:
+                del self._machines[incarnation]
+                await self._adopt(domain, machine)
+                return domain.state in ALIVE
+        return False
 
     async def adopt(self) -> None:
         """Take up the control of every machine, and say in the trail what was found."""

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
+from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration
 from skerry.label import Label
 from skerry.policy import link as linking
 from skerry.policy import messages
@@ -129,6 +129,14 @@ class RemoteManager:
             raise
         self._link, self._process = link, process
         self._since = asyncio.get_running_loop().time()
+
+    async def resume(self) -> None:
+        """Begin as `begin` does, but for a failure: then it counts as lost, and is tried again."""
+        try:
+            await self.begin()
+        except SkerryError as error:
+            self._notice("manager-lost", {"why": error.message, "generation": self.generation})
+            self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     async def close(self) -> None:
         """End the process and start no other."""
