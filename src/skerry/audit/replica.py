@@ -140,11 +140,11 @@ class Replica:
         """Take the next bytes of the feed. Once it is broken nothing more is taken."""
         *lines, self._rest = (self._rest + untrusted).split(b"\n")
         try:
-            if len(self._rest) > MAX_LINE:
-                raise BrokenLinkError(f"is over {MAX_LINE} bytes")
             for line in lines:
                 if not self._reason:
                     self._line(line + b"\n")
+            if len(self._rest) > MAX_LINE and not self._reason:
+                raise BrokenLinkError(f"is over {MAX_LINE} bytes")
         except BrokenLinkError as error:
             number = (self._feed or self._head).n + 1
             self._reason = f"record {number} {error}"
