@@ -22,23 +22,22 @@ from skerry.xsm.hooks import HOOKS
 from skerry.xsm.module import SecurityModule
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import Stack
-from tests.support.monitor import ToyAudit, ToyMachine, World, label, play
+from tests.support.monitor import ToyAudit, ToyDecider, ToyMachine, World, label, play
 from tests.unit.monitor.test_laws import POLICY
 
 STARTS = ("domain_create", "domain_unpause")
 
 
-class DeadDecider:
+class DeadDecider(ToyDecider):
     """A policy manager that is not there yet, and says so to whoever asks."""
 
-    generation = 1
-
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        super().__init__()
+        self.hooks: list[str] = []
 
     async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
         """Refuse to answer."""
-        self.asked.append(hook)
+        self.hooks.append(hook)
         raise Denied("nobody decides", code="DECIDER-UNAVAILABLE")
 
     async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
@@ -52,17 +51,6 @@ class DeadDecider:
     async def touch(self, one: Label, other: Label) -> None:
         """Refuse to answer."""
         await self.decide("touch", {})
-
-    def candidate(self, *_: object, **__: object) -> DeadDecider:
-        """Return itself."""
-        return self
-
-    async def remember(self, candidate: object) -> None:
-        """Do nothing."""
-
-    def install(self, candidate: object) -> int:
-        """Do nothing."""
-        return 1
 
 
 def undecided(max_domains: int = 8) -> tuple[Monitor, DeadDecider, ToyAudit]:
@@ -79,6 +67,11 @@ def acm() -> PolicyManager:
 def dummy() -> PolicyManager:
     """Make a policy manager under which every domain may do everything."""
     return PolicyManager(Stack([DummyModule()]), MemoryHistory())
+
+
+async def permit(manager: PolicyManager, hook: str, parties: Mapping[str, Label]) -> None:
+    """Ask a hook as the monitor does."""
+    await Mediator(manager, ToyAudit()).permit(hook, lambda: parties, {})
 
 
 def test_both_services_start_and_run_where_nobody_decides() -> None:
@@ -98,7 +91,7 @@ def test_both_services_start_and_run_where_nobody_decides() -> None:
             await monitor.resume(own, str(own))
             assert made == [before + 1]
             assert monitor.domain(str(own)).state is State.RUNNING
-        assert decider.asked == []
+        assert decider.hooks == []
         rules = [fields["rules"] for fields in audit.events("allow")]
         assert rules == [["core: BOOTSTRAP: the node starts its own service as itself"]] * 4
         for name in list(monitor.domains):
@@ -124,7 +117,7 @@ def test_no_other_label_starts_by_the_fixed_rule(other: Label) -> None:
         monitor, decider, _ = undecided()
         with pytest.raises(Denied):
             await monitor.start(other, "x", other, ToyMachine)
-        assert decider.asked == ["domain_create"]
+        assert decider.hooks == ["domain_create"]
         assert "x" not in monitor.domains
 
     asyncio.run(scene())
@@ -140,7 +133,7 @@ def test_no_operator_starts_a_service_and_no_service_starts_another_domain() -> 
         for operator, domain in pairs:
             with pytest.raises(Denied):
                 await monitor.start(operator, "x", domain, ToyMachine)
-        assert decider.asked == ["domain_create"] * len(pairs)
+        assert decider.hooks == ["domain_create"] * len(pairs)
 
     asyncio.run(scene())
 
@@ -176,12 +169,10 @@ def test_no_policy_allows_anything_else_with_a_service(
         operator = manager.stack.operator_label()
         for party in names:
             parties = {**dict.fromkeys(names, operator), party: own}
-            mediator = Mediator(manager, ToyAudit())
             with pytest.raises(Denied):
-                await mediator.permit(hook, lambda parties=parties: parties, {})
+                await permit(manager, hook, parties)
         if make is dummy:
-            same = dict.fromkeys(names, operator)
-            await Mediator(manager, ToyAudit()).permit(hook, lambda: same, {})
+            await permit(manager, hook, dict.fromkeys(names, operator))
 
     asyncio.run(scene())
 
@@ -193,11 +184,9 @@ def test_an_operator_neither_starts_nor_resumes_a_service() -> None:
         manager = dummy()
         operator = manager.stack.operator_label()
         for hook in STARTS:
-            parties = {"operator": operator, "domain": MANAGER}
             with pytest.raises(Refused):
-                await Mediator(manager, ToyAudit()).permit(hook, lambda p=parties: p, {})
-            fine = {"operator": operator, "domain": operator}
-            await Mediator(manager, ToyAudit()).permit(hook, lambda p=fine: p, {})
+                await permit(manager, hook, {"operator": operator, "domain": MANAGER})
+            await permit(manager, hook, {"operator": operator, "domain": operator})
 
     asyncio.run(scene())
 
@@ -231,7 +220,7 @@ def test_a_service_is_ended_without_asking_anybody() -> None:
         audit.dead = True
         monitor.kill("policy-manager")
         await monitor.domain("policy-manager").gone.wait()
-        assert decider.asked == []
+        assert decider.hooks == []
 
     asyncio.run(scene())
 
