@@ -8,6 +8,7 @@ jailed and without a network.
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 import zlib
 from collections.abc import Callable, Mapping
@@ -91,8 +92,9 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
         **{f"guest/{n}": hashlib.sha256(data).hexdigest() for n, data in guest.items()},
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
     }
-    modes = [(copied.target, copied.mode) for copied in recipe.files]
-    shape = (DROP, recipe.drop, modes, recipe.start, recipe.selinux, _cmdline(recipe))
+    modes = [(copied.target, copied.mode, copied.range) for copied in recipe.files]
+    confined = recipe.selinux, recipe.confine, sorted(recipe.ranges.items())
+    shape = (DROP, recipe.drop, modes, recipe.start, confined, _cmdline(recipe))
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
     return Inputs(recipe, ground, packages, tools, busybox, guest, files, sources, key)
@@ -171,7 +173,8 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
         names = [p.name for p in (*inputs.packages, *inputs.tools)]
         wanted = {selinux.POLICY_PACKAGE, *(p.name for p in inputs.tools)}
         found = {n: path for n, path in zip(names, debs, strict=True) if n in wanted}
-        made = selinux.make(found, inputs.busybox, work)
+        own = inputs.guest[minimal.SELINUX_CIL]
+        made = selinux.make(found, inputs.busybox, work, own, _contexts(tree, recipe))
         for entry in made:
             tree.reserve(len(entry.data), "the SELinux policy")
             tree.add(entry, SKERRY)
@@ -181,6 +184,9 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
         _require_program(tree, recipe, "init", recipe.init)
     if recipe.start:
         _add_start(tree, recipe)
+    if recipe.ranges:
+        lines = "".join(f"{range_} {label}\n" for label, range_ in sorted(recipe.ranges.items()))
+        tree.add(cpio.file("etc/skerry/ranges", lines.encode()), SKERRY)
     return tree
 
 
@@ -200,10 +206,17 @@ def _add_files(tree: Tree, inputs: Inputs) -> None:
 
 def _add_start(tree: Tree, recipe: Recipe) -> None:
     _require_program(tree, recipe, "start", recipe.start[0][1:])
-    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in recipe.start)
+    words = [f"/{minimal.CONFINED}", *recipe.start] if recipe.confine else recipe.start
+    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
     script = f"#!/bin/sh\nexport PATH=/usr/bin:/bin:/usr/sbin:/sbin\nexec {quoted}\n"
     tree.add(cpio.file("lib/skerry/start", script.encode(), mode=cpio.EXECUTABLE), SKERRY)
     _append_inittab(tree, INITTAB_START)
+
+
+def _contexts(tree: Tree, recipe: Recipe) -> str:
+    """Return the file contexts of what a recipe gives a range; they count before the policy's."""
+    ranged = ((re.escape(tree.path(c.target)), c.range) for c in recipe.files if c.range)
+    return "".join(f"/{path} -- {selinux.DATA}:{range_}\n" for path, range_ in ranged)
 
 
 def _append_inittab(tree: Tree, line: bytes) -> None:

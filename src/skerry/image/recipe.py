@@ -16,6 +16,7 @@ import msgspec
 
 from skerry.errors import InputError, Problem
 from skerry.image import store
+from skerry.label import MAX_LABEL
 from skerry.system.files import read_text
 from skerry.system.model import AUDIT_DOMAIN, MANAGER_DOMAIN
 from skerry.system.section import Report, Section, echo
@@ -43,17 +44,23 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,62}[a-z0-9+](=[A-Za-z0-9.+~:-]{1,8
 _EXCLUDE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,62}[a-z0-9+]")
 _MODE = re.compile(r"[0-7]{3,4}")
 _PATTERN = re.compile(r"[^/\s][^\s]{0,200}")
+_RANGE = re.compile(r"s0(:c[0-9]{1,4}([.,]c[0-9]{1,4}){0,99})?")
+_RANGE_WORDS = 'a range of the guest\'s policy, like "s0:c1,c5"'
 _PLAIN = re.compile(r"[A-Za-z0-9./_+-]+")
 _TAKEN = ("proc", "sys", "dev", "run")
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """A file of the host that goes into the image, at `target` below its root."""
+    """A file of the host that goes into the image, at `target` below its root.
+
+    `range`: where SELinux enforces, it is data of the confined service, of this range.
+    """
 
     source: Path
     target: str
     mode: int
     line: int
+    range: str = ""
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -63,7 +70,8 @@ class Recipe(msgspec.Struct, frozen=True):
     though something needs them; `drop`: patterns of paths that packages don't put in; `init`: the
     first program, in place of Skerry's; `start`: a command that the guest runs and starts again
     when it ends; `selinux`: whether the guest enforces Debian's SELinux policy, which only the base
-    `selinux` says. Sizes in bytes.
+    `selinux` says; `confine`: whether `start` runs as its confined service, in the range that the
+    domain's label has in `ranges` or, if it is a Flask label, itself. Sizes in bytes.
     """
 
     name: str
@@ -75,6 +83,8 @@ class Recipe(msgspec.Struct, frozen=True):
     init: str = ""
     start: tuple[str, ...] = ()
     selinux: bool = False
+    confine: bool = False
+    ranges: Mapping[str, str] = {}
     max_size: int = SIZE
     max_packages: int = PACKAGES
     lines: Mapping[Place, int] = {}
@@ -127,6 +137,8 @@ def _parse(text: str, path: Path, *, own: bool) -> Recipe:
         init=_init(top),
         start=_words(top, "start"),
         selinux=own and top.flag("selinux", False),
+        confine=top.flag("confine", False),
+        ranges=_ranges(top.section("ranges")),
         max_size=limits.size("size", SIZE, "1M", "4G"),
         max_packages=limits.number("packages", PACKAGES, 0, 4096),
         lines=report.document.lines,
@@ -135,6 +147,10 @@ def _parse(text: str, path: Path, *, own: bool) -> Recipe:
     top.end()
     if recipe.init and recipe.start:
         top.problem("start", "start is what Skerry's init runs, and init stands in its place")
+    if base != "selinux":
+        _without_selinux(top, recipe)
+    elif recipe.confine and not recipe.start:
+        top.problem("confine", "confine is about what start runs, and there is none")
     if report.problems:
         raise InputError(sorted(dict.fromkeys(report.problems), key=lambda problem: problem.line))
     return recipe if base == "minimal" else _upon(preset(base), recipe)
@@ -161,6 +177,25 @@ def _upon(base: Recipe, recipe: Recipe) -> Recipe:
         start=recipe.start or base.start,
         selinux=recipe.selinux or base.selinux,
     )
+
+
+def _without_selinux(top: Section, recipe: Recipe) -> None:
+    """Report what only a guest with SELinux can do."""
+    ranged = next((copied for copied in recipe.files if copied.range), None)
+    for key, found in (("confine", recipe.confine), ("ranges", recipe.ranges), ("files", ranged)):
+        if found:
+            what = "a file's range" if key == "files" else key
+            top.problem(key, f'{what} needs SELinux in the guest: base = "selinux"')
+
+
+def _ranges(table: Section) -> dict[str, str]:
+    """Return the range of each label that has a line."""
+    ranges = {}
+    for label in table.names():
+        if not label.isprintable() or len(label) > MAX_LABEL or label != label.strip():
+            table.problem(label, f"a label is printable text, not {echo(label)}")
+        ranges[label] = table.text(label, "", _RANGE, _RANGE_WORDS)
+    return ranges
 
 
 def _name(top: Section, own: bool) -> str:
@@ -210,6 +245,7 @@ def _files(top: Section, folder: Path) -> tuple[Copied, ...]:
         if "from" in table and not (isinstance(source, str) and source and source.isprintable()):
             table.problem("from", f"from must name a file, not {echo(source)}")
         mode = table.text("mode", "0644", _MODE, 'a mode in octal, like "0755"')
+        range_ = table.text("range", "", _RANGE, _RANGE_WORDS)
         table.end()
         if target and target in seen:
             table.problem("to", f"two files go to /{target}")
@@ -217,7 +253,7 @@ def _files(top: Section, folder: Path) -> tuple[Copied, ...]:
         found = folder / source if isinstance(source, str) and "\0" not in source else folder
         if isinstance(source, str) and source.isprintable() and not found.is_file():
             table.problem("from", f"there is no file {echo(str(found))}")
-        copied.append(Copied(found, target, int(mode, 8), table.line("to")))
+        copied.append(Copied(found, target, int(mode, 8), table.line("to"), range_))
     return tuple(copied)
 
 
