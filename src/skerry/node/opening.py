@@ -79,10 +79,16 @@ class World(NamedTuple):
 HOST = World()
 
 
+async def _nothing() -> None:
+    """Do nothing: it is done already."""
+
+
 class Opened(msgspec.Struct, frozen=True):
     """A node that can serve; `recovery` is that of a restart, None for a fresh node.
 
-    After a restart `recovery.adopt` must follow; what stands can be taken away before. Set
+    After a restart `judge` and then `recovery.adopt` must follow; what stands can be taken away
+    before, and nothing is allowed until `judge` has returned (which is at once, but where the
+    policy manager's domain must be reached first). It raises what `Recovery.judge` does. Set
     `journal.over` when everything was ended: then nothing of it is left behind.
     """
 
@@ -91,6 +97,7 @@ class Opened(msgspec.Struct, frozen=True):
     trail: Trail
     journal: NodeJournal
     recovery: Recovery | None
+    judge: Callable[[], Awaitable[None]] = _nothing
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -138,11 +145,7 @@ async def open_node(
         await keeper.keep(setup, standing.generation)
         await _keep_token(supervisor, standing.token, identities.lock)
     await keeper.settle(setup, setup, standing.generation, {})
-    services = Services(setup.system.services, streams, trail)
-    exits.push_async_callback(services.close)
-    manager = await _manager(world, helpers, services, life, trail)
-    exits.push_async_callback(manager.close)
-    exits.callback(lambda: services.leave(journal.over))
+    services, manager = await _deciders(world, helpers, streams, life, trail, journal, exits)
     written = await asyncio.to_thread(Written, paths.written_file())
     resources = Resources(world.makers(relays.serve, manager), written)
     journal.written = resources.save
@@ -176,12 +179,14 @@ async def open_node(
         bridges.adopt,
     )
     services.join(node, recovery.adopt_now)
-    await recovery.run(
-        lambda: manager.candidate(setup.stack, setup.policy.sources),
-        lambda: services.rise(life.fresh, report),
-    )
-    await node.coalitions.resume()
-    return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
+    recovery.take_over()
+
+    judge = partial(_judge, services, manager, recovery, node, life.fresh, report)
+    later = services.decides and not life.fresh
+    if not later:
+        await judge()
+    went_on = None if life.fresh else recovery
+    return Opened(node, prepare, trail, journal, went_on, judge if later else _nothing)
 
 
 async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
@@ -214,13 +219,40 @@ async def _open_trail(
     return recording.trail
 
 
-async def _manager(
-    world: World, helpers: Helpers, services: Services, life: Life, trail: Trail
-) -> ClosedDecider:
-    """Return the policy manager: one that has begun, or one that will in its domain."""
+async def _deciders(
+    world: World,
+    helpers: Helpers,
+    streams: StreamBridges,
+    life: Life,
+    trail: Trail,
+    journal: NodeJournal,
+    exits: contextlib.AsyncExitStack,
+) -> tuple[Services, ClosedDecider]:
+    """Return the node's own domains, and the policy manager: begun, or to begin in its domain."""
     policy, generation = life.setup.policy, life.standing.generation
-    manager = services.manager(policy, generation)
-    return manager or await world.manager(helpers, policy, trail.note, generation)
+    services = Services(life.setup.system.services, streams, trail)
+    exits.push_async_callback(services.close)
+    own = services.manager(policy, generation)
+    manager = own or await world.manager(helpers, policy, trail.note, generation)
+    exits.push_async_callback(manager.close)
+    exits.callback(lambda: services.leave(journal.over))
+    return services, manager
+
+
+async def _judge(
+    services: Services,
+    manager: ClosedDecider,
+    recovery: Recovery,
+    node: Node,
+    fresh: bool,
+    report: Report,
+) -> None:
+    """Have the node's own domains serve it, and then what stands judged."""
+    await services.rise(fresh, report)
+    setup = node.setup
+    await recovery.judge(lambda: manager.candidate(setup.stack, setup.policy.sources))
+    services.judged()
+    await node.coalitions.resume()
 
 
 async def _try_out(

@@ -120,7 +120,13 @@ class Services:
             self._manager = RemoteManager(
                 self._start_manager, policy, store, self._trail.note, generation, ANSWER_S
             )
+            self._manager.held = "what stands is judged first"
         return self._manager
+
+    @property
+    def decides(self) -> bool:
+        """Whether the policy manager lives in a domain."""
+        return self._manager is not None
 
     def join(self, node: Node, adopt: Adopt) -> None:
         """Learn on which node they stand, and who takes up what an earlier one left."""
@@ -150,6 +156,11 @@ class Services:
                 raise _unstarted(error) from error
             if error is not None:
                 raise error
+
+    def judged(self) -> None:
+        """Let the manager answer what is new: what stands has been judged."""
+        if self._manager is not None:
+            self._manager.held = ""
 
     async def _start_manager(self) -> tuple[socket.socket, Process]:
         own = self._own[MANAGER_DOMAIN]

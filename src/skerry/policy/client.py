@@ -77,6 +77,8 @@ class RemoteManager:
     ) -> None:
         """Raises `PolicyError` if the history kept is damaged. `begin` it before it is asked."""
         self.generation = generation
+        self.held = ""
+        """Why nothing is decided now, though there is a manager; empty: it is."""
         self._start = start
         self._policy = policy
         self._keeper = Keeper(store)
@@ -230,6 +232,8 @@ class RemoteManager:
 
     async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
         """Decide a hook for these parties, without the Chinese Wall. Raises only `Denied`."""
+        if self.held:
+            raise DeciderUnavailable(self.held, fix="try again in a moment")
         key: Key = key_of(hook, parties)
         found = self._verdicts.get(key)
         if found is not None:

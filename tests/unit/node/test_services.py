@@ -107,6 +107,7 @@ class Host:
     async def rise(self, fresh: bool = True) -> None:
         """Have them rise."""
         await self.services.rise(fresh, self.told.append)
+        self.services.judged()
 
     async def end(self, over: bool = True) -> None:
         """End as a node does."""
@@ -233,6 +234,22 @@ def test_a_node_that_goes_on_adopts_the_manager_and_gives_it_a_new_port() -> Non
             assert (await made.manager.decide("domain_pause", PAUSE)).allowed
             assert made.machines == [guest]
             assert guest.calls == ["attach"]
+
+    asyncio.run(scene())
+
+
+def test_nothing_new_is_decided_before_what_stands_was_judged() -> None:
+    """The manager answers a candidate's questions, which judge, and none of the policy in force."""
+
+    async def scene() -> None:
+        async with host() as made:
+            await made.services.rise(False, made.told.append)
+            with pytest.raises(DeciderUnavailable, match="judged first"):
+                await made.manager.decide("domain_pause", PAUSE)
+            candidate = made.manager.candidate(BANKS.stack, BANKS.sources)
+            assert (await candidate.decide("domain_pause", PAUSE)).allowed
+            made.services.judged()
+            assert (await made.manager.decide("domain_pause", PAUSE)).allowed
 
     asyncio.run(scene())
 
