@@ -35,13 +35,18 @@ class Feed:
         head: Callable[[], Link],
         end: int,
         gap: Callable[[int, int], object],
+        ended: Callable[[str], object],
     ) -> None:
-        """Take over `end`, a pipe to write to. `head`: the last acknowledged record; `gap` is
-        called, in the feed's thread, with the first and last number of what can't be fed."""
+        """Take over `end`, a pipe to write to. `head`: the last acknowledged record.
+
+        In the feed's thread, `gap` is called with the first and last number of what can't be fed,
+        and `ended`, with the reason, if it ends without being closed.
+        """
         os.set_blocking(end, False)
         self.fed = 0
         """The number of the last record that is in the pipe whole."""
-        self._path, self._head, self._end, self._gap = path, head, end, gap
+        self._path, self._head, self._end = path, head, end
+        self._gap, self._ended = gap, ended
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit-feed", daemon=True)
         self._thread.start()
@@ -49,7 +54,7 @@ class Feed:
     @property
     def lag(self) -> int:
         """How many acknowledged records are not in the pipe yet."""
-        return max(0, self._head().n - self.fed) if self.fed else 0
+        return max(0, self._head().n - self.fed)
 
     def close(self) -> None:
         """End it, and close the pipe; returns within `PAUSE_S` or so. Idempotent."""
@@ -57,14 +62,28 @@ class Feed:
         self._thread.join()
 
     def _run(self) -> None:
+        why = ""
         try:
-            inode = self._path.stat().st_ino
-            for line in follow_lines(self._path, Position(inode, 0), self._pause, PAUSE_S):
+            for line in follow_lines(self._path, Position(self._inode(), 0), self._pause, PAUSE_S):
                 self._feed(line)
-        except (_Over, OSError, SkerryError, ValueError):
-            return  # its reader has ended, or the trail's files are not there: the node sees both
+        except _Over as over:
+            why = str(over)
+        except BrokenPipeError:
+            why = "its reader has ended"
+        except (OSError, SkerryError, ValueError) as error:
+            why = f"the trail cannot be fed: {error}"
         finally:
             os.close(self._end)
+        if not self._over.is_set():
+            self._ended(why)
+
+    def _inode(self) -> int:
+        """Return that of the live segment; between two names of a rotation there is none."""
+        while True:
+            try:
+                return self._path.stat().st_ino
+            except FileNotFoundError:
+                self._pause(PAUSE_S)
 
     def _feed(self, line: bytes) -> None:
         number = int(line[len('{"n":') : line.index(b",")])
@@ -93,5 +112,5 @@ class Feed:
             raise _Over
         poll = select.poll()
         poll.register(self._end, 0)
-        if poll.poll(0):  # its reader is gone
-            raise _Over
+        if poll.poll(0):
+            raise _Over("its reader has ended")

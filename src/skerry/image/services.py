@@ -57,7 +57,7 @@ def service(name: str) -> Recipe:
         exclude=(*base.exclude, *EXCLUDE),
         drop=(*base.drop, *DROP),
         files=tuple(_files(main)),
-        start=(f"/usr/bin/{PYTHON}", "-I", "-S", "-c", line),
+        start=(f"/usr/bin/{PYTHON}", "-I", "-S", "-B", "-c", line),
     )
 
 

@@ -70,6 +70,7 @@ class Replication:
         self._node, self._own, self._trail = node, own, trail
         self._feed: Feed | None = None
         self._domain: Domain | None = None
+        self._why = ""
         self._keeper: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -106,8 +107,9 @@ class Replication:
             raise
         finally:
             os.close(given)
-        self._domain = domain
-        self._feed = Feed(self._trail.path, lambda: self._trail.head, end, self._gap)
+        self._domain, self._why = domain, ""
+        trail = self._trail
+        self._feed = Feed(trail.path, lambda: trail.head, end, self._gap, self._unfed)
 
     async def _stop_feeding(self) -> None:
         feed, self._feed = self._feed, None
@@ -119,6 +121,11 @@ class Replication:
         fields = {"first": first, "last": last, "why": "retention removed it first"}
         self._loop.call_soon_threadsafe(self._trail.note, "replica-gap", fields)
 
+    def _unfed(self, why: str) -> None:
+        """End, from the feed's thread, a replica that is not fed any more; another one will be."""
+        self._why = why
+        self._loop.call_soon_threadsafe(self._own.kill)
+
     async def _keep(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
@@ -128,8 +135,8 @@ class Replication:
                 fed = self._feed.fed if self._feed is not None else 0
                 await self._stop_feeding()
                 end = self._domain.end
-                why = end.reason if end is not None else "it ended"
-                self._trail.note("replica-lost", {"why": why, "fed": fed})
+                why = {"why": end.reason if end is not None else "it ended", "feed": self._why}
+                self._trail.note("replica-lost", {**why, "fed": fed})
             if self._loop.time() - began_s > HEALTHY_S:
                 pause_s = FIRST_PAUSE_S
             while self._feed is None:

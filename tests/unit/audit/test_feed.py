@@ -24,6 +24,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "PAUSE_S", 0.01)
 
 
+def unexpected(*what: object) -> None:
+    """Fail: nothing of the kind was to happen."""
+    raise AssertionError(what)
+
+
 def fill(trail: AuditTrail, count: int, size: int = 100) -> None:
     """Append records one after the other."""
 
@@ -70,7 +75,7 @@ def test_a_feed_gives_every_record_over_all_segments(tmp_path: Path) -> None:
         fill(trail, 5)
         reader, writer = os.pipe()
         gaps: list[tuple[int, int]] = []
-        feed = Feed(path, lambda: trail.head, writer, lambda a, b: gaps.append((a, b)))
+        feed = Feed(path, lambda: trail.head, writer, lambda a, b: gaps.append((a, b)), unexpected)
         drain = Drain(reader)
         fill(trail, 60)
         until(lambda: feed.fed == trail.head.n)
@@ -90,7 +95,7 @@ def test_nothing_is_fed_before_it_is_acknowledged(tmp_path: Path) -> None:
         fill(trail, 3)
         known = Link(2, "")
         reader, writer = os.pipe()
-        feed = Feed(path, lambda: known, writer, lambda *_: None)
+        feed = Feed(path, lambda: known, writer, unexpected, unexpected)
         drain = Drain(reader)
         until(lambda: feed.fed == 2)
         time.sleep(0.1)
@@ -108,7 +113,7 @@ def test_a_reader_that_does_not_read_delays_no_append(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     trail = AuditTrail.open(path)
     reader, writer = os.pipe()
-    feed = Feed(path, lambda: trail.head, writer, lambda *_: None)
+    feed = Feed(path, lambda: trail.head, writer, unexpected, unexpected)
     try:
         fill(trail, 200, size=1000)  # more than a pipe holds
         assert trail.head.n == 200
@@ -128,7 +133,7 @@ def test_what_retention_removed_before_it_was_fed_is_a_gap(tmp_path: Path) -> No
     trail = AuditTrail.open(path, rotate=20_000, keep=1)
     gaps: list[tuple[int, int]] = []
     reader, writer = os.pipe()
-    feed = Feed(path, lambda: trail.head, writer, lambda a, b: gaps.append((a, b)))
+    feed = Feed(path, lambda: trail.head, writer, lambda a, b: gaps.append((a, b)), unexpected)
     try:
         fill(trail, 300, size=1000)
         drain = Drain(reader)
@@ -150,11 +155,28 @@ def test_a_feed_ends_with_its_reader(tmp_path: Path) -> None:
         for count in (1, 200):
             fill(trail, count, size=1000)
             reader, writer = os.pipe()
-            feed = Feed(path, lambda: trail.head, writer, lambda *_: None)
+            ended: list[str] = []
+            feed = Feed(path, lambda: trail.head, writer, unexpected, ended.append)
             until(lambda feed=feed: feed.fed > 0)  # type: ignore[misc]
             os.close(reader)
-            feed._thread.join(5)
-            assert not feed._thread.is_alive()
+            until(lambda ended=ended: bool(ended))  # type: ignore[misc]
+            assert ended == ["its reader has ended"]
             feed.close()
     finally:
         trail.close()
+
+
+def test_a_feed_waits_for_a_trail_between_two_names_and_says_why_it_ends(tmp_path: Path) -> None:
+    """For a moment of a rotation there is no live file; a file that is no trail ends it."""
+    path = tmp_path / "audit.log"
+    reader, writer = os.pipe()
+    ended: list[str] = []
+    feed = Feed(path, lambda: Link(1, ""), writer, unexpected, ended.append)
+    time.sleep(0.05)
+    assert ended == []
+    path.write_bytes(b"no record\n")
+    until(lambda: bool(ended))
+    assert "cannot be fed" in ended[0]
+    feed.close()
+    assert os.read(reader, 10) == b""
+    os.close(reader)
