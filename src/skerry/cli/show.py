@@ -10,7 +10,6 @@ import click
 from skerry.cli.common import ago, ask, emit, json_option, size, table
 from skerry.wire.control import Channels, Health, Ps
 
-
 REPLICA = "audit replica"
 DENIED = "what needs it is denied until it is back"
 
