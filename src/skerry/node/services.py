@@ -143,7 +143,7 @@ class Services:
         Raises `Denied` where one of a fresh node's does not. On a node that goes on the replica is
         not waited for, and a manager that does not come is left to be tried again.
         """
-        for name in self._own:
+        for name in self._own if fresh else ():
             report({"event": "starting", "domain": name})
         rising: list[Awaitable[None]] = []
         if self._replication is not None:
