@@ -92,7 +92,7 @@ def test_the_manager_s_guest_begins_anew_with_each_node_and_ends_with_a_broken_o
         assert not machine.exited.done()
         await other.say(b"\0\0\0\4oops")
         end = await asyncio.wait_for(asyncio.shield(machine.exited), SERVES_S)
-        assert end.reason == "the guest switched off"
+        assert end.reason == "the guest switched itself off"
         other.sock.close()
 
     host.run(scene())

@@ -17,7 +17,18 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import InputError, Problem
-from skerry.image import closure, cpio, deb, kernel, minimal, package, selinux, spdx, store
+from skerry.image import (
+    bytecode,
+    closure,
+    cpio,
+    deb,
+    kernel,
+    minimal,
+    package,
+    selinux,
+    spdx,
+    store,
+)
 from skerry.image.package import Package
 from skerry.image.recipe import Recipe
 from skerry.image.store import Image
@@ -91,10 +102,11 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
         "busybox": store.sha256(busybox),
         **{f"guest/{n}": hashlib.sha256(data).hexdigest() for n, data in guest.items()},
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
+        **(bytecode.COMPILER if recipe.compiled else {}),
     }
     modes = [(copied.target, copied.mode, copied.range) for copied in recipe.files]
     confined = recipe.selinux, recipe.confine, sorted(recipe.ranges.items())
-    shape = (DROP, recipe.drop, modes, recipe.start, confined, _cmdline(recipe))
+    shape = (DROP, recipe.drop, modes, recipe.start, confined, recipe.compiled, _cmdline(recipe))
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
     return Inputs(recipe, ground, packages, tools, busybox, guest, files, sources, key)
@@ -180,6 +192,10 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
             tree.add(entry, SKERRY)
         _append_inittab(tree, INITTAB_SELINUX)
     _add_files(tree, inputs)
+    if recipe.compiled:
+        tell("compile its Python", 0.9)
+        (work / "bytecode").mkdir()
+        bytecode.add_to(tree, recipe.compiled, work / "bytecode")
     if recipe.init:
         _require_program(tree, recipe, "init", recipe.init)
     if recipe.start:

@@ -71,7 +71,8 @@ class Recipe(msgspec.Struct, frozen=True):
     first program, in place of Skerry's; `start`: a command that the guest runs and starts again
     when it ends; `selinux`: whether the guest enforces Debian's SELinux policy, which only the base
     `selinux` says; `confine`: whether `start` runs as its confined service, in the range that the
-    domain's label has in `ranges` or, if it is a Flask label, itself. Sizes in bytes.
+    domain's label has in `ranges` or, if it is a Flask label, itself; `compiled`: the folders whose
+    Python has its bytecode beside it, which only the images of services have. Sizes in bytes.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Recipe(msgspec.Struct, frozen=True):
     selinux: bool = False
     confine: bool = False
     ranges: Mapping[str, str] = {}
+    compiled: tuple[str, ...] = ()
     max_size: int = SIZE
     max_packages: int = PACKAGES
     lines: Mapping[Place, int] = {}

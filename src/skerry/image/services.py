@@ -2,7 +2,7 @@
 
 The rules: what a service imports, by its source and all that this imports in turn, is in its image,
 and no other module of this package is; the guest's Python is the minor version of the builder's,
-because msgspec is compiled for one. Nothing here runs when the image is built.
+because msgspec and the bytecode are compiled for one.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def service(name: str) -> Recipe:
         exclude=(*base.exclude, *EXCLUDE),
         drop=(*base.drop, *DROP),
         files=tuple(_files(main)),
+        compiled=(f"{PLACE}/", f"usr/lib/{PYTHON}/"),
         start=(f"/usr/bin/{PYTHON}", "-I", "-S", "-B", "-c", line),
     )
 
