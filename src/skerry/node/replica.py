@@ -34,6 +34,9 @@ HELPER = "audit replica"
 BEHIND = 1024
 """Records that a replica may lag without being called behind."""
 
+SERVES_S = 60.0
+"""How long the replica's service may take to begin, once its guest answers, in seconds."""
+
 ASK_S = 5.0
 """How long the replica's guest may take to say how it stands, in seconds."""
 
@@ -101,6 +104,7 @@ class Replication:
             with contextlib.suppress(OSError):  # it may stay as it is: then it waits more often
                 fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             await self._own.give(domain, given)
+            await self._serves(domain)
         except BaseException:
             os.close(end)
             self._own.kill()
@@ -110,6 +114,12 @@ class Replication:
         self._domain, self._why = domain, ""
         trail = self._trail
         self._feed = Feed(trail.path, lambda: trail.head, end, self._gap, self._unfed)
+
+    async def _serves(self, domain: Domain) -> None:
+        """Return once its service has begun. Raises `MachineError`."""
+        there = f"while [ ! -e {STATUS} ]; do sleep 0.2; done"
+        run = guest_of(domain).agent.run
+        await run(["sh", "-c", there], output=lambda *_: None, timeout_s=SERVES_S)
 
     async def _stop_feeding(self) -> None:
         feed, self._feed = self._feed, None

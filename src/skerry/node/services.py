@@ -39,9 +39,9 @@ END_S = 15.0
 ANSWER_S = 5.0
 """How long a manager in a domain may take to answer a question, in seconds."""
 
-NUMBER = 10**17
+NUMBER = 10**9
 """What its machine calls the port of such a domain: no channel's number, so a node that adopts the
-machine has it taken away, as it does with all that is in no table."""
+machine has it taken away, as it does with all that is in no table. QEMU takes none above 2**30."""
 
 Adopt = Callable[[str], Awaitable[bool]]
 """Takes up the machine of this name that an earlier node left; false if there is none that goes on.
