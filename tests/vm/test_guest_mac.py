@@ -83,7 +83,9 @@ SERVICE = """\
 	echo x >/etc/new && echo 'etc written'
 	echo -n system_u:system_r:skerry_service_t:s0:c1.c3 >/proc/self/attr/current && echo widened
 	echo -n system_u:system_r:kernel_t:s0 >/proc/self/attr/exec && echo freed
+	for _ in $(seq 50); do [ -e /dev/virtio-ports/orders ] && break; sleep 0.1; done
 	[ -e /dev/virtio-ports/orders ] && echo 'an order' >/dev/virtio-ports/orders && echo sent
+	echo over
 } >/srv/said 2>/dev/null
 exec sleep 100000
 """
@@ -113,8 +115,8 @@ def mac() -> Iterator[Cli]:
 
 
 def said(cli: Cli, domain: str) -> list[str]:
-    """Return what the service of a domain found, once it sleeps."""
-    script = "for _ in $(seq 100); do grep -q sleep /proc/[0-9]*/comm && break; sleep 0.2; done"
+    """Return what the service of a domain found, once it is over."""
+    script = "for _ in $(seq 200); do grep -q '^over$' /srv/said && break; sleep 0.2; done"
     return cli.ok("exec", domain, "--", "sh", "-c", f"{script}; cat /srv/said").splitlines()
 
 

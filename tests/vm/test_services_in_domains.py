@@ -290,6 +290,28 @@ def test_both_live_on_when_the_service_is_killed(node: Cli) -> None:
     assert ill(node) == {}
 
 
+def test_a_service_and_the_manager_killed_together_keep_nothing_from_being_taken_away(
+    node: Cli,
+) -> None:
+    """The next service listens at once and ends what it is told to; it allows nothing new before
+    another manager's guest has judged what stands."""
+    since, guests = last(node), [qemu(node, name) for name in (MANAGER, AUDIT)]
+    os.kill(process(node, "service"), signal.SIGKILL)
+    os.kill(guests[0], signal.SIGKILL)
+    wait_for(lambda: node.run("ps").returncode == 0)
+    assert "[DECIDER-UNAVAILABLE]" in node.denied("start", "red")
+    node.ok("kill", AUDIT)
+    assert not any(r["event"] == "recovered-node" for r in records(node, since)), "still judging"
+    wait_for(lambda: any(r["event"] == "recovered-node" for r in records(node, since)), BACK_S)
+    assert qemu(node, MANAGER) not in (0, guests[0])
+    for name in ("broker", "red", "clerk"):
+        node.ok("start", name)
+    works(node)
+    wait_for(lambda: "replica-back" in events(node, since), BACK_S)
+    wait_for(lambda: caught_up(node), BACK_S)
+    assert qemu(node, AUDIT) not in (0, guests[1])
+
+
 def test_the_homes_can_not_be_moved_while_the_system_runs(node: Cli) -> None:
     """A file that says otherwise is refused as a whole; the same file changes nothing."""
     other = node.home / "other.toml"
