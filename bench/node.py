@@ -132,7 +132,7 @@ async def _open(
         "memory": MemoryBridges(streams),
     }
     monitor = Monitor(manager, trail, kinds, time.monotonic)
-    resources = Resources(all_makers(relays.serve, manager))
+    resources = Resources(all_makers(relays.serve))
     exits.callback(resources.close)
     resources.follow(monitor, setup)
     node = Node(setup, monitor, machines.make, time.monotonic, resources=resources)

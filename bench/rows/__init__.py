@@ -35,6 +35,7 @@ ROWS = {
     "flow-paths-vs-setools": ("flow", "paths"),
     "prove-ms": ("flow", "prove_ms"),
     "verify-ms": ("flow", "verify_ms"),
+    "system-graph-vs-plain": ("system_flows", "graph"),
     "revoke-8k-s": ("revoke", "revoke"),
     "revoke-vm-ms": ("revoke", "revoke_vm"),
     "adopt-s": ("adopt", "adopt"),

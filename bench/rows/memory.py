@@ -25,7 +25,7 @@ from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.shared import SLOTS
 
 SIZE = 1 << 20
-TURNS = 7
+TURNS = 25
 MEGABYTES, ROUNDS = 128, 50_000
 """Of one turn; the first only warms up."""
 

@@ -282,9 +282,11 @@ class Storm:
     async def _connect(self, owner: Label, name: str, other: str, chance: random.Random) -> None:
         assert self.opened is not None
         for_s = chance.choice([None, None, 3.0, 30.0])
+        # A domain has a resource more than once only under other names than the resource's own.
+        port = f"use-{chance.randrange(1 << 32)}" if other == RESOURCE else ""
         await self._do(
             "connect",
-            self.opened.node.monitor.connect(owner, name, other, for_s=for_s),
+            self.opened.node.monitor.connect(owner, name, other, port=port, for_s=for_s),
             lambda channel: (channel.number, None if for_s is None else channel.since + for_s),
             ends=(name, other),
             for_s=for_s,

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 
 from skerry.audit.disk import Disk
 from skerry.audit.writer import AuditTrail
-from skerry.errors import AuditUnavailable, Denied
+from skerry.deaths import DEATHS
+from skerry.errors import AuditUnavailable, Denied, InputError
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.node.opening import Opened, World, open_node
 from skerry.policy.source import NewPolicy
@@ -159,6 +160,19 @@ async def _play(folder: Path, scene: Callable[[Scene], Awaitable[None]]) -> None
     os._exit(0)  # the threads of killed nodes do not end
 
 
+def test_a_node_opens_no_system_whose_assertion_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may have changed since `up` proved it; without the assertion, all tests here open
+    it."""
+    (tmp_path / "system.toml").write_text(system_text() + '[[assert]]\nnever = "d1 -> d3"\n')
+    (tmp_path / "wide.toml").write_text(policy_text("wide"))
+    monkeypatch.setenv("SKERRY_HOME", str(tmp_path))
+    world = Scene(tmp_path)
+    with pytest.raises(InputError, match="never d1 -> d3 does not hold: d1 -> d3"):
+        asyncio.run(world.begin())
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
 @pytest.mark.parametrize("file", ["audit.log", "journal.log"])
 def test_a_disk_that_fails_denies_and_nothing_is_half_done(
@@ -294,5 +308,23 @@ def test_the_laws_of_these_scenes_can_fail(tmp_path: Path) -> None:
         world.ledger.answer(fact)
         with pytest.raises(Broken):
             await world.laws.check(world.opened, world.ledger, world.clock)
+
+    play(tmp_path, scene)
+
+
+def test_what_was_killed_and_is_not_seen_dead_is_recorded(tmp_path: Path) -> None:
+    """What a cut could not wait for goes to the trail of the node that cuts."""
+
+    async def scene(world: Scene) -> None:
+        noted: list[tuple[str, Mapping[str, object]]] = []
+        trail: Any = world.opened.trail
+        trail.note = lambda event, fields: noted.append((event, fields))
+        reading, writing = os.pipe()
+        assert not DEATHS.wait("a helper", pipes=[reading])
+        os.close(writing)
+        assert DEATHS.wait("a helper", pipes=[reading])
+        assert [(event, fields["what"]) for event, fields in noted] == [
+            ("not-seen-dead", "a helper")
+        ]
 
     play(tmp_path, scene)

@@ -127,6 +127,16 @@ def test_qemu_is_nobody_with_nothing() -> None:
     in_jail(body)
 
 
+def test_qemu_preempts_nobody() -> None:
+    """It is scheduled as a batch process, as this process, its control, is not."""
+
+    async def body(_: SupervisorClient, process: Process, pid: int) -> None:
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+    in_jail(body)
+
+
 def test_qemu_holds_only_what_it_was_given() -> None:
     """Beside its own event descriptors there are the one socket and /dev/null.
 

@@ -1,13 +1,15 @@
 """Law 5: who may only read a memory can't write it, whatever holds the descriptor; four reasons.
 
 A stand-in for the sink's QEMU, in QEMU's jail with that descriptor, tries every way to write; then
-each reason is left out in turn, and what it alone kept out succeeds.
+each reason is left out in turn, and what it alone kept out succeeds. Another stands in for the
+source's, and tries to see where the sink looks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import mmap
 import os
 import subprocess
 import sys
@@ -182,3 +184,94 @@ def test_control_a_process_writes_over_its_own_read_only_memory() -> None:
     finally:
         os.close(held)
     assert "mem" in said.decode().split()
+
+
+SOURCE = """
+import ctypes, fcntl, mmap, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+SIZE = os.fstat(3).st_size
+shared = mmap.mmap(3, SIZE)
+def holes():
+    done = []
+    if libc.fallocate(3, 3, ctypes.c_long(0), ctypes.c_long(SIZE)) == 0: done.append("punch")
+    try:
+        shared.madvise(mmap.MADV_REMOVE)
+        done.append("madvise")
+    except OSError: pass
+    return done
+def wait(ready):
+    while not ready(): time.sleep(0.01)
+def pages():
+    at, found = 0, []
+    while True:
+        try: at = os.lseek(3, at, os.SEEK_DATA)
+        except OSError: return [os.fstat(3).st_blocks, *found]
+        found.append(at // 4096); at += 4096
+print(*holes(), flush=True)
+wait(lambda: fcntl.fcntl(3, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL)
+print(*holes(), flush=True)
+print(*pages(), flush=True)
+wait(lambda: shared[0])
+print(*pages(), flush=True)
+time.sleep(60)
+"""
+
+
+def seen_by_the_source(pool: IdentityPool, how: str) -> tuple[list[str], ...]:
+    """Return what a source could punch before and after the memory was closed to its reader, and
+    which pages it sees before and after the reader looked at some of them."""
+
+    async def run() -> tuple[list[str], ...]:
+        async with running_supervisor() as client:
+            source = StandIn(client, pool, frozenset({"seccomp"}), descriptors=True)
+            await source.start(SOURCE, made)
+            try:
+                before = (await source.line()).split()
+                if how == "closed":
+                    memory.close_to_reader(made)
+                else:
+                    fcntl.fcntl(made, fcntl.F_ADD_SEALS, memory.F_SEAL_FUTURE_WRITE)
+                    if how == "filled":
+                        memory.fill(made)
+                    os.fchmod(made, memory.CLOSED_MODE)
+                    fcntl.fcntl(made, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
+                after, first = [(await source.line()).split() for _ in range(2)]
+                assert memory.is_closed(reader) is (how == "closed")
+                with mmap.mmap(reader, SIZE, prot=mmap.PROT_READ) as looked:
+                    assert not any(looked[page * 4096] for page in (3, 5, 9))
+                ours[0] = 1
+                return before, after, first, (await source.line()).split()
+            finally:
+                await source.close()
+
+    made = memory.make(SIZE, True)
+    reader = memory.reader(made)
+    try:
+        with mmap.mmap(made, SIZE) as ours:
+            memory.fill(made)
+            return asyncio.run(run())
+    finally:
+        os.close(made)
+        os.close(reader)
+
+
+def test_a_source_that_punches_holes_does_not_see_where_the_sink_looks(pool: IdentityPool) -> None:
+    """The reader has the memory with all of its pages, whatever its writer did before the seal."""
+    before, after, first, then = seen_by_the_source(pool, "closed")
+    assert before == ["punch", "madvise"], "it had a way"
+    assert after == []
+    assert first == then and len(first) == 1 + SIZE // 4096
+
+
+def test_control_a_memory_that_is_filled_before_the_seal_alone_tells(pool: IdentityPool) -> None:
+    """Without the second filling the source sees each page at which the sink has looked."""
+    before, after, first, then = seen_by_the_source(pool, "sealed")
+    assert before == ["punch", "madvise"] and after == []
+    assert first == ["0"] and then == ["32", "0", "3", "5", "9"]
+
+
+def test_control_a_memory_that_is_filled_and_not_cleared_tells_as_well(pool: IdentityPool) -> None:
+    """Pages that the kernel has only promised become data one by one, as the sink looks."""
+    _, _, first, then = seen_by_the_source(pool, "filled")
+    blocks = str(SIZE // 512)
+    assert first == [blocks] and then == [blocks, "0", "3", "5", "9"]

@@ -31,6 +31,7 @@ from tests.support.stand_ins import PYTHON, stand_in_launcher
 from tests.support.supervisor import running_supervisor
 
 SIZE = 1 << 16
+LOOKS = 50
 SPEC = QemuSpec(
     name="a", label="a", kernel=Path("/k"), bzimage=Path("/k"), initrd=Path("/i"), cmdline=""
 )
@@ -249,7 +250,8 @@ def test_control_nobody_looks_and_a_liar_lives_on(
             launcher = launchers(client, jailed, pool)
             async with attached(client, launcher, lie) as (machine, identity):
                 await machine.detach(1)
-                assert holders(identity) and not machine.exited.done()
+                # One that moves its descriptor about slips past a look, but not past them all.
+                assert any(holders(identity) for _ in range(LOOKS)) and not machine.exited.done()
 
     asyncio.run(run())
 

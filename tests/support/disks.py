@@ -17,9 +17,6 @@ from skerry.device.disk.use import DiskUse
 from skerry.device.disk.uses import DiskUses, Means, Waiting
 from skerry.device.helper import Helper
 from skerry.jail.identity import open_pool, own
-from skerry.label import Label
-from skerry.monitor.domain import Resource
-from skerry.monitor.protocols import Decider
 from skerry.node.helpers import Helpers
 from skerry.node.relays import Relays
 from skerry.supervisor.client import Process, SupervisorClient
@@ -45,17 +42,15 @@ def private_folder() -> Iterator[Path]:
 class Disks:
     """What serves disks as a node does, with the node's parts and a real supervisor."""
 
-    def __init__(self, client: SupervisorClient, folder: Path, decider: Decider | None) -> None:
+    def __init__(self, client: SupervisorClient, folder: Path) -> None:
         self.folder = folder
         self.client = client
         self._pool = open_pool()
         take = self._pool.take if self._pool else lambda name: own()
         self.helpers = Helpers(client, take, ACCEPTED | (frozenset() if self._pool else {"uid"}))
         self.relays = Relays(self.helpers, take)
-        self.labels: dict[str, Label] = {}
         self.uses: list[DiskUse] = []
         self.waiting: Waiting = lambda: unix_waiting(folder)
-        self._decider = decider
         self._channels = 0
 
     def maker(self, name: str = "data", **keys: object) -> DiskUses:
@@ -64,17 +59,12 @@ class Disks:
         spec = msgspec.structs.replace(spec, **keys)
         means = Means(
             self.relays.serve,
-            self._decider,  # type: ignore[arg-type] # only a shared disk asks it
             self.waiting,
             cache() / "roots",
             self.folder / "overlays",
             Keys(self.folder / "keys"),
         )
-        made: list[Resource] = []
-        uses = DiskUses(means, spec, lambda: made[0])
-        uses.label = self.labels.__getitem__
-        made.append(Resource(name, Label((("acm", "disk"),)), "disk", uses))
-        return uses
+        return DiskUses(means, spec)
 
     async def use(self, maker: DiskUses, source: str = "one", read_only: bool = False) -> DiskUse:
         """Use a disk: its daemon serves."""
@@ -100,11 +90,11 @@ class Disks:
 
 
 @contextlib.asynccontextmanager
-async def disks(decider: Decider | None = None) -> AsyncIterator[Disks]:
+async def disks() -> AsyncIterator[Disks]:
     """Serve disks in a private folder."""
     with private_folder() as folder:
         async with running_supervisor() as client:
-            made = Disks(client, folder, decider)
+            made = Disks(client, folder)
             try:
                 yield made
             finally:

@@ -90,6 +90,25 @@ def _make_selinux(work: Path, tools: Path) -> None:
     shutil.rmtree(modules)
 
 
+XEN_CLASSES = """\
+class domain
+class domain2
+class event
+class grant
+class resource
+class security
+sid kernel
+sid security
+class domain { create transition }
+class domain2 { relabelfrom relabelto }
+class event { create bind send }
+class grant { map_read map_write }
+class resource { use }
+class security { load_policy setbool }
+"""
+"""The head of a small policy for SELinux that has the classes by which domains are decided."""
+
+
 def compile_conf(
     source: str, to: Path, target: Target, version: int, *flags: str, mls: bool = False
 ) -> Path:

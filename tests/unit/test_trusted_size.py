@@ -49,6 +49,8 @@ PARTS = {
         "machine/qemu/*.py",
         "machine/*.py",
         "audit/*.py",
+        "deaths.py",
+        "threads.py",
     ),
 }
 

@@ -223,7 +223,7 @@ def test_a_killed_daemon_is_an_error_of_the_guest_s_and_is_replaced_on_demand(no
     assert node.run("exec", "alice", "--", "sh", "-c", read("data")).stdout != CANARY
     assert number not in {str(row["id"]) for row in node.rows("channels")}
     assert f'"channel":{number}' in node.ok("audit", "export", "--format", "json").replace(" ", "")
-    node.ok("connect", "alice", "data", "--name", "data")
+    node.ok("connect", "alice", "data")
     settled(node, "alice", "data")
     assert sh(node, "alice", read("data")) == CANARY
 

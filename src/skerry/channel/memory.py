@@ -9,7 +9,6 @@ the change that cut it is acknowledged. Every memory is a new file, so nothing o
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from skerry.channel.one_way import OneWayBridge, Relay
 from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.errors import LimitReached, TransportError
 from skerry.monitor.protocols import Overflow, Side
+from skerry.threads import in_thread
 from skerry.wire import memory
 
 MIN_BYTES = 4096
@@ -98,7 +98,7 @@ class MemoryBridge:
         """
         lent = os.dup(self._memory)  # a cut closes ours meanwhile
         try:
-            await asyncio.to_thread(memory.fill, lent)
+            await in_thread(memory.fill, lent)
         except OSError as error:
             raise refuse(error) from error
         finally:

@@ -13,23 +13,17 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import select
 import stat
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from typing import NamedTuple, Protocol
 
+from skerry.deaths import DEATHS
 from skerry.monitor.protocols import Overflow, Side
 
 PIPE_BYTES = 1 << 20
 """What each of the two pipes may queue, as far as the host lets it (`fs.pipe-max-size`, and
 `fs.pipe-user-pages-soft` for an ordinary user). At the limit `overflow` says what happens."""
-
-DEATH_S = 2.0
-"""How long a cut waits for a killed relay to be gone, in seconds. It is gone in milliseconds on
-any host that still runs; one that the host has frozen moves nothing, and dies when it is thawed."""
-
 
 BACK_BITS_S: Mapping[Overflow, int] = {"block": 60_000, "drop": 0}
 """What a sink can tell its source by letting it wait, in bits a second, where both QEMUs are in an
@@ -149,11 +143,12 @@ class OneWayBridge:
         self._close_to_sink()
         relay, self._relay = self._relay, None
         twins, self._twins = self._twins, {}
+        # Before there was a relay no machine had an end, and nothing is waited for.
         if relay is not None:
             relay.process.kill()
-        # Before there was a relay no machine had an end, and nothing is waited for.
-        taken = _drain(twins["sink"], DEATH_S if relay else 0.0) if "sink" in twins else 0
-        taken += _drain(twins["source"], 0.0) if "source" in twins else 0
+            to_sink = [twin for side, twin in twins.items() if side == "sink"]
+            DEATHS.wait("the relay of a one-way channel", pipes=to_sink)
+        taken = sum(map(_drain, twins.values()))
         for twin in twins.values():
             os.close(twin)
         return taken
@@ -182,24 +177,12 @@ def _nowhere() -> int:
     return os.open(os.devnull, os.O_WRONLY)
 
 
-def _drain(pipe: int, wait_s: float) -> int:
-    """Take what waits in a pipe, up to its end if it comes in time: then nobody can write to it.
+def _drain(pipe: int) -> int:
+    """Take what waits in a pipe.
 
     Does not block, although the machine may switch O_NONBLOCK off for the end that it shares.
     """
-    taken = 0
-    deadline = time.monotonic() + wait_s
-    arrival = select.poll()
-    arrival.register(pipe, select.POLLIN)
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            got = os.splice(pipe, _nowhere(), _ALL, flags=os.SPLICE_F_NONBLOCK)
-        except BlockingIOError:
-            if left <= 0:
-                return taken
-            arrival.poll(left * 1000)
-            continue
-        taken += got
-        if not got or left <= 0:  # the end, or a machine that fills it while we empty it
-            return taken
+    try:
+        return os.splice(pipe, _nowhere(), _ALL, flags=os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
+        return 0

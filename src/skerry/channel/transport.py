@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from skerry.errors import LimitReached, TransportError
-
-SO_PASSRIGHTS = 83
-"""Socket option of Linux 6.16: may this socket receive descriptors. The same on all our hosts."""
+from skerry.wire.rights import SO_PASSRIGHTS
 
 KEEPER_TIMEOUT_S = 5.0
 """How long the maker of TCP pairs may take for one before the bridge is refused."""

@@ -38,7 +38,9 @@ def graph(
     Of a system the picture has the channels of its file; domains are coloured by label, resources
     are cylinders. What has the same flows is one box where there is much to draw.
     """
-    drawn = bool(svg or dot)
+    drawn = svg is not None or dot is not None
+    if "" in (svg, dot):
+        raise click.UsageError("--svg and --dot need the name of a file")
     if (possible or refused) and not (source.system and drawn):
         raise click.UsageError("--possible and --refused go with a picture of a --system")
     if possible and (refused or source.configured):
@@ -113,7 +115,7 @@ def permission_map(
     permissions that the map lacks are an error.
     """
     from skerry.cli.flow_options import load_map
-    from skerry.flow.permission_map import shipped_map
+    from skerry.flow.permission_map import map_for, shipped_map
 
     if not (policy or target or map_file):
         raise click.UsageError("name --policy FILE, --target selinux or xen, or --map FILE")
@@ -126,7 +128,7 @@ def permission_map(
         module = load_policy(policy)
         if not isinstance(module, FlaskModule):
             raise InputError([Problem(policy, 0, "not a FLASK policy, so it needs no map")])
-        found = found or shipped_map(module.policy.flavour)
+        found = found or map_for(module.policy)
         check_map(module.policy, found, module.policy.rules)
     elif found is None:
         found = shipped_map("xen" if target == "xen" else "selinux")

@@ -37,6 +37,7 @@ class Source(msgspec.Struct, frozen=True):
     boolean: tuple[str, ...] = ()
     any_booleans: bool = False
     skip_unknown: bool = False
+    context: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `UsageError` for options that do not go together."""
@@ -46,9 +47,11 @@ class Source(msgspec.Struct, frozen=True):
             raise click.UsageError("--configured, --relabels and --operators go with --system")
         if self.configured and (self.relabels or self.operators):
             raise click.UsageError("--configured is what the file names, without operators")
+        if self.context and self.any_booleans:
+            raise click.UsageError("--context is asked under the booleans as they are set")
         if self.boolean and self.any_booleans:
             raise click.UsageError("--boolean and --any-booleans contradict each other")
-        only = (self.map_file, self.exclude_class, self.boolean, self.any_booleans)
+        only = (self.map_file, self.exclude_class, self.boolean, self.any_booleans, self.context)
         if self.system and (any(only) or self.skip_unknown or self.min_weight != 1):
             message = "a --system is asked with all that decides, not by a permission map"
             raise click.UsageError(f"{message}: leave its options out")
@@ -70,11 +73,13 @@ class Source(msgspec.Struct, frozen=True):
             raise click.UsageError("name --system FILE")
         return load_setup(self.system)
 
-    def system_flows(self) -> SystemFlows:
+    def system_flows(self, *, plainly: bool = False) -> SystemFlows:
         """Return what asks the system."""
         from skerry.node.flows import SystemFlows
 
-        return SystemFlows(self.setup(), relabels=self.relabels, operators=self.operators)
+        return SystemFlows(
+            self.setup(), relabels=self.relabels, operators=self.operators, plainly=plainly
+        )
 
     def options(self) -> Options:
         """Return what counts as a flow under policies."""
@@ -86,6 +91,7 @@ class Source(msgspec.Struct, frozen=True):
             exclude_classes=self.exclude_class,
             any_booleans=self.any_booleans,
             skip_unknown=self.skip_unknown,
+            contexts=self.context,
         )
 
     def graph(self) -> Graph:
@@ -142,6 +148,13 @@ _OPTIONS = (
         "--operators",
         is_flag=True,
         help="Of a system: operators carry words where they may open a console or run commands.",
+    ),
+    click.option(
+        "--context",
+        multiple=True,
+        metavar="CONTEXT",
+        help="Of a FLASK policy: ask of these whole contexts and of no others, instead of types;"
+        " user, role and type may be patterns, as 'system_u:*:*'. [repeatable]",
     ),
     click.option("--map", "map_file", metavar="FILE", help="Another permission map."),
     click.option(

@@ -135,7 +135,8 @@ def verify(source: Source, as_json: bool, certificate: str) -> None:
     from skerry.flow.verify import Unproven, check
 
     found = _read(certificate)
-    about, names, flows, left_out = _evidence(source)
+    graph = source.graph()
+    about, names, flows, left_out = _evidence(source, graph)
     made_for = found.get("about") if isinstance(found, dict) else None
     claimed = made_for if isinstance(made_for, dict) else {}
     differing = [
@@ -148,21 +149,41 @@ def verify(source: Source, as_json: bool, certificate: str) -> None:
         raise SkerryError(escape(message), fix="name the policy and options that it was made with")
     try:
         count = check(found, names, flows, left_out)
+        for proof in found["proofs"]:
+            _require_meant(graph, proof)
     except Unproven as error:
         message = escape(f"{certificate}: not proven: {error}")
         raise SkerryError(message, fix="prove the claims anew: skerry flow prove") from None
+    claims = [str(proof["claim"]) for proof in found["proofs"]]
     if as_json:
-        click.echo(json.dumps({"verified": count, "labels": len(names), "flows": len(flows)}))
+        shown = {"verified": count, "claims": claims, "labels": len(names), "flows": len(flows)}
+        click.echo(json.dumps(shown))
         return
+    for claim in claims:
+        click.echo(f"verified: {escape(claim)}")
     rules = counted(len(flows), "flow")
     click.echo(f"{counted(count, 'claim')} verified against {rules} between {len(names)} labels")
 
 
+def _require_meant(graph: Graph, proof: dict[str, Any]) -> None:
+    """Raise `Unproven` if a proof's sides are not what its text claims, which people read."""
+    from skerry.flow.claim import parse_claim, resolve
+    from skerry.flow.verify import Unproven, statement
+
+    try:
+        sides = resolve(parse_claim(str(proof.get("claim"))), graph)
+    except InputError as error:
+        raise Unproven(f"its text is no claim here: {error}") from None
+    meant = {"from": sides.sources, "to": sides.sinks, "except": sides.trusted}
+    if any(set(proof[side]) != set(graph.named(bits)) for side, bits in meant.items()):
+        text, what = str(proof["claim"])[:300], statement(proof)[:300]
+        raise Unproven(f"{text!r} is claimed, but something else proven: {what}")
+
+
 def _evidence(
-    source: Source,
+    source: Source, graph: Graph
 ) -> tuple[dict[str, Any], list[str], list[tuple[int, int]], tuple[str, ...]]:
     """Return what a certificate must be about, and the flows, none of them from a graph."""
-    graph = source.graph()
     about = json.loads(msgspec.json.encode(graph.about))
     left_out = graph.named(graph.gone)
     if source.system is None:
@@ -170,7 +191,7 @@ def _evidence(
 
         names, flows = policy_evidence(source.stack(), source.options())
         return about, names, flows, left_out
-    asked = source.system_flows()
+    asked = source.system_flows(plainly=True)
     return about, asked.names, asked.evidence(source.configured), left_out
 
 

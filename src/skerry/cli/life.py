@@ -142,7 +142,10 @@ def _port(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="With --one-way, while SINK does not read: SOURCE waits, or what it writes is lost.",
 )
 @click.option(
-    "--name", default="", callback=_port, help="The port's name in both guests.  [default: ch<ID>]"
+    "--name",
+    default="",
+    callback=_port,
+    help="The port's name in both guests.  [default: ch<ID>; a resource's own]",
 )
 @click.option(
     "--for", "for_s", type=Span(), metavar="TIME", help="Cut it after this time: 90s, 10m, 2h, 1d."

@@ -60,7 +60,7 @@ SUMMARIES = {
     "relabel": "Give a running domain another label.",
     "connect": "Bind a channel between two domains.",
     "cut": "Revoke a channel.",
-    "disk": "List and release disks.",
+    "disk": "List, release and forget disks.",
     "alarm": "Apply an emergency set of the system file.",
     "exec": "Run a command in a domain.",
     "console": "Open a domain's serial console.",

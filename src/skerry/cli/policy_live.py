@@ -33,16 +33,18 @@ def load(file: str, dry_run: bool, evict: bool, as_json: bool) -> None:
 
     What it refuses is cut before this returns. It holds until the node ends or `up` is given the
     system file again, which has its own. Where the system requires signed policies, FILE.sig goes
-    along.
+    along. What FILE asserts (see `policy check`) and what the system file asserts is proven
+    before; where that fails, nothing changes.
     """
     from skerry.control.client import Client
     from skerry.node.paths import control_socket
+    from skerry.policy.asserted import read_assertions
     from skerry.policy.load import policy_bytes
     from skerry.policy.signature import read_signature
 
-    content, signature = policy_bytes(file), read_signature(file)
+    content, signature, asserted = policy_bytes(file), read_signature(file), read_assertions(file)
     client = Client(control_socket())
-    client.send(PolicyLoad(str(Path(file).absolute()), evict, dry_run, signature))
+    client.send(PolicyLoad(str(Path(file).absolute()), evict, dry_run, signature, asserted))
     client.upload(content)
     _show(client.result(), as_json)
 
@@ -87,6 +89,8 @@ def show_loaded(result: Mapping[str, Any]) -> None:
     be = "would be " if dry else ""
     comes = "would come into force" if dry else "is in force"
     click.echo(f"generation {result['generation']} {comes}")
+    if result["assertions"]:
+        click.echo(f"hold: {counted(result['assertions'], 'assertion')}")
     for warning in result["warnings"]:
         click.echo(f"warning: {escape(warning)}", err=True)
     for fallen in result["cut"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skerry.cli.common import counted, json_option
+from skerry.wire.escape import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,18 +25,30 @@ _LISTED = 12
 @click.argument("file")
 @json_option
 def check(file: str, as_json: bool) -> None:
-    """Check a policy file alone: errors (exit 2) and warnings, with file and line."""
-    from skerry.policy.load import load_policy, module_info
+    """Check a policy file alone: errors (exit 2) and warnings, with file and line.
 
-    module = load_policy(file)
-    warnings = _warnings(module)
+    What it asserts is proven: [[assert]] tables in a policy in TOML, or in FILE.assert beside any
+    policy. An assertion that does not hold is refused with the path (exit 3).
+    """
+    from skerry.node.assertions import count, policy_violations, refused
+    from skerry.policy.load import module_info
+    from skerry.policy.source import read_policy
+
+    policy = read_policy([file])
+    (module,) = policy.stack.modules
+    warnings, asserted = _warnings(module), count(policy)
+    broken = policy_violations(policy)
+    if broken:
+        raise refused(broken)
     if as_json:
         shown = [{"file": w.file, "line": w.line, "message": w.message} for w in warnings]
-        click.echo(json.dumps({**module_info(module), "warnings": shown}))
+        found = {**module_info(module), "assertions": asserted, "warnings": shown}
+        click.echo(json.dumps(found))
         return
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{file}: sound, {_size(module)}, {counted(len(warnings), 'warning')}")
+    proven = f", {counted(asserted, 'assertion')} proven" if asserted else ""
+    click.echo(f"{file}: sound, {_size(module)}{proven}, {counted(len(warnings), 'warning')}")
 
 
 def _warnings(module: SecurityModule) -> list[Problem]:
@@ -67,20 +80,14 @@ def _size(module: SecurityModule) -> str:
 @click.option("--policy", "policies", multiple=True, metavar="FILE", help="A file instead.")
 @json_option
 def show(policies: tuple[str, ...], as_json: bool) -> None:
-    """Show digest, generation, modules and labels of the policy in force, or of files.
+    """Show digest, generation, modules, labels and assertions of the policy in force, or of files.
 
     Of a FLASK policy: what `seinfo` prints, its booleans, and contexts for domains.
     """
     if policies:
-        from skerry.policy.load import module_info
-        from skerry.policy.source import load_stack
+        from skerry.policy.source import policy_info, read_policy
 
-        stack = load_stack(policies)
-        found: dict[str, Any] = {
-            "digest": stack.digest,
-            "generation": None,
-            "modules": [module_info(module) for module in stack.modules],
-        }
+        found: dict[str, Any] = {"generation": None, **policy_info(read_policy(policies))}
     else:
         from skerry.cli.common import ask
         from skerry.wire.control import PolicyShow
@@ -101,6 +108,8 @@ def show(policies: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"  {label}{mark}")
         for label in shown["resources"]:
             click.echo(f"  resource:{label}")
+        for asserted in shown["assertions"]:
+            click.echo(f"  {escape(asserted)}")
 
 
 def _show_flask(shown: Mapping[str, Any]) -> None:
@@ -183,7 +192,6 @@ def _change_json(change: Change) -> str:
 
 
 def _change_text(change: Change) -> str:
-    from skerry.wire.escape import escape
     from skerry.xsm.hooks import HOOKS
 
     sign = "+" if change.effect in ("allowed", "added") else "-"
@@ -214,11 +222,23 @@ def _set_text(names: tuple[str, ...]) -> str:
 @click.option("--to", "form", required=True, type=click.Choice(["toml", "xml"]), help="The form.")
 @click.argument("file")
 def convert(form: str, file: str) -> None:
-    """Write an ACM policy in its other form to the output."""
+    """Write an ACM policy in its other form to the output.
+
+    XML can't hold what a policy in TOML asserts: that is written to the error output, for a file
+    of its own.
+    """
     from skerry.policy.acm_toml import write_acm_toml
-    from skerry.policy.load import load_acm
+    from skerry.policy.asserted import SUFFIX, assertions_of, write_assertions
+    from skerry.policy.load import parse_acm, policy_bytes
     from skerry.policy.shype_write import write_shype
 
-    model = load_acm(file)
-    text = write_acm_toml(model) if form == "toml" else write_shype(model)
+    content = policy_bytes(file)
+    model = parse_acm(content, file)
+    asserted = assertions_of(content, b"", file)
+    tables = write_assertions(asserted) if asserted else ""
+    text = write_acm_toml(model) + tables if form == "toml" else write_shype(model)
     click.echo(text.encode("utf-8"), nl=False)
+    if tables and form == "xml":
+        where = f"a file beside the XML, with its name and the ending {SUFFIX}"
+        click.echo(f"warning: XML holds no assertions; put these into {where}:", err=True)
+        click.echo(tables.encode("utf-8"), err=True)

@@ -11,7 +11,6 @@ import click
 import msgspec
 
 from skerry.cli.common import counted, emit, json_option
-from skerry.errors import InputError, Problem
 from skerry.wire.escape import escape
 
 if TYPE_CHECKING:
@@ -23,14 +22,9 @@ system_argument = click.argument("system", type=click.Path(path_type=Path))
 
 def checked(path: Path) -> Setup:
     """Load a system, its policy and its assertions. Raises `InputError` with every problem."""
-    from skerry.node.assertions import violations
-    from skerry.node.setup import load_setup
+    from skerry.node.assertions import load_proven
 
-    setup = load_setup(path)
-    broken = violations(setup)
-    if broken:
-        raise InputError([Problem(str(setup.system.path), v.line, v.text) for v in broken])
-    return setup
+    return load_proven(path)
 
 
 def planned(setup: Setup) -> list[Step]:
@@ -53,6 +47,8 @@ def check(system: Path, as_json: bool) -> None:
 
     What the policy refuses is a warning: `up` would start the rest without it.
     """
+    from skerry.node.assertions import count
+
     setup = checked(system)
     refused = [s for s in planned(setup) if not s.allowed and not s.later]
     refused_words = [f"refused by the policy: {s.action} {s.what}: {s.why}" for s in refused]
@@ -60,7 +56,7 @@ def check(system: Path, as_json: bool) -> None:
         "name": setup.system.name,
         "domains": len(setup.system.domains),
         "channels": len(setup.system.channels),
-        "assertions": len(setup.system.asserts),
+        "assertions": count(setup.policy, setup),
         "policy": setup.stack.digest,
         "warnings": [*map(str, setup.warnings), *refused_words],
     }
@@ -72,7 +68,7 @@ def check(system: Path, as_json: bool) -> None:
     counts = [
         counted(len(setup.system.domains), "domain"),
         counted(len(setup.system.channels), "channel"),
-        counted(len(setup.system.asserts), "assertion") + " proven",
+        counted(count(setup.policy, setup), "assertion") + " proven",
     ]
     click.echo(f"{system}: {', '.join(counts)}, no errors")
 

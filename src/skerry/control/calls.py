@@ -15,16 +15,18 @@ from skerry.control.server import Session
 from skerry.errors import LimitReached, PolicyError, StateError, WireError
 from skerry.label import Label
 from skerry.monitor.domain import State
+from skerry.monitor.protocols import COLD
 from skerry.monitor.table import Channel
 from skerry.node import paths
 from skerry.node.disks import list_disks, release_disk
 from skerry.node.guest import guest_of
-from skerry.node.node import Node, channel_row
+from skerry.node.node import Node
 from skerry.node.reconcile import Prepare, Reconciler
 from skerry.node.replica import replica_status
+from skerry.node.rows import channel_row
 from skerry.node.statements import make_statement
-from skerry.policy.load import MAX_POLICY_BYTES, module_info
-from skerry.policy.source import NewBooleans, NewPolicy
+from skerry.policy.load import MAX_POLICY_BYTES
+from skerry.policy.source import NewBooleans, NewPolicy, policy_info
 from skerry.wire import control as wire
 from skerry.wire.system_files import MAX_SYSTEM_BYTES, decode_files
 
@@ -111,6 +113,8 @@ class Calls:
                 return await list_disks(node, operator)
             case wire.ReleaseDisk(disk):
                 return await release_disk(node, operator, disk)
+            case wire.ForgetDisk(disk):
+                return await release_disk(node, operator, disk, gone=True)
             case wire.Exec():
                 return await self._exec(call, session)
             case wire.Console():
@@ -128,12 +132,7 @@ class Calls:
 
     def _policy(self) -> dict[str, object]:
         decider = self._node.monitor.mediator.decider
-        stack = self._node.setup.stack
-        return {
-            "digest": stack.digest,
-            "generation": decider.generation,
-            "modules": [module_info(module) for module in stack.modules],
-        }
+        return {"generation": decider.generation, **policy_info(self._node.setup.policy)}
 
     async def _load(self, call: wire.PolicyLoad, session: Session) -> dict[str, object]:
         # Before anything is kept for who may not load, and again once it is here.
@@ -143,7 +142,7 @@ class Calls:
             return await self._node.load(
                 "policy_load",
                 session.operator,
-                NewPolicy(call.file, untrusted, call.signature),
+                NewPolicy(call.file, untrusted, call.signature, call.assertions),
                 what=call.file,
                 evict=call.evict,
                 dry_run=call.dry_run,
@@ -202,6 +201,11 @@ class Calls:
         resource = self._node.monitor.resources.get(call.sink)
         if resource is not None and call.one_way and resource.kind != "disk":
             raise StateError(f"{call.sink} is no disk: it is not only read", fix="leave it out")
+        if resource is not None and resource.kind in COLD:
+            raise StateError(
+                f"a domain has {call.sink} from its start on or not at all",
+                fix=f"name it in the `uses` of {call.source} in the system file",
+            )
         if resource is None:
             if (call.kind == "memory") is not bool(call.size):
                 raise StateError("a memory has a size, and nothing else does", fix="give --size")

@@ -7,11 +7,10 @@ and its helper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from skerry.device.helper import Helper
-from skerry.label import Label
 from skerry.monitor.protocols import Bridge, Bridges, Side
 
 
@@ -49,13 +48,6 @@ class Uses(Bridges, Protocol):
 
 
 @runtime_checkable
-class AsksLabels(Protocol):
-    """A maker that is told how to ask for a domain's label, by name."""
-
-    label: Callable[[str], Label] | None
-
-
-@runtime_checkable
 class Released(Protocol):
     """A maker whose resource can be given back: then nothing of what was written can be read."""
 
@@ -63,8 +55,9 @@ class Released(Protocol):
     def users(self) -> tuple[str, ...]:
         """The domains that use it now, by name."""
 
-    async def release(self) -> str:
+    async def release(self, *, gone: bool = False) -> str:
         """Make what was written unreadable, and say what was done.
 
-        Raises `StateError` while it is used, or a `Denied`; then it is not to be forgotten.
+        `gone`: it is gone for good, so that there is nothing to be done. Raises `StateError` while
+        it is used, or a `Denied`; then it is not to be forgotten.
         """

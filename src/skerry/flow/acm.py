@@ -9,8 +9,10 @@ with it: a chain of such pairs is a flow, though its ends may never run together
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
-from skerry.flow.bits import bitset, each
+from skerry.flow.bits import each
 from skerry.flow.graph import About, Graph, check_size
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
@@ -45,14 +47,12 @@ class LabelFlows:
         holders = _holders(self._cw)
         apart = [0] * len(self.names)
         for conflict in self._policy.conflicts:
-            for kind in set(conflict.types):
-                others = bitset(
-                    label
-                    for other in set(conflict.types) - {kind}
-                    for label in each(holders.get(other, 0))
-                )
-                for label in each(holders.get(kind, 0)):
-                    apart[label] |= others
+            sides = [holders.get(kind, 0) for kind in set(conflict.types)]
+            all_sides = reduce(or_, sides, 0)
+            for held in sides:
+                # A policy gives no label two types of one set, so the others hold another type.
+                for label in each(held):
+                    apart[label] |= all_sides & ~held
         return apart
 
     def conflicts(self) -> list[list[int]]:

@@ -69,6 +69,20 @@ def parse_claim(untrusted: str, file: str = "", line: int = 0) -> Claim:
     return Claim(sides[0], sides[1], sides[2], file, line)
 
 
+def never_claim(never: str, except_: tuple[str, ...], file: str, line: int) -> Claim:
+    """Make the claim of an assertion: `never` is `A -> B`, names set apart by commas.
+
+    Raises `InputError` where a side has no name, or too many.
+    """
+    left, _, right = never.partition("->")
+    sides = _names(left), _names(right), tuple(n for text in except_ for n in _names(text))
+    if not (sides[0] and sides[1]):
+        raise InputError([Problem(file, line, f'never must be "A -> B", not {never!r}')])
+    if any(len(names) > MAX_NAMES for names in sides):
+        raise InputError([Problem(file, line, f"more than {MAX_NAMES} names on one side")])
+    return Claim(*sides, file, line)
+
+
 def parse_claims(untrusted: str, file: str) -> list[Claim]:
     """Read a file of claims, one a line; `#` begins a comment. Raises `InputError` with all."""
     problems: list[Problem] = []
@@ -98,12 +112,14 @@ def resolve(claim: Claim, graph: Graph) -> Sides:
         side = 0
         for name in joined(names, graph):
             try:
-                side |= graph.find(name)
+                side |= graph.find_all(name)
             except InputError as error:
                 problems += [_at(claim, problem.message) for problem in error.problems]
         found.append(side)
     sources, sinks, trusted = found
     for both, what in (
+        (sources & graph.gone, "is a source and left out, so nothing can be said of it"),
+        (sinks & graph.gone, "is a sink and left out, so nothing can be said of it"),
         (sources & sinks, "stands on both sides"),
         (sources & trusted, "is a source and trusted, so the claim would hold whatever it sends"),
         (sinks & trusted, "is a sink and trusted, so the claim would hold whatever comes to it"),
@@ -112,7 +128,7 @@ def resolve(claim: Claim, graph: Graph) -> Sides:
             problems.append(_at(claim, f"{graph.named(both)[0]} {what}"))
     if problems:
         raise InputError(problems)
-    return Sides(sources, sinks, trusted)
+    return Sides(sources, sinks, trusted & ~graph.gone)
 
 
 def labels(graph: Graph, untrusted: Iterable[str]) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from skerry.flow.permission_map import shipped_map
+from skerry.flow.contexts import named_contexts
+from skerry.flow.permission_map import map_for
 from skerry.flow.policy import Options
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
 from skerry.xsm.dummy import DummyModule
+from skerry.xsm.flask.context import Contexts
 from skerry.xsm.flask.model import ALLOW, TeRule, values
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
@@ -55,7 +57,7 @@ def _both(outer: int, inner: int, size: int) -> int:
 
 def _evidence(module: SecurityModule, options: Options) -> tuple[list[str], Flows] | None:
     if isinstance(module, FlaskModule):
-        return _flask(module, options)
+        return _contexts(module, options) if options.contexts else _flask(module, options)
     if isinstance(module, AcmModule):
         return _acm(module.policy)
     if isinstance(module, DummyModule):
@@ -80,7 +82,40 @@ def _flask(module: FlaskModule, options: Options) -> tuple[list[str], Flows]:
             if reads:
                 found.add((target, source))
     names = [policy.type_name(value) for value in types]
-    return names, [(holders.get(s, 0), holders.get(t, 0)) for s, t in found]
+    flows = [(holders.get(s, 0), holders.get(t, 0)) for s, t in found]
+    loose = sum(1 << place for place, value in enumerate(types) if policy.permissive >> value & 1)
+    everybody = (1 << len(types)) - 1
+    return names, flows + ([(loose, everybody), (everybody, loose)] if loose else [])
+
+
+def _contexts(module: FlaskModule, options: Options) -> tuple[list[str], Flows]:
+    """Ask for each rule the contexts of its sides; what is asked once is not asked again."""
+    policy = module.policy
+    names = named_contexts(module, options.contexts)
+    parser = Contexts(policy)
+    kinds = [parser.parse(name).type for name in names]
+    ways = _Ways(module, options)
+    asked: set[tuple[int, int, int]] = set()
+    flows: set[tuple[int, int]] = set()
+    holders: dict[int, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        for one in values(policy.attributes[kind]):
+            holders.setdefault(one, []).append(place)
+    for source, target, tclass, kind, vector in module.rules_in_force():
+        if kind != ALLOW or not any(ways.of(tclass, vector)):
+            continue
+        for one in holders.get(source, ()):
+            for two in holders.get(target, ()):
+                if (one, two, tclass) not in asked:
+                    asked.add((one, two, tclass))
+                    name = policy.classes[tclass].name
+                    left = module.vectors(names[one], names[two], name).allowed
+                    reads, writes = ways.of(tclass, left)
+                    flows |= {(1 << one, 1 << two)} if writes else set()
+                    flows |= {(1 << two, 1 << one)} if reads else set()
+    loose = sum(1 << n for n, kind in enumerate(kinds) if policy.permissive >> kind & 1)
+    everybody = (1 << len(names)) - 1
+    return names, [*flows, *([(loose, everybody), (everybody, loose)] if loose else [])]
 
 
 def _rules(module: FlaskModule, any_booleans: bool) -> Iterator[TeRule]:
@@ -95,7 +130,7 @@ class _Ways:
 
     def __init__(self, module: FlaskModule, options: Options) -> None:
         self._classes = module.policy.classes
-        self._map = options.permission_map or shipped_map(module.policy.flavour)
+        self._map = options.permission_map or map_for(module.policy)
         self._options = options
         self._known: dict[tuple[int, int], tuple[bool, bool]] = {}
 

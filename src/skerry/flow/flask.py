@@ -2,23 +2,31 @@
 
 The rules this module keeps: only allow rules count, as the booleans set them in force; attributes
 are expanded; both sides of a rule that a permission map gives a direction make a flow between each
-pair of different types. Constraints, roles and levels are left out, which errs to the safe side:
-no flow is missing. For domains with their whole contexts there is the graph of a system.
+pair of different types. A permissive type may do what no rule allows, so it exchanges with every
+other. Constraints, roles and levels are left out, which errs to the safe side: no flow is missing.
+`skerry.flow.contexts` has the graph of whole contexts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import bitset
 from skerry.flow.graph import About, Graph, check_size, packed
-from skerry.flow.permission_map import MAX_WEIGHT, PermissionMap, shipped_map
+from skerry.flow.permission_map import MAX_WEIGHT, PermissionMap, map_for
 from skerry.xsm.flask.condition import ConditionalRule, ConditionalRules
 from skerry.xsm.flask.model import ALLOW, Conditional, FlaskPolicy, TeRule, values
 from skerry.xsm.flask.module import FlaskModule
 
 _SHOWN_CLASSES = 12
+
+Left = Callable[[int], int]
+"""Returns which permissions of a class are left over by constraints, roles and bounds."""
+
+
+def _all(_: int) -> int:
+    return -1
 
 
 def flask_graph(
@@ -37,17 +45,27 @@ def flask_graph(
     do not count. Raises `InputError` for a class that there is not, and where the map lacks a
     permission that a rule grants, unless `skip_unknown` says to take it for no flow.
     """
-    if not 1 <= min_weight <= MAX_WEIGHT:
-        message = f"a weight is a number of 1 to {MAX_WEIGHT}, not {min_weight}"
-        raise InputError([Problem("argument", 0, message)])
     policy = module.policy
-    chosen = (permission_map or shipped_map(policy.flavour)).without(exclude_classes, policy)
+    chosen = chosen_map(policy, permission_map, min_weight, exclude_classes)
     flows = TypeFlows(module, chosen, min_weight, any_booleans)
     if not skip_unknown:
         check_map(policy, chosen, flows.rules())
     digest = policy.digest if any_booleans else module.digest
     about = About("flask", {"flask": digest}, chosen.digest, min_weight, any_booleans)
     return flows.graph(about)
+
+
+def chosen_map(
+    policy: FlaskPolicy,
+    given: PermissionMap | None,
+    min_weight: int,
+    exclude_classes: Collection[str],
+) -> PermissionMap:
+    """Return the map to ask with. Raises `InputError` for a wrong weight or class."""
+    if not 1 <= min_weight <= MAX_WEIGHT:
+        message = f"a weight is a number of 1 to {MAX_WEIGHT}, not {min_weight}"
+        raise InputError([Problem("argument", 0, message)])
+    return (given or map_for(policy)).without(exclude_classes, policy)
 
 
 class TypeFlows:
@@ -79,10 +97,14 @@ class TypeFlows:
             yield from conditional.if_true
             yield from conditional.if_false
 
+    def allows(self) -> Iterator[TeRule]:
+        """Yield the allow rules that count."""
+        return (rule for rule in self.rules() if rule[3] == ALLOW)
+
     def pairs(self) -> set[tuple[int, int]]:
         """Return the flows between types and attributes, unexpanded: from, to."""
         read, write = self._read, self._write
-        allows = [rule for rule in self.rules() if rule[3] == ALLOW]
+        allows = list(self.allows())
         found = {(s, t) for s, t, tclass, _, vector in allows if vector & write[tclass]}
         found |= {(t, s) for s, t, tclass, _, vector in allows if vector & read[tclass]}
         return found
@@ -106,6 +128,7 @@ class TypeFlows:
                 behind[sink] = behind.get(sink, 0) | members[source]
         rows, own = self._expanded(ahead)
         back, _ = self._expanded(behind)
+        own |= self._let_pass(rows, self._write, back, self._read)
         types = self._policy.types
         groups = {
             kind.name: members.get(kind.value, 0) for kind in types.values() if kind.attribute
@@ -118,10 +141,38 @@ class TypeFlows:
 
     def reasons(self, source: str, sink: str) -> Sequence[str]:
         """Return the rules that make a flow between two types, as the policy would write them."""
-        one, two = self._value[source], self._value[sink]
-        found = dict.fromkeys(self._between(one, two, self._write))
-        found |= dict.fromkeys(self._between(two, one, self._read))
+        return self.rules_of(self._value[source], self._value[sink], _all, _all)
+
+    def rules_of(self, source: int, sink: int, writes: Left, reads: Left) -> Sequence[str]:
+        """Return the rules that make a flow between two types, given by their values.
+
+        `writes` and `reads` say, class by class, which permissions of the source on the sink and
+        of the sink on the source are left over by what decides beside the rules.
+        """
+        found = dict.fromkeys(self._between(source, sink, self._write, writes))
+        found |= dict.fromkeys(self._between(sink, source, self._read, reads))
+        loose = [v for v in (source, sink) if self._policy.permissive >> v & 1]
+        found |= dict.fromkeys(f"permissive {self._policy.type_name(value)};" for value in loose)
         return tuple(found)
+
+    def _let_pass(
+        self,
+        rows: list[int],
+        write: Mapping[int, int],
+        back: list[int],
+        read: Mapping[int, int],
+    ) -> int:
+        """Add what permissive types are let do, and return those of them that reach themselves."""
+        places = enumerate(self._types)
+        loose = bitset(place for place, value in places if self._policy.permissive >> value & 1)
+        everybody = (1 << len(self._types)) - 1
+        ways = (rows, back, any(write.values())), (back, rows, any(read.values()))
+        for ahead, behind, counts in ways if loose else ():
+            for place in range(len(ahead)) if counts else ():
+                bit = 1 << place
+                ahead[place] = everybody & ~bit if loose & bit else ahead[place]
+                behind[place] |= loose & ~bit
+        return loose if any(counts for *_, counts in ways) else 0
 
     def _expanded(self, flows: Mapping[int, int]) -> tuple[list[int], int]:
         """Return each type's row over all its attributes, and the types that reach themselves."""
@@ -143,7 +194,9 @@ class TypeFlows:
             rows.append(row & ~bit)
         return rows, own
 
-    def _between(self, subject: int, target: int, masks: Mapping[int, int]) -> Iterator[str]:
+    def _between(
+        self, subject: int, target: int, masks: Mapping[int, int], left: Left
+    ) -> Iterator[str]:
         if self._rows is None:
             self._rows = {}
             for rule, condition in self._conditioned():
@@ -152,7 +205,8 @@ class TypeFlows:
         targets = self._policy.attributes[target]
         for one in values(self._policy.attributes[subject]):
             for rule, condition in self._rows.get(one, ()):
-                if rule[4] & masks[rule[2]] and targets >> rule[1] - 1 & 1:
+                counts = rule[4] & masks[rule[2]] and targets >> rule[1] - 1 & 1
+                if counts and rule[4] & masks[rule[2]] & left(rule[2]):
                     yield self._text(rule, condition)
 
     def _conditioned(self) -> Iterator[tuple[TeRule, str]]:

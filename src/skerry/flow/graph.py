@@ -32,8 +32,8 @@ class About(msgspec.Struct, frozen=True):
     """What a graph was made from, so that a proof can say for what it holds.
 
     `digests` are those of the policies, `system` that of a system file's meaning; `permission_map`
-    that of the map. `booleans` are the values, by name, under which it was made; `any_booleans`
-    that every rule counts, whatever the booleans.
+    that of the map. `any_booleans` says that every rule counts, whatever the booleans; `contexts`
+    of which contexts it is, where it is not of types.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class About(msgspec.Struct, frozen=True):
     any_booleans: bool = False
     excluded: tuple[str, ...] = ()
     system: str = ""
+    contexts: tuple[str, ...] = ()
 
 
 class Graph:
@@ -135,6 +136,13 @@ class Graph:
 
         Raises `InputError` where that names nothing, or only what is left out.
         """
+        found = self.find_all(untrusted)
+        if not found & ~self.gone:
+            raise self._wrong(f"{untrusted!r} is left out, so nothing can be said of it")
+        return found & ~self.gone
+
+    def find_all(self, untrusted: str) -> int:
+        """Return the same with what is left out. Raises `InputError` where it names nothing."""
         if untrusted in self._index:
             found = 1 << self._index[untrusted]
         elif untrusted in self.groups:
@@ -148,9 +156,7 @@ class Graph:
             found = bitset(self._index[name] for name in matching)
         else:
             raise self._wrong(f"there is no label {untrusted!r}; {self._meant(untrusted)}")
-        if not found & ~self.gone:
-            raise self._wrong(f"{untrusted!r} is left out, so nothing can be said of it")
-        return found & ~self.gone
+        return found
 
     def edges(self) -> int:
         """Return the number of flows."""
@@ -182,6 +188,8 @@ class Graph:
     def _meant(self, untrusted: str) -> str:
         from difflib import get_close_matches
 
+        if self.about.kind == "flask" and untrusted.count(":") > 1:
+            return "the labels are types; name whole contexts by --context"
         close = get_close_matches(untrusted[:256], self.names, 3)
         if close:
             return f"did you mean {' or '.join(close)}?"

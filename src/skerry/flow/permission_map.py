@@ -115,6 +115,20 @@ def shipped_map(flavour: Flavour) -> PermissionMap:
     return read_map(file.read_bytes(), f"{flavour}.toml")
 
 
+def map_for(policy: FlaskPolicy) -> PermissionMap:
+    """Return the shipped map for a policy. One compiled for SELinux may have Xen's classes."""
+    own = shipped_map(policy.flavour)
+    lacking = {known.name for known in policy.classes.values()} - own.classes.keys()
+    if policy.flavour == "xen" or not lacking:
+        return own
+    xen = shipped_map("xen").classes
+    more = {name: xen[name] for name in sorted(lacking & xen.keys())}
+    if not more:
+        return own
+    classes = {**own.classes, **more}
+    return PermissionMap(own.file, _digest(classes), classes)
+
+
 def read_map(untrusted: bytes, file: str) -> PermissionMap:
     """Read a permission map in either form. Raises `InputError` with every problem."""
     if len(untrusted) > MAX_MAP_BYTES:

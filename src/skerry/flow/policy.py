@@ -7,7 +7,7 @@ a part for each module, so the nodes are all their combinations, written `acm=br
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
 from operator import or_
 
@@ -15,6 +15,7 @@ import msgspec
 
 from skerry.errors import InputError, Problem
 from skerry.flow.acm import acm_graph
+from skerry.flow.contexts import context_graph
 from skerry.flow.flask import flask_graph
 from skerry.flow.graph import MAX_NODES, About, Graph
 from skerry.flow.permission_map import PermissionMap
@@ -28,7 +29,8 @@ from skerry.xsm.stack import Stack
 class Options(msgspec.Struct, frozen=True):
     """What counts as a flow. All but `exclude` concerns FLASK policies alone.
 
-    See `flask_graph` for the meaning of each.
+    See `flask_graph` for the meaning of each. With `contexts` (see `named_contexts`) the graph of
+    a FLASK policy is one of these whole contexts, and not of types.
     """
 
     permission_map: PermissionMap | None = None
@@ -37,6 +39,7 @@ class Options(msgspec.Struct, frozen=True):
     exclude_classes: tuple[str, ...] = ()
     any_booleans: bool = False
     skip_unknown: bool = False
+    contexts: tuple[str, ...] = ()
 
 
 def policy_graph(stack: Stack, options: Options | None = None) -> Graph:
@@ -47,6 +50,8 @@ def policy_graph(stack: Stack, options: Options | None = None) -> Graph:
     if not found:
         message = "the module dummy lets every domain exchange with every other: nothing to ask"
         raise InputError([Problem("dummy", 0, message)])
+    if chosen.contexts and not any(isinstance(m, FlaskModule) for m in stack.modules):
+        raise InputError([Problem("context", 0, "only a FLASK policy has contexts")])
     graph = found[0][1] if len(found) == 1 else _joined(found)
     excluded = chosen.exclude
     return graph.without(graph.bits(excluded)) if excluded else graph
@@ -56,7 +61,9 @@ def _graph(module: SecurityModule, options: Options) -> Graph | None:
     if isinstance(module, AcmModule):
         return acm_graph(module)
     if isinstance(module, FlaskModule):
-        return flask_graph(
+        contexts = options.contexts
+        make = partial(context_graph, patterns=contexts) if contexts else flask_graph
+        return make(
             module,
             permission_map=options.permission_map,
             min_weight=options.min_weight,
@@ -164,4 +171,5 @@ def _about(parts: Sequence[About]) -> About:
         one(lambda part: part.permission_map),
         max(part.min_weight for part in parts),
         any(part.any_booleans for part in parts),
+        contexts=next((part.contexts for part in parts if part.contexts), ()),
     )

@@ -76,12 +76,24 @@ def _first(bits: int) -> int:
 
 
 def main(certificate: str, graph: str) -> str:
-    """Check a certificate file against a file of flows."""
+    """Check a certificate file against a file of flows, and return what it proves."""
     proof, flows = (json.loads(Path(file).read_bytes()) for file in (certificate, graph))
     number = {name: place for place, name in enumerate(flows["labels"])}
     pairs = [(1 << number[s], _bits(sinks, number, s)) for s, sinks in flows["flows"].items()]
-    return f"{check(proof, flows['labels'], pairs, flows['excluded'])} claims verified"
+    check(proof, flows["labels"], pairs, flows["excluded"])
+    return "\n".join(f"verified: {statement(each)}" for each in proof["proofs"])
+
+
+def statement(proof: dict[str, Any]) -> str:
+    """Return what a proof proves: the sides that were checked, whatever its text says."""
+    sides = [",".join(proof[side]) for side in ("from", "to", "except")]
+    return f"{sides[0]} -/-> {sides[1]}" + (f" except {sides[2]}" if sides[2] else "")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(main(*sys.argv[1:]) + "\n")
+    if len(sys.argv) != 3:
+        sys.exit("usage: python3 verify.py CERTIFICATE FLOWS")
+    try:
+        sys.stdout.write(main(*sys.argv[1:]) + "\n")
+    except Exception as error:  # whatever fails, nothing is verified
+        sys.exit(f"not verified: {type(error).__name__}: {error}")

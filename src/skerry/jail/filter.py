@@ -102,7 +102,7 @@ _CHANGES = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRU
 
 _NOT_RELAY = (
     "recvfrom", "sendmsg", "recvmsg", "getsockname", "fsync", "fdatasync", "ftruncate", "fallocate",
-    "pwrite64", "clock_nanosleep",
+    "pwrite64",
 )  # fmt: skip
 _RELAY = (*(name for name in _HELPER if name not in _NOT_RELAY), "splice")
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from skerry.deaths import children
 from skerry.wire.memory import NAME, Identity
 
 FREEZE_S = 2.0
@@ -113,13 +114,10 @@ class Suspect:
 
 
 def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        for task in (_PROC / str(pid) / "task").iterdir():
-            if not (listing := task / "children").exists() and task.exists():
-                raise UnseenError("this kernel does not say what is below (CONFIG_PROC_CHILDREN)")
-            found += map(int, listing.read_text().split())
-    return found
+    try:
+        return children(pid)
+    except NotImplementedError as error:
+        raise UnseenError(str(error)) from None
 
 
 def _fields(task: Path) -> list[str]:

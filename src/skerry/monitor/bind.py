@@ -106,18 +106,19 @@ class Binder:
         """Bind a channel between two domains that run or are paused, and return it live.
 
         The sink may be a resource: then the channel is the source's use of it, `one_way` a use
-        that only reads, and its kind the resource's. `port` is its name in the guests,
-        `ch<number>` if empty; `for_s` bounds its life; `size`: see `Bridges.mint`. Raises `Refused`
-        and other `Denied`s, `StateError`, `MachineError`; then no machine holds anything of it.
+        that only reads, and its kind the resource's. `port` is its name in the guests; empty, it
+        is the resource's or `ch<number>`. `for_s` bounds its life; `size`: see `Bridges.mint`.
+        Raises `Refused` and other `Denied`s, `StateError`, `MachineError`; then no machine holds
+        anything of it.
         """
         first, second = self.domain(source), self.resources.get(sink) or self.domain(sink)
         if first is second:
             raise StateError(f"domain {source} cannot have a channel to itself")
         if isinstance(second, Resource):
             kind, one_way = second.kind, one_way and second.kind == "disk"
+            port = port or second.name
         elif kind not in self._bridges:
             raise StateError(f"this node makes no channels of the kind {kind}", fix="use stream")
-        port = port or self.channels.next_port()
         for old in self.channels.of(first):
             if old.stranded and old.port == port:
                 self._cut(old, "its port is bound anew")
@@ -129,8 +130,9 @@ class Binder:
             if len(self.channels.of(domain)) >= self.most(domain.name):
                 full = f"domain {domain.name} has its {self.most(domain.name)} channels"
                 raise LimitReached(full, fix="cut one, or raise its `channels`")
-            if self.channels.port_taken(domain, port):
-                raise StateError(f"domain {domain.name} already has a port {port}")
+            if self.channels.port_taken(domain, channel.port):
+                taken = f"domain {domain.name} already has a port {channel.port}"
+                raise StateError(taken, fix="name another")
         self.channels.enter(channel)
         try:
             await self._journal.numbered(channel)
@@ -148,16 +150,11 @@ class Binder:
         return channel
 
     async def _mint(self, channel: Channel) -> None:
-        about = {
-            "channel": channel.number,
-            "kind": channel.kind,
-            "port": channel.port,
-            "source": channel.source.name,
-            "sink": channel.sink.name,
-            **({} if channel.for_s is None else {"for_s": channel.for_s}),
-        }
+        about = channel.about | ({} if channel.for_s is None else {"for_s": channel.for_s})
         await self._calm.wait()
-        grant = await self.mediator.permit(channel.hook, channel.parties, about)
+        grant = await self.mediator.permit(
+            channel.hook, lambda: self.channels.parties(channel), about
+        )
         sink = channel.sink
         makers = sink.bridges if isinstance(sink, Resource) else self._bridges[channel.kind]
         try:
@@ -168,13 +165,13 @@ class Binder:
             self.mediator.failed(channel.hook, error, **about)
             raise
         channel.phase = Phase.LIVE
-        channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         channel.generation = grant.generation
         channel.record = grant.record
         channel.since = self._clock()
         self._bound(channel)
 
     def _bound(self, channel: Channel) -> None:
+        channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         if channel.for_s is not None:
             left = channel.since + channel.for_s - self._clock()
             loop = asyncio.get_running_loop()
@@ -238,16 +235,7 @@ class Binder:
 
     def _cut(self, channel: Channel, why: str) -> int:
         drained = self._drop(channel)
-        self._audit.note(
-            "cut",
-            {
-                "channel": channel.number,
-                "source": channel.source.name,
-                "sink": channel.sink.name,
-                "drained": drained,
-                "why": why,
-            },
-        )
+        self._audit.note("cut", channel.about | {"drained": drained, "why": why})
         return drained
 
     def _cut_all(self, domain: Domain, why: str, *, uses: bool = True) -> list[int]:

@@ -44,8 +44,11 @@ class Domain:
     `admitted` is true from the Chinese Wall's yes until the machine has ended: only then does the
     label count as running; that of the node's own services never does. `gone` is set once the end
     was noted. `since` is the clock's time of the last change of state, `started` that of the start
-    that was asked for, in seconds.
+    that was asked for, in seconds. `keeps` and `written` are a resource's.
     """
+
+    keeps = False
+    written: frozenset[Label] = frozenset()
 
     def __init__(self, name: str, label: Label, now: float) -> None:
         self.name = name
@@ -87,14 +90,15 @@ class Resource(Domain):
     """What the host gives to domains: the sink of a channel that has no machine and never ends.
 
     `kind` is that of every use of it, which `bridges` mint. `written` are the labels that have
-    written it: who uses it exchanges with each of them.
+    written it: who uses it exchanges with each of them. `keeps`: what is written can be read.
     """
+
+    keeps = True
 
     def __init__(self, name: str, label: Label, kind: Kind, bridges: Bridges) -> None:
         super().__init__(name, label, 0.0)
         self.kind: Kind = kind
         self.bridges = bridges
-        self.written: frozenset[Label] = frozenset()
 
     def carry(self, new: Callable[[Label], Label]) -> None:
         """Take the labels that another policy has for these; one that it lacks is refused then."""

@@ -19,7 +19,7 @@ import msgspec
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.protocols import AuditLog, Decider, Judge
-from skerry.monitor.table import WRITER
+from skerry.monitor.table import OTHERS
 from skerry.xsm.explain import Explanation, Refused, explain
 from skerry.xsm.flask.avc import AvcMessages
 from skerry.xsm.hooks import HOOKS
@@ -158,7 +158,7 @@ async def judge(
         return Verdict(hook, True, (), (BOOTSTRAP,), policy.generation)
     admission = HOOKS[hook].admission
     others = exchanged(hook, parties)
-    asked = {role: label for role, label in parties.items() if not role.startswith(WRITER)}
+    asked = {role: label for role, label in parties.items() if not role.startswith(OTHERS)}
     verdict = await policy.decide(hook, asked)
     if not verdict.allowed or not (others or admission == "start"):
         return verdict
@@ -184,7 +184,7 @@ async def judge(
 def exchanged(hook: str, parties: Parties) -> list[Label]:
     """Return the labels with which the source exchanges information."""
     bound = "sink" if HOOKS[hook].admission == "bind" else ""
-    return [p for role, p in parties.items() if role == bound or role.startswith(WRITER)]
+    return [p for role, p in parties.items() if role == bound or role.startswith(OTHERS)]
 
 
 def explain_for(verdict: Verdict, parties: Parties) -> Explanation:

@@ -409,26 +409,31 @@ class Monitor(Binder):
 
         Binding ones are not asked here: they compare their parties' labels before they mint.
         """
+
+        def under(end: Domain) -> Label:
+            return new if end is domain else end.label
+
         refused = []
         for channel in channels:
-            parties = channel.parties(lambda end: new if end is domain else end.label)
+            asked: dict[str, Label] = {}
+            allowed = True
             try:
-                allowed = (await self.mediator.judge(channel.hook, parties)).allowed
-                if allowed:
-                    await self.mediator.touch(channel.hook, parties)
-                    channel.wrote(parties["source"])
+                # Again, where somebody has come meanwhile to use the same resource.
+                while allowed and asked != (asked := self.channels.parties(channel, under)):
+                    allowed = (await self.mediator.judge(channel.hook, asked)).allowed
+                    if allowed:
+                        await self.mediator.touch(channel.hook, asked)
             except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
-            if not allowed:
+            if allowed:
+                channel.wrote(asked["source"])
+            else:
                 refused.append(channel)
         return refused
 
 
 def _loaded(record: int, generation: int, fall: Fall) -> Loaded:
-    return Loaded(
-        record,
-        generation,
-        tuple(Fallen(channel.number, why) for channel, why in fall.channels.items()),
-        tuple(Fallen(domain.name, why) for domain, why in fall.domains.items()),
-        tuple(channel.number for channel in fall.kept),
-    )
+    cut = tuple(Fallen(channel.number, why) for channel, why in fall.channels.items())
+    evicted = tuple(Fallen(domain.name, why) for domain, why in fall.domains.items())
+    kept = tuple(channel.number for channel in fall.kept)
+    return Loaded(record, generation, cut, evicted, kept)

@@ -20,8 +20,9 @@ MAX_CHANNELS = 10_000
 """Most channels of one node, binding ones included. At the limit a bind is refused."""
 
 
-WRITER = "writer"
-"""Before a number: the party that is a label which has written the resource."""
+OTHERS = WRITER, READER = "writer", "reader"
+"""Before a number: the party that is a label which has written the resource, or that of a domain
+which reads it now."""
 
 
 def hook_of(kind: Kind, one_way: bool) -> str:
@@ -82,7 +83,13 @@ class Channel:
     @property
     def states(self) -> frozenset[State]:
         """The states in which a domain can get an end of it."""
-        return ALIVE | ({State.STARTING} if self.kind in COLD else frozenset())
+        return frozenset({State.STARTING}) if self.kind in COLD else ALIVE
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What the trail says of it."""
+        names = {"source": self.source.name, "sink": self.sink.name}
+        return {"channel": self.number, "kind": self.kind, "port": self.port, **names}
 
     @property
     def hook(self) -> str:
@@ -95,16 +102,19 @@ class Channel:
         carry: Callable[[Label], Label] = lambda writer: writer,
     ) -> dict[str, Label]:
         """Return whom its hook is asked about, by the labels of its ends and of its writers."""
-        parties = {"source": label(self.source), "sink": label(self.sink)}
-        if isinstance(self.sink, Resource):
-            writers = enumerate(sorted(map(carry, self.sink.written)))
-            parties |= {f"{WRITER}{number}": writer for number, writer in writers}
-        return parties
+        writers = enumerate(sorted(map(carry, self.sink.written)))
+        ends = {"source": label(self.source), "sink": label(self.sink)}
+        return ends | {f"{WRITER}{number}": writer for number, writer in writers}
 
     def wrote(self, label: Label) -> None:
         """Count a label that may write among those that have written the resource."""
-        if isinstance(self.sink, Resource) and not self.one_way:
+        if self.writes:
             self.sink.written |= {label}
+
+    @property
+    def writes(self) -> bool:
+        """Whether what its source writes stays in a resource, for others to read."""
+        return self.sink.keeps and not self.one_way
 
     @property
     def outlives_sink(self) -> bool:
@@ -137,12 +147,13 @@ class ChannelTable:
         return len(self._channels)
 
     def made(self, kind: Kind, source: Domain, sink: Domain, port: str, one_way: bool) -> Channel:
-        """Return a channel with the next number, to be entered. Raises `LimitReached`."""
+        """Return a channel with the next number, to be entered; its port is called by that if it
+        is given no name. Raises `LimitReached`."""
         if len(self._channels) >= self.limit:
             raise LimitReached(
                 f"the node has its {self.limit} channels", fix="cut one, or raise limits.channels"
             )
-        return Channel(self._next, kind, source, sink, port, one_way)
+        return Channel(self._next, kind, source, sink, port or f"ch{self._next}", one_way)
 
     def enter(self, channel: Channel) -> None:
         """Enter a channel that has its number; later ones get higher numbers."""
@@ -155,9 +166,15 @@ class ChannelTable:
         """Never give this number, or one below it, again."""
         self._next = max(self._next, number + 1)
 
-    def next_port(self) -> str:
-        """Return the port name of the next channel if it is given none."""
-        return f"ch{self._next}"
+    def parties(
+        self, channel: Channel, label: Callable[[Domain], Label] = lambda end: end.label
+    ) -> dict[str, Label]:
+        """Return whom a channel's hook is asked about before it is granted: also those that only
+        read now what it may write. Who writes it is among the resource's writers already."""
+        beside = self.of(channel.sink) if channel.writes else []
+        read = {c.source for c in beside if c.one_way and c.phase is Phase.LIVE} - {channel.source}
+        readers = enumerate(sorted({domain.label for domain in read}))
+        return channel.parties(label) | {f"{READER}{number}": each for number, each in readers}
 
     def get(self, number: int) -> Channel:
         """Return a channel. Raises `NotFound`."""

@@ -1,26 +1,65 @@
-"""Checks a system's assertions before anything starts.
+"""Checks assertions before anything starts, and before another policy comes into force.
 
-The flows that count are not those that the file configures but all that the policy would let an
-operator bind between the file's domains: an assertion that holds stays true under `connect`.
-Labels given later (`relabel`) are not covered.
+There are those of the system file, about its domains, and those of a policy, about its labels. The
+flows that count for the first are not those that the file configures but all that the policy would
+let an operator bind between the file's domains: an assertion that holds stays true under
+`connect`. Labels given later (`relabel`) are covered by the policy's own, see docs/flow.md.
+
+The rule this module keeps: what can't be proven, for whatever reason, does not hold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
 import msgspec
 
-from skerry.flow.claim import Claim
+from skerry.errors import Denied, InputError, PolicyError, Problem
+from skerry.flow.claim import Claim, never_claim
+from skerry.flow.deadline import Deadline
+from skerry.flow.graph import Graph
+from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
 from skerry.node.flows import SystemFlows
-from skerry.node.setup import Setup
+from skerry.node.setup import Setup, carried, load_setup
+from skerry.policy.asserted import Assertions
+from skerry.policy.opening import opens_nothing
+from skerry.policy.source import NewBooleans, Policy, changed
+from skerry.xsm.explain import Explanation, Refused
+from skerry.xsm.request import Answer, Rule
+from skerry.xsm.stack import Stack
+
+BROKEN = "ASSERTION-BROKEN"
+"""The code of a refusal because an assertion does not hold."""
+
+_SHOWN = 8
+_RULES = 4
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One flow of a path, with the rules that allow it."""
+
+    source: str
+    sink: str
+    rules: tuple[str, ...]
 
 
 class Violation(msgspec.Struct, frozen=True):
     """An assertion that does not hold, with the shortest path that breaks it."""
 
+    file: str
     line: int
     text: str
     path: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+
+
+class AnalysisFailed(Denied):
+    """Assertions could be neither proven nor refuted, so they are taken not to hold."""
+
+    code = "ASSERTION-NOT-PROVEN"
 
 
 def permitted_flows(setup: Setup) -> dict[str, set[str]]:
@@ -47,19 +86,150 @@ def claims_of(setup: Setup) -> list[Claim]:
     ]
 
 
-def violations(setup: Setup) -> list[Violation]:
-    """Return every assertion of the file that does not hold, in the file's order.
+def load_proven(path: Path) -> Setup:
+    """Load a system under which all that is asserted holds.
 
-    Raises `InputError` for an assertion that says nothing.
+    Raises `InputError` with every problem, and as `violations` does.
     """
-    if not setup.system.asserts:
-        return []
-    graph = SystemFlows(setup).graph()
-    broken = []
-    for claim in claims_of(setup):
-        found = prove(graph, claim)
-        if not found.holds:
-            sides = f"{claim.sources[0]} -> {claim.sinks[0]}"
-            text = f"never {sides} does not hold: {' -> '.join(found.path)}"
-            broken.append(Violation(claim.line, text, found.path))
+    setup = load_setup(path)
+    broken = violations(setup)
+    if broken:
+        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
+    return setup
+
+
+def violations(
+    setup: Setup, deadline: Deadline | None = None, *, alarms: bool = True
+) -> list[Violation]:
+    """Return every assertion of the file and of its policies that does not hold.
+
+    With `alarms`, none of the file's alarms may break one either: in the emergency it would be
+    refused. Raises `InputError` for an assertion that says nothing, `AnalysisFailed` where it can't
+    be told, and `TookTooLong` beyond the deadline (by default `MAX_ANALYSIS_S` from now on).
+    """
+    limit = deadline or Deadline()
+    broken = _violations(setup, limit)
+    for name, alarmed in _alarmed(setup, limit) if alarms and not broken else ():
+        for one in _violations(alarmed, limit):
+            broken.append(msgspec.structs.replace(one, text=f"under the alarm {name}: {one.text}"))
+    return broken
+
+
+def _violations(setup: Setup, limit: Deadline) -> list[Violation]:
+    broken = policy_violations(setup.policy, limit)
+    if setup.system.asserts:
+        broken += _broken(SystemFlows(setup, deadline=limit).graph(), claims_of(setup), limit)
+    return broken
+
+
+def _alarmed(setup: Setup, limit: Deadline) -> Iterator[tuple[str, Setup]]:
+    """Yield the setup under each alarm that lets something flow which does not flow without it."""
+    for name, alarm in setup.system.alarms.items() if count(setup.policy, setup) else ():
+        if alarm.booleans:
+            try:
+                policy = changed(setup.policy, NewBooleans(alarm.booleans))
+            except InputError:  # the policy lacks a boolean: then the alarm sets none
+                continue
+            if not opens_nothing(setup.stack, policy.stack, limit.check):
+                yield name, carried(setup, policy)
+
+
+def policy_violations(policy: Policy, deadline: Deadline | None = None) -> list[Violation]:
+    """Return every assertion of some policies that does not hold, each asked of its policy alone.
+
+    Raises as `violations` does, `PolicyError` for an assertion that says nothing.
+    """
+    limit = deadline or Deadline()
+    broken: list[Violation] = []
+    for source, module in zip(policy.sources, policy.stack.modules, strict=True):
+        asserted = source.assertions
+        if asserted and asserted.written:
+            try:
+                claims = _claims(asserted)
+                graph = _graph(Stack([module]), asserted)
+                broken += _broken(graph, claims, limit)
+            except InputError as error:
+                raise PolicyError(error.problems) from None
+    return broken
+
+
+def count(policy: Policy, setup: Setup | None = None) -> int:
+    """Return how many assertions there are in policies, and in a system's file."""
+    written = sum(len(s.assertions.written) for s in policy.sources if s.assertions)
+    return written + (len(setup.system.asserts) if setup else 0)
+
+
+def refused(broken: Sequence[Violation], hook: str = "") -> Refused:
+    """Return the refusal for assertions that do not hold: each with its path and the rules."""
+    first, more = broken[0], len(broken) - _SHOWN
+    texts = dict.fromkeys(violation.text for violation in broken[:_SHOWN])
+    sentence = "; ".join([*texts, *([f"and {more} more"] if more > 0 else [])])
+    answers: list[Answer] = []
+    for violation in broken[:_SHOWN]:
+        place = Rule("assertion", violation.file, violation.line)
+        answers.append(Answer("assert", False, BROKEN, violation.text, place))
+        for step in violation.steps:
+            rest = len(step.rules) - _RULES
+            rules = [*step.rules[:_RULES], *([f"and {rest} more"] if rest > 0 else [])]
+            reason = f"{step.source} -> {step.sink}: {'; '.join(rules)}"
+            answers.append(Answer("flow", True, "FLOW-POSSIBLE", reason))
+    explanation = Explanation(
+        False,
+        BROKEN,
+        "assert",
+        sentence,
+        "assertion",
+        first.file,
+        first.line,
+        hook=hook,
+        answers=tuple(answers),
+    )
+    error = Refused(explanation)
+    error.fix = "change the rules of the path, or what the policy or the system file asserts"
+    return error
+
+
+def _claims(asserted: Assertions) -> list[Claim]:
+    problems: list[Problem] = []
+    claims: list[Claim] = []
+    for one in asserted.written:
+        try:
+            claims.append(never_claim(one.never, one.except_, one.file, one.line))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return claims
+
+
+def _graph(stack: Stack, asserted: Assertions) -> Graph:
+    options = Options(
+        min_weight=asserted.min_weight,
+        exclude_classes=asserted.exclude_classes,
+        contexts=asserted.contexts,
+    )
+    try:
+        return policy_graph(stack, options)
+    except InputError as error:
+        raise AnalysisFailed(f"its assertions can't be proven: {error}") from None
+
+
+def _broken(graph: Graph, claims: Sequence[Claim], deadline: Deadline) -> list[Violation]:
+    broken: list[Violation] = []
+    problems: list[Problem] = []
+    for claim in claims:
+        deadline.check()
+        try:
+            found = prove(graph, claim)
+        except InputError as error:
+            problems += error.problems
+            continue
+        if found.holds:
+            continue
+        words = f"never {','.join(claim.sources)} -> {','.join(claim.sinks)}"
+        text = f"{words} does not hold: {' -> '.join(found.path)}"
+        steps = tuple(Step(a, b, graph.reasons(a, b)) for a, b in pairwise(found.path))
+        broken.append(Violation(claim.file, claim.line, text, found.path, steps))
+    if problems:
+        raise InputError(problems)
     return broken

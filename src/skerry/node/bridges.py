@@ -18,6 +18,7 @@ from skerry.channel.link import LinkBridges
 from skerry.channel.memory import MemoryBridge, MemoryBridges, Twin
 from skerry.channel.one_way import Relay, is_pipe
 from skerry.channel.stream import StreamBridges
+from skerry.device.disk.use import DiskUse
 from skerry.device.helper import Helper, Process
 from skerry.monitor.protocols import Bridges, Kind, Side
 from skerry.node.recover import Adopted
@@ -60,9 +61,12 @@ class AllBridges:
             helper = Helper(process, uid) if process is not None else None
             if uses is None or "source" not in twins:
                 return _Remains(twins, process)
-            use = uses.adopt(twins, helper, entry.source)
+            domain = entry.source.split("/")[1]
+            use = uses.adopt(twins, helper, domain)
+            if entry.one_way and isinstance(use, DiskUse):
+                use.writes = False
             if isinstance(use, Reporting):
-                use.known_as(entry.number, entry.source.split("/")[1])
+                use.known_as(entry.number, domain)
             return use
         if twins.keys() >= {"source", "sink"} and is_pipe(twins["source"]) is is_pipe(
             twins["sink"]

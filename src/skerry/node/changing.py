@@ -19,16 +19,16 @@ from skerry.label import Label
 from skerry.monitor.domain import Domain
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
-from skerry.node.assertions import violations
+from skerry.node.assertions import AnalysisFailed
 from skerry.node.coalitions import Coalitions
 from skerry.node.consoles import asked_now, may_read, question
 from skerry.node.kept import SetupKeeper
+from skerry.node.proving import Proven, prove_change
 from skerry.node.resources import Resources
 from skerry.node.sessions import Sessions
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
-from skerry.policy.signature import require_signed
-from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
+from skerry.policy.source import Change, NewBooleans, Policy
 from skerry.xsm.explain import Refused, explain_error
 
 
@@ -100,19 +100,20 @@ class Changing:
 
         `change` is applied to the policy in force, in a thread, and again if another one came
         into force meanwhile: no change is ever undone by one that did not know it. `what` names
-        it in the trail. With `adopting`, a whole system's setup comes into force in the same step,
-        and it is its assertions that must hold.
+        it in the trail. What is asserted is proven before, see `skerry.node.proving`. With
+        `adopting`, a whole system's setup comes into force in the same step, and it is its
+        assertions that must hold.
         """
         began = self._clock()
         await self.require(hook, operator, what)
         for _ in range(MAX_TRIES):
             setup = self.setup
             after = adopting.wanted if adopting else setup
-            policy = await asyncio.to_thread(_checked, setup, change, after)
+            proven = await self._proven(hook, setup, change, after, what)
             if self.setup is not setup:
                 continue
             try:
-                loading = self._load(setup, hook, operator, policy, what, evict, dry_run, adopting)
+                loading = self._load(setup, hook, operator, proven, what, evict, dry_run, adopting)
                 # What has come into force goes on to cut, whatever becomes of who asked for it.
                 done = await asyncio.shield(asyncio.ensure_future(loading))
             except StaleGeneration:
@@ -121,6 +122,16 @@ class Changing:
                 continue
             return {**done, "seconds": self._clock() - began}
         raise StaleGeneration("other policies kept coming into force", fix="try again")
+
+    async def _proven(
+        self, hook: str, setup: Setup, change: Change, after: Setup, what: str
+    ) -> Proven:
+        """Make another policy and prove what is asserted under it; a refusal is recorded."""
+        try:
+            return await asyncio.to_thread(prove_change, setup, change, after, hook)
+        except (Refused, AnalysisFailed) as error:
+            self.monitor.mediator.failed(hook, error, change=what)
+            raise
 
     async def require(self, hook: str, operator: Label, what: str) -> None:
         """Refuse whom the policy does not let, on record, before any work is done for him."""
@@ -142,12 +153,13 @@ class Changing:
         checked: Setup,
         hook: str,
         operator: Label,
-        policy: Policy,
+        proven: Proven,
         what: str,
         evict: bool,
         dry_run: bool,
         adopting: Adoption | None,
     ) -> dict[str, object]:
+        policy = proven.policy
         stack, decider = policy.stack, self.monitor.mediator.decider
         cut = 0
         apart: dict[int, str] = {}
@@ -169,13 +181,21 @@ class Changing:
             # First of all: from here on this is what the next change is made of.
             assert new is not None  # it was made durable
             before, self.setup = self.setup, new
+            self.resources.stack = new.stack
             if adopting:
                 adopting.taken(before)
             await changing.aclose()
             apart.update(await self.coalitions.judge())
             cut = await self._judge_sessions("the policy changed")
 
-        about = {"change": what, "policy": stack.digest, "evict": evict, "dry_run": dry_run}
+        about = {
+            "change": what,
+            "policy": stack.digest,
+            "evict": evict,
+            "dry_run": dry_run,
+            "assertions": proven.assertions,
+            **({"unproven": list(proven.warnings)} if proven.warnings else {}),
+        }
         async with changing:  # the next change may go on, also where this can't be undone
             if not dry_run:
                 await changing.enter_async_context(self._changing)
@@ -217,7 +237,8 @@ class Changing:
             "operators": {str(uid): str(label) for uid, label in lost.items()},
             "kept": len(done.kept) - len(apart),
             "sessions_cut": cut,
-            "warnings": [problem.message for problem in check_fitness(stack)],
+            "assertions": proven.assertions,
+            "warnings": [*proven.warnings, *(one.message for one in check_fitness(stack))],
         }
 
     async def adopt(self, adopting: Adoption) -> None:
@@ -345,22 +366,6 @@ class Changing:
                 session.end(why)
                 cut += 1
         return cut
-
-
-def _checked(setup: Setup, change: Change, after: Setup) -> Policy:
-    """Make another policy. Raises `StateError` if the assertions of `after` do not hold under it,
-    and `Unsigned` where it must be signed and is not."""
-    if setup.policy_key and isinstance(change, NewPolicy):
-        require_signed(setup.policy_key, change.content, change.signature, change.file)
-    policy = changed(setup.policy, change)
-    broken = violations(carried(after, policy))
-    if broken:
-        shown = "; ".join(violation.text for violation in broken)
-        raise StateError(
-            f"under this policy the system's assertions do not hold: {shown}",
-            fix="first give `skerry up` a file that asserts something else",
-        )
-    return policy
 
 
 def refusal_of(what: str, error: SkerryError) -> Refusal:

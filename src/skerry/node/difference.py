@@ -139,11 +139,17 @@ def differ(now: Setup, wanted: Setup, live: Live) -> Difference:
 
 
 def is_other_policy(now: Setup, wanted: Setup) -> bool:
-    """Say whether a file's policies are others than those in force, whatever their files' names."""
+    """Say whether a file's policies are others than those in force, whatever their files' names.
 
-    def contents(setup: Setup) -> dict[str, bytes]:
+    Another assertion makes another policy.
+    """
+
+    def contents(setup: Setup) -> dict[str, tuple[object, ...]]:
         pairs = zip(setup.stack.modules, setup.policy.sources, strict=True)
-        return {module.name: source.content for module, source in pairs}
+        return {
+            module.name: (source.content, source.assertions and source.assertions.meaning())
+            for module, source in pairs
+        }
 
     return contents(now) != contents(wanted)
 
@@ -160,15 +166,18 @@ def _restarts(name: str, label: Label, now: Setup, wanted: Setup) -> str:
         keys = needs_restart(now.system.domains[name], wanted.system.domains[name])
         if keys:
             return f"its {', '.join(keys)} changes"
-        if _cold(name, now) != _cold(name, wanted):
+        if _cold(name, now, wanted) != _cold(name, wanted, wanted):
             return "what it must have from its start on changes"
     if carry(wanted.stack, label, now.stack) is None:
         return f"the new policy has no label {label}"
     return ""
 
 
-def _cold(name: str, setup: Setup) -> set[str]:
-    return {c.sink for c in setup.system.channels if c.source == name and c.kind in COLD}
+def _cold(name: str, setup: Setup, wanted: Setup) -> dict[str, object]:
+    """Return what a domain must have from its start on, as `_resources` does."""
+    defined = _resources(setup, wanted)
+    used = [c for c in setup.system.channels if c.source == name and c.kind in COLD]
+    return {channel.sink: defined[channel.sink] for channel in used}
 
 
 def _settings(now: Setup, wanted: Setup) -> tuple[str, ...]:

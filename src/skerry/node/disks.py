@@ -13,10 +13,9 @@ from skerry.channel.transport import TcpPairs, unix_pair_holds, unix_waiting
 from skerry.device.disk.keys import Keys
 from skerry.device.disk.uses import DiskUses, Means, sweep
 from skerry.device.helper import Start
-from skerry.errors import Denied
+from skerry.errors import Denied, StaleGeneration
 from skerry.label import Label
 from skerry.monitor.domain import Resource
-from skerry.monitor.protocols import Decider
 from skerry.node import paths
 from skerry.node.node import Node
 from skerry.node.resources import MakeUses
@@ -37,7 +36,7 @@ class Connections:
         return unix_waiting(paths.make_private(paths.state_dir()))
 
 
-def disk_maker(start: Start, decider: Decider) -> MakeUses:
+def disk_maker(start: Start) -> MakeUses:
     """Return the maker of disks. What a killed node left of overlays is removed."""
     connections = Connections()
     overlays = paths.state_dir() / "overlays"
@@ -46,7 +45,7 @@ def disk_maker(start: Start, decider: Decider) -> MakeUses:
     def make(spec: ResourceSpec, resource: Callable[[], Resource]) -> DiskUses:
         roots = paths.make_shared(paths.roots_dir())
         keys = Keys(paths.make_private(paths.state_dir()) / "keys")
-        return DiskUses(Means(start, decider, connections, roots, overlays, keys), spec, resource)
+        return DiskUses(Means(start, connections, roots, overlays, keys), spec)
 
     return make
 
@@ -82,8 +81,10 @@ async def _may_release(node: Node, operator: Label, disk: Label) -> bool:
     return verdict.allowed
 
 
-async def release_disk(node: Node, operator: Label, name: str) -> dict[str, object]:
-    """Release a disk at an operator's wish; say what was done.
+async def release_disk(
+    node: Node, operator: Label, name: str, *, gone: bool = False
+) -> dict[str, object]:
+    """Release a disk at an operator's wish; say what was done. `gone`: its image is, for good.
 
     Raises `NotFound`, `StateError` while it is used, `Refused` or another `Denied`.
     """
@@ -92,9 +93,15 @@ async def release_disk(node: Node, operator: Label, name: str) -> dict[str, obje
     grant = await mediator.permit(
         "resource_remove",
         lambda: {"operator": operator, "sink": resource.label},
-        {"resource": name},
+        {"resource": name, **({"gone": True} if gone else {})},
     )
+    if node.resources.disk(name)[1] is not resource:
+        raise StaleGeneration(
+            f"the disk {name} is another one now", fix="see `skerry disk list`, and ask again"
+        )
     written = sorted(map(str, resource.written))
-    done = await node.resources.release(name)
-    mediator.audit.note("released", {"resource": name, "written": written, "done": done})
+    done = await node.resources.release(name, gone=gone)
+    mediator.audit.note(
+        "forgotten" if gone else "released", {"resource": name, "written": written, "done": done}
+    )
     return {"disk": name, "done": done, "written": written, "record": grant.record}

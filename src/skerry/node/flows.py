@@ -16,17 +16,16 @@ from typing import Literal
 
 import msgspec
 
-from skerry.errors import Denied
 from skerry.flow.bits import members
+from skerry.flow.deadline import Deadline
 from skerry.flow.graph import About, Graph
 from skerry.label import Label
 from skerry.monitor.table import hook_of
+from skerry.node.asking import Asker, PlainAsker
 from skerry.node.relabels import Relabels
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec
 from skerry.xsm.acm.module import AcmModule
-from skerry.xsm.hooks import HOOKS, expand
-from skerry.xsm.request import Request
 
 Extent = Literal["possible", "configured"]
 
@@ -34,12 +33,6 @@ CHANNELS = ("stream", "link", "memory")
 """The kinds of channels between two domains; the others are uses of a resource."""
 
 _DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
-_OPERATED = ("domain_exec", "domain_console")
-_SAME = {
-    hook: next(other for other in HOOKS if set(HOOKS[other].asks) == set(HOOKS[hook].asks))
-    for hook in HOOKS
-}
-"""For each hook the first that asks the same questions: they are asked once."""
 
 
 class Configured(msgspec.Struct, frozen=True):
@@ -62,12 +55,16 @@ class Configured(msgspec.Struct, frozen=True):
 
 
 class Thing(msgspec.Struct, frozen=True):
-    """A domain or resource under one label, or an operator."""
+    """A domain or resource under one label, or an operator.
+
+    Of resources only a disk is ever used to read alone. `console` is the label of a domain's
+    console, where that has one of its own.
+    """
 
     name: str
     label: Label
     kind: Literal["domain", "disk", "resource", "operator"]
-    """Of resources only a disk is ever used to read alone."""
+    console: Label | None = None
 
 
 class SystemFlows:
@@ -77,15 +74,24 @@ class SystemFlows:
     get, as `NAME@LABEL`; with `operators` each operator's label does, as `operator:LABEL`.
     """
 
-    def __init__(self, setup: Setup, *, relabels: bool = False, operators: bool = False) -> None:
-        """Raise `InputError` if the labels to be tried are too many."""
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        relabels: bool = False,
+        operators: bool = False,
+        plainly: bool = False,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Ask `plainly` for evidence: with the modules' whole decisions, not as the graph does.
+
+        Raises `InputError` if the labels to be tried are too many.
+        """
         self._setup = setup
-        self._answers: dict[tuple[str, Label, Label], bool] = {}
-        self._decisions: dict[Request, bool] = {}
-        self._transitions: dict[tuple[Label, Label, str], Label] = {}
-        self._together: dict[tuple[Label, Label], bool] = {}
+        self._deadline = deadline
+        self._asker = (PlainAsker if plainly else Asker)(setup.stack)
         self._extra = (relabels, operators)
-        self._relabels = Relabels(setup) if relabels else None
+        self._relabels = Relabels(setup, self._asker) if relabels else None
         named = list(self._things(operators))
         self.things = [thing for _, thing in named]
         self.names = [name for name, _ in named]
@@ -124,15 +130,15 @@ class SystemFlows:
         found = []
         for channel in self._setup.system.channels:
             one, two = labels[channel.source], labels[channel.sink]
-            allowed = self._allowed(hook_of(channel.kind, channel.one_way), one, two)
+            allowed = self._asker.allowed(hook_of(channel.kind, channel.one_way), one, two)
             if channel.kind in CHANNELS:
-                allowed = allowed and self._run_together(one, two)
+                allowed = allowed and self._asker.together(one, two)
             found.append(Configured(channel, allowed))
         return found
 
     def evidence(self, configured: bool = False) -> list[tuple[int, int]]:
         """Return the flows as a checker of certificates takes them, each pair asked by itself."""
-        place = {name: 1 << number for name, number in self._place.items()}
+        place = {name: 1 << number for number, name in enumerate(self.names)}
         if configured:
             ends = [(*one.ends, one.one_way) for one in self.configured() if one.allowed]
             back = [(place[two], place[one]) for one, two, one_way in ends if not one_way]
@@ -143,16 +149,18 @@ class SystemFlows:
     def flows(self, source: str, sink: str) -> bool:
         """Tell whether the policy would let `source` send to `sink` by any channel or use."""
         one, two = self._thing(source), self._thing(sink)
-        return self._becomes(one, two) if one.name == two.name else bool(self._hooks(one, two))
+        return self._becomes(one, two) if one.name == two.name else self._sends(one, two)
 
     def reasons(self, source: str, sink: str) -> Sequence[str]:
         """Return by what the flow is possible, and why the policy allows that."""
         one, two = self._thing(source), self._thing(sink)
         if one.name == two.name:
             return ("possible as domain_relabel: what the domain holds goes on under the label",)
-        hooks = self._hooks(one, two)
-        parties = _parties(one, two)
-        found = dict.fromkeys(why for hook in hooks for why in self._why(hook, *parties))
+        hooks, parties = self._hooks(one, two), _parties(one, two)
+        console = (one.console or two.console) if "operator" in (one.kind, two.kind) else None
+        found = dict.fromkeys(
+            why for hook in hooks for why in self._asker.why(hook, *parties, console)
+        )
         return (f"possible as {', '.join(hooks)}", *found)
 
     def channels(self, source: str, sink: str) -> Sequence[str]:
@@ -164,19 +172,18 @@ class SystemFlows:
                 channel = one.channel
                 hook = hook_of(channel.kind, channel.one_way)
                 labels = self._setup.labels
-                why = self._why(hook, labels[channel.source], labels[channel.sink])
+                why = self._asker.why(hook, labels[channel.source], labels[channel.sink])
                 found += [f"configured as {channel.kind} {channel.name}", *why]
         return found
 
     def _things(self, operators: bool) -> Iterator[tuple[str, Thing]]:
         setup = self._setup
+        states = self._relabels.states() if self._relabels else {}
         for name in setup.system.domains:
-            labels = [setup.labels[name]]
-            if self._relabels:
-                labels = self._relabels.of(setup.labels[name])
+            labels = states.get(name, [setup.labels[name]])
             for label in labels:
                 written = name if len(labels) == 1 else f"{name}@{label}"
-                yield written, Thing(name, label, "domain")
+                yield written, Thing(name, label, "domain", setup.consoles.get(name))
         for name in setup.system.resources:
             is_disk = setup.system.resources[name].kind == "disk"
             yield name, Thing(name, setup.labels[name], "disk" if is_disk else "resource")
@@ -205,36 +212,50 @@ class SystemFlows:
         return relabels is not None and relabels.allowed(one.label, two.label)
 
     def _hooks(self, source: Thing, sink: Thing) -> list[str]:
-        one, two = _parties(source, sink)
-        kinds = {source.kind, sink.kind}
-        if "domain" not in kinds:
+        """Return the hooks by which one may send to the other."""
+        if "operator" in (source.kind, sink.kind):
+            return self._operated(source, sink)
+        parties = _parties(source, sink)
+        hooks = _hooks_between(source.kind, sink.kind)
+        found = [hook for hook in hooks if self._asker.allowed(hook, *parties)]
+        return found if found and self._beside(source, sink) else []
+
+    def _sends(self, source: Thing, sink: Thing) -> bool:
+        """Tell whether there is such a hook; no more are asked than up to the first."""
+        if "operator" in (source.kind, sink.kind):
+            return bool(self._operated(source, sink))
+        parties = _parties(source, sink)
+        hooks = _hooks_between(source.kind, sink.kind)
+        allowed = any(self._asker.allowed(hook, *parties) for hook in hooks)
+        return allowed and self._beside(source, sink)
+
+    def _operated(self, source: Thing, sink: Thing) -> list[str]:
+        reads = sink.kind == "operator"
+        operator, domain = (sink, source) if reads else (source, sink)
+        if domain.kind != "domain":
             return []
-        if "operator" in kinds:
-            hooks: Sequence[str] = _OPERATED
-        elif source.kind == "disk":
-            hooks = ("resource_read", "resource_both")
-        elif kinds & {"disk", "resource"}:
-            hooks = ("resource_both",)
-        else:
-            hooks = _DIRECTED
-        found = [hook for hook in hooks if self._allowed(hook, one, two)]
-        if found and kinds == {"domain"} and not self._run_together(one, two):
-            return []
-        return found
+        return self._asker.operated(operator.label, domain.label, domain.console, reads=reads)
+
+    def _beside(self, source: Thing, sink: Thing) -> bool:
+        both = source.kind == sink.kind == "domain"
+        return not both or self._asker.together(source.label, sink.label)
 
     def _possible(self) -> list[int]:
-        """Ask once for all that have the same label and are of the same kind."""
-        groups: dict[tuple[Label, str], list[int]] = {}
+        """Ask once for all that have the same labels and are of the same kind."""
+        groups: dict[tuple[Label, str, Label | None], list[int]] = {}
         same: dict[str, int] = {}
         for number, thing in enumerate(self.things):
-            groups.setdefault((thing.label, thing.kind), []).append(number)
+            console = thing.console if self._extra[1] else None
+            groups.setdefault((thing.label, thing.kind, console), []).append(number)
             same[thing.name] = same.get(thing.name, 0) | 1 << number
         sets = {key: sum(1 << number for number in held) for key, held in groups.items()}
         rows = [0] * len(self.things)
         for held in groups.values():
+            if self._deadline:
+                self._deadline.check()
             row = 0
             for key, others in groups.items():
-                if self._hooks(self.things[held[0]], self.things[others[0]]):
+                if self._sends(self.things[held[0]], self.things[others[0]]):
                     row |= sets[key]
             for number in held:
                 own = same[self.things[number].name]
@@ -271,55 +292,17 @@ class SystemFlows:
             if one.history
         ]
 
-    def _run_together(self, one: Label, two: Label) -> bool:
-        """Tell whether the walls let two domains run at once and exchange, given no history."""
-        key = (one, two) if one <= two else (two, one)
-        if key not in self._together:
-            stack = self._setup.stack
-            beside = any(
-                all(answer.allowed for answer in stack.admit(new, (old,)))
-                for new, old in (key, key[::-1])
-            )
-            exchange = all(answer.allowed for answer in stack.admit_bind(*key))
-            self._together[key] = beside and exchange
-        return self._together[key]
 
-    def _allowed(self, hook: str, one: Label, two: Label) -> bool:
-        key = _SAME[hook], one, two
-        if key not in self._answers:
-            asked = self._requests(*key)
-            self._answers[key] = bool(asked) and all(map(self._decide, asked))
-        return self._answers[key]
-
-    def _decide(self, request: Request) -> bool:
-        if request not in self._decisions:
-            self._decisions[request] = self._setup.stack.decide(request, 0).allowed
-        return self._decisions[request]
-
-    def _transition(self, one: Label, two: Label, tclass: str) -> Label:
-        key = one, two, tclass
-        if key not in self._transitions:
-            self._transitions[key] = self._setup.stack.transition(*key)
-        return self._transitions[key]
-
-    def _requests(self, hook: str, one: Label, two: Label) -> tuple[Request, ...]:
-        try:
-            roles = ("operator", "domain") if hook in _OPERATED else ("source", "sink")
-            parties = dict(zip(roles, (one, two), strict=True))
-            return expand(HOOKS[hook], parties, self._transition)
-        except Denied:  # what the channel would be made of has no label, so it can't be made
-            return ()
-
-    def _why(self, hook: str, one: Label, two: Label) -> list[str]:
-        """Return the reasons of the answers between the two, the ends of channels left aside."""
-        found: dict[str, None] = {}
-        for request in self._requests(hook, one, two):
-            if one != two and request.subject == request.target:
-                continue
-            for answer in self._setup.stack.decide(request, 0).answers:
-                where = f" ({answer.rule.file}:{answer.rule.line})" if answer.rule.line else ""
-                found[answer.reason + where] = None
-        return list(found)
+def _hooks_between(source: str, sink: str) -> Sequence[str]:
+    """Return the hooks by which a thing of one kind could send to one of another."""
+    kinds = {source, sink}
+    if "domain" not in kinds:
+        return ()
+    if source == "disk":
+        return "resource_read", "resource_both"
+    if kinds & {"disk", "resource"}:
+        return ("resource_both",)
+    return _DIRECTED
 
 
 def _parties(source: Thing, sink: Thing) -> tuple[Label, Label]:

@@ -6,6 +6,7 @@ The node gives the monitor what the system file says; it decides nothing itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Protocol
@@ -13,16 +14,8 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from skerry.channel.one_way import BACK_BITS_S
-from skerry.errors import (
-    Denied,
-    MachineError,
-    NotFound,
-    SkerryError,
-    StateError,
-)
+from skerry.errors import Denied, MachineError, NotFound, SkerryError, StateError
 from skerry.label import Label
-from skerry.machine.qemu.nics import CARDS, mac
 from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.monitor import Monitor, Relabelled
 from skerry.monitor.protocols import COLD, Machine
@@ -31,6 +24,7 @@ from skerry.node.changing import Changing, Refusal, refusal_of
 from skerry.node.guest import Guest, guest_of
 from skerry.node.kept import SetupKeeper
 from skerry.node.resources import Resources
+from skerry.node.rows import channel_row, domain_row
 from skerry.node.setup import Setup
 from skerry.system.model import ChannelSpec, DomainSpec
 
@@ -59,6 +53,12 @@ class Helper(Protocol):
     @property
     def state(self) -> str:
         """`running`, or a word for why nothing new is allowed now."""
+
+
+log = logging.getLogger("skerry.node")
+
+MAX_REASON = 300
+"""Characters of an unforeseen error that are kept."""
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -108,6 +108,11 @@ class Node(Changing):
         """
         refused: list[Refusal] = []
         ready: list[str] = []
+
+        def refuse(name: str, error: Exception) -> None:
+            refused.append(self.refusal(f"domain {name}", error))
+            report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+
         for name in names:
             report({"event": "starting", "domain": name})
             try:
@@ -115,9 +120,8 @@ class Node(Changing):
                     started = await self._start_paused(operator, name)
                     refused += self._tell(started, report)
                 ready.append(name)
-            except SkerryError as error:
-                refused.append(refusal_of(f"domain {name}", error))
-                report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+            except Exception as error:
+                refuse(name, error)
         declared = await self._bind_declared(operator, self.setup.system.domains)
         refused += self._tell(declared, report)
         for name in ready:
@@ -126,9 +130,8 @@ class Node(Changing):
                 report({"event": "running", "domain": name})
             except StateError:
                 continue  # it died meanwhile, which `ps` shows
-            except SkerryError as error:
-                refused.append(refusal_of(f"domain {name}", error))
-                report({"event": "refused", "what": f"domain {name}", "text": refused[-1].text})
+            except Exception as error:
+                refuse(name, error)
         return refused
 
     def _tell(self, started: Started, report: Report) -> tuple[Refusal, ...]:
@@ -192,6 +195,7 @@ class Node(Changing):
             wanted = wanted and (spec.kind in COLD) is cold
             if wanted and self._can_bind(spec):
                 try:
+                    self._require_boot_disk(spec)
                     bound.append(
                         await bind(
                             spec.source,
@@ -203,12 +207,37 @@ class Node(Changing):
                             size=spec.size,
                         )
                     )
-                except SkerryError as error:
+                except Exception as error:
                     what = f"channel {spec.name} between {spec.source} and {spec.sink}"
                     if spec.sink in self.setup.system.resources:
                         what = f"{spec.kind} {spec.sink} for {spec.source}"
-                    refused.append(refusal_of(what, error))
+                    refused.append(self.refusal(what, error))
         return Started(tuple(bound), tuple(refused))
+
+    def refusal(self, what: str, error: Exception) -> Refusal:
+        """Return an error, foreseen or not, as the refusal of one thing: the others go on."""
+        if not isinstance(error, SkerryError):
+            log.error("%s failed", what, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            self.monitor.mediator.audit.note("not-started", {"what": what, "reason": reason})
+            error = SkerryError(f"it failed: {reason}", fix="look into the service's log")
+        return refusal_of(what, error)
+
+    def _require_boot_disk(self, spec: ChannelSpec) -> None:
+        """Raise `StateError` for a further disk of a domain that has not got the one it boots.
+
+        Its firmware boots the first disk that is there, whichever that is.
+        """
+        disks = [
+            c for c in self.setup.system.channels if (c.source, c.kind) == (spec.source, "disk")
+        ]
+        if spec not in disks[1:] or self.has_agent(spec.source) or not self._is_paused(spec.source):
+            return
+        if disks[0] not in self.bound().values():
+            raise StateError(
+                f"{spec.source} has not got {disks[0].sink}, the disk that it boots",
+                fix=f"let it have that, or name {spec.sink} first in its `uses`",
+            )
 
     def _can_bind(self, spec: ChannelSpec) -> bool:
         states = {State.STARTING} if spec.kind in COLD else ALIVE
@@ -338,26 +367,15 @@ class Node(Changing):
 
         Those stand in no policy that could hide them, and `health` tells every operator of them.
         """
-        rows: list[dict[str, object]] = []
-        for name, spec in (*self.setup.system.domains.items(), *self.services.items()):
-            domain = self.monitor.domains.get(name)
-            own = name in self.services
-            label = domain.label if domain else None if own else self.setup.labels[name]
-            if not own and label is not None and not await self.may_see(operator, label):
-                continue
-            machine = domain.machine if domain else None
-            rows.append(
-                {
-                    "name": name,
-                    "label": str(label or spec.label),
-                    "machine": machine.kind if machine else spec.machine,
-                    "state": domain.state.value if domain else "defined",
-                    "memory": spec.memory,
-                    "seconds": self._clock() - domain.since if domain else None,
-                    "reason": domain.end.reason if domain and domain.end else None,
-                }
-            )
-        return rows
+        now, domains = self._clock(), self.monitor.domains
+        rows = []
+        for name, spec in self.setup.system.domains.items():
+            domain = domains.get(name)
+            label = domain.label if domain else self.setup.labels[name]
+            if await self.may_see(operator, label):
+                rows.append(domain_row(spec, str(label), domain, now))
+        own = self.services.values()
+        return rows + [domain_row(s, str(s.label), domains.get(s.name), now) for s in own]
 
     def health(self) -> list[dict[str, str]]:
         """Say of each process that serves the node in which state it is."""
@@ -373,27 +391,3 @@ class Node(Changing):
 
     def _channel_row(self, channel: Channel) -> dict[str, object]:
         return channel_row(channel, self._clock())
-
-
-def channel_row(channel: Channel, now: float) -> dict[str, object]:
-    """Return a channel as `skerry channels` lists it."""
-    return {
-        "id": channel.number,
-        "kind": channel.kind,
-        "source": channel.source.name,
-        "sink": channel.sink.name,
-        "one_way": channel.one_way,
-        "size": channel.size or None,
-        "mac": {end.name: mac(end.name, channel.port) for end in channel.machines}
-        if channel.kind in CARDS
-        else None,
-        "dropped": getattr(channel.bridge, "dropped", None),
-        "port": channel.port,
-        "state": "stranded" if channel.stranded else channel.phase.value,
-        "overflow": channel.overflow if channel.one_way else None,
-        "back_bits_s": BACK_BITS_S[channel.overflow] if channel.one_way else None,
-        "generation": channel.generation,
-        "record": channel.record,
-        "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
-        "left_s": None if channel.for_s is None else max(0.0, channel.since + channel.for_s - now),
-    }

@@ -23,12 +23,14 @@ from skerry.audit.client import AuditClient
 from skerry.audit.disk import Disk, HostDisk
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridges
+from skerry.deaths import DEATHS
 from skerry.device.helper import Start
 from skerry.errors import Denied, NotFound, SkerryError, SupervisorError
 from skerry.jail import cgroup, device
 from skerry.monitor.monitor import Monitor
-from skerry.monitor.protocols import AuditLog, Decider
+from skerry.monitor.protocols import AuditLog
 from skerry.node import paths, prefixes
+from skerry.node.assertions import load_proven
 from skerry.node.bridges import AllBridges
 from skerry.node.deciding import ClosedDecider, open_manager
 from skerry.node.descriptors import check_descriptors
@@ -47,7 +49,7 @@ from skerry.node.relays import Relays
 from skerry.node.replica import Trail
 from skerry.node.resources import MakeUses, Resources
 from skerry.node.services import Services
-from skerry.node.setup import Setup, load_setup
+from skerry.node.setup import Setup
 from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.node.written import Written
 from skerry.policy.client import Notice
@@ -73,7 +75,7 @@ class World(NamedTuple):
     machines: Callable[[System, SupervisorClient, Identities], Machines] = Machines
     trail: Callable[[Path, Disk], AuditTrail] | None = None  # None: a process writes it
     manager: Callable[[Helpers, Policy, Notice, int], Awaitable[ClosedDecider]] = open_manager
-    makers: Callable[[Start, Decider], Mapping[ResourceKind, MakeUses]] = all_makers
+    makers: Callable[[Start], Mapping[ResourceKind, MakeUses]] = all_makers
 
 
 HOST = World()
@@ -132,6 +134,7 @@ async def open_node(
     streams = StreamBridges(relay=relays.start)
     exits.callback(streams.close)
     trail = await _open_trail(world, helpers, life, exits)
+    DEATHS.late = partial(note_late, trail)
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
     layers = await _try_out(machines, streams, report, life.fresh)
@@ -147,7 +150,7 @@ async def open_node(
     await keeper.settle(setup, setup, standing.generation, {})
     services, manager = await _deciders(world, helpers, streams, life, trail, journal, exits)
     written = await asyncio.to_thread(Written, paths.written_file())
-    resources = Resources(world.makers(relays.serve, manager), written)
+    resources = Resources(world.makers(relays.serve), written)
     journal.written = resources.save
     exits.callback(resources.close)
     bridges = AllBridges(streams, resources)
@@ -182,11 +185,13 @@ async def open_node(
     recovery.take_over()
 
     judge = partial(_judge, services, manager, recovery, node, life.fresh, report)
-    later = services.decides and not life.fresh
-    if not later:
-        await judge()
-    went_on = None if life.fresh else recovery
-    return Opened(node, prepare, trail, journal, went_on, judge if later else _nothing)
+    judging = await _now_or_later(judge, later=services.decides and not life.fresh)
+    return Opened(node, prepare, trail, journal, None if life.fresh else recovery, judging)
+
+
+def note_late(trail: AuditLog, what: str, waited_s: float) -> None:
+    """Record that something killed was not seen dead when what it served was cut."""
+    trail.note("not-seen-dead", {"what": what, "waited_s": waited_s})
 
 
 async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world: World) -> Life:
@@ -199,7 +204,8 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
     standing = await asyncio.to_thread(_standing, inherited, world.disk)
     await end_unknown(inherited, standing or Standing())
     if standing is None:
-        setup = await asyncio.to_thread(load_setup, system)
+        # Whoever typed `up` proved what is asserted; but these are the files as they are now.
+        setup = await asyncio.to_thread(load_proven, system)
         check_descriptors(setup.system.limits)
         return Life(True, setup, Standing(token=secrets.token_hex(8), rising=True), inherited)
     setup = await asyncio.to_thread(read_setup, state, standing.setup)
@@ -237,6 +243,16 @@ async def _deciders(
     exits.push_async_callback(manager.close)
     exits.callback(lambda: services.leave(journal.over))
     return services, manager
+
+
+async def _now_or_later(
+    judge: Callable[[], Awaitable[None]], later: bool
+) -> Callable[[], Awaitable[None]]:
+    """Do it, unless it is for later; return what is left to be done."""
+    if later:
+        return judge
+    await judge()
+    return _nothing
 
 
 async def _judge(

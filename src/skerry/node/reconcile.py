@@ -20,14 +20,13 @@ from skerry.errors import (
     InputError,
     NotFound,
     Problem,
-    SkerryError,
     StateError,
 )
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
 from skerry.node.assertions import violations
-from skerry.node.changing import Adoption, Refusal, refusal_of
+from skerry.node.changing import Adoption, Refusal
 from skerry.node.descriptors import check_descriptors
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
 from skerry.node.node import Node, Report
@@ -187,8 +186,8 @@ class _Run:
         """Do a step and say whether it is done; what it raises is reported as its refusal."""
         try:
             await work
-        except SkerryError as error:
-            self._refuse(refusal_of(what, error))
+        except Exception as error:
+            self._refuse(self._node.refusal(what, error))
             return False
         return True
 
@@ -308,8 +307,7 @@ def _read(now: Setup, untrusted: SystemFiles) -> Setup:
     wanted = msgspec.structs.replace(wanted, policy=policy)
     broken = violations(wanted)
     if broken:
-        file = str(wanted.system.path)
-        raise InputError([Problem(file, violation.line, violation.text) for violation in broken])
+        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
     return wanted
 
 

@@ -213,7 +213,7 @@ class Recovery:
         try:
             async with asyncio.timeout(ADOPT_S):
                 await machine.adopt()
-        except (SkerryError, TimeoutError) as error:
+        except Exception as error:  # whatever it answered: the others go on
             self._give_up(domain, f"it does not answer: {error}")
             return
         for channel in self._monitor.channels.of(domain):

@@ -63,10 +63,12 @@ class Relays:
     ) -> Helper:
         """Start what serves the use of a resource: `device.helper.Start`."""
         identity = self._free.pop() if self._free else self._take("relay")
+        name = ""
         try:
             if prepared is not None:
                 await prepared(identity)
-            order = Order(self._name(channel), program.argv, program.fds, identity)
+            name = self._name(channel)
+            order = Order(name, program.argv, program.fds, identity)
             process = await self._helpers.launch(
                 order._replace(
                     profile=program.profile,
@@ -80,6 +82,8 @@ class Relays:
             )
         except BaseException:
             self._free.append(identity)
+            if name == relay_name(channel):  # the first: nothing of the channel runs
+                self._parts.pop(channel, None)
             raise
         process.exited.add_done_callback(lambda _: self._free.append(identity))
         process.exited.add_done_callback(lambda _: self._parts.pop(channel, None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 
-from skerry.device.resource import AsksLabels, Released, Uses
+from skerry.device.resource import Released, Uses
 from skerry.device.switch.uses import SwitchUses
 from skerry.device.uplink.use import Uplinks
 from skerry.errors import Denied, NotFound, StateError
@@ -19,6 +19,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.node.setup import Setup
 from skerry.node.written import Written
 from skerry.system.model import ResourceKind, ResourceSpec
+from skerry.xsm.stack import Stack
 
 MakeUses = Callable[[ResourceSpec, Callable[[], Resource]], Uses]
 """Returns the maker of a resource's uses; the resource itself can be had once it is called for."""
@@ -32,7 +33,10 @@ def lives_on(spec: ResourceSpec) -> str:
 
 
 class Resources:
-    """Keeps `Monitor.resources` as a setup says."""
+    """Keeps `Monitor.resources` as a setup says; `stack` is the policy in force, whose labels the
+    resources' are."""
+
+    stack: Stack
 
     def __init__(
         self, makers: Mapping[ResourceKind, MakeUses], written: Written | None = None
@@ -47,7 +51,7 @@ class Resources:
 
         Raises `StateError` for a kind that nothing here serves.
         """
-        wanted = setup.system.resources
+        wanted, self.stack = setup.system.resources, setup.stack
         for name, (spec, _, uses) in list(self._made.items()):
             if wanted.get(name) != spec:
                 uses.close()
@@ -60,8 +64,6 @@ class Resources:
                     uses.note = monitor.mediator.audit.note
                 if isinstance(uses, SwitchUses):
                     uses.meet(monitor)
-                if isinstance(uses, AsksLabels):
-                    uses.label = lambda domain: monitor.domain(domain).label
             if name in self._made:
                 self._made[name][1].label = setup.labels[name]
         monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
@@ -80,9 +82,9 @@ class Resources:
         uses = self._makers[spec.kind](spec, lambda: made[0])
         label, before = setup.labels[spec.name], frozenset[Label]()
         if self._written is not None and lives_on(spec):
-            before = self._written.of(lives_on(spec))
+            before = self._written.of(lives_on(spec), setup.stack)
         made.append(Resource(spec.name, label, spec.kind, uses))
-        made[0].written = before
+        made[0].written, made[0].keeps = before, not spec.discard
         return made[0], uses
 
     def made(self) -> Collection[Uses]:
@@ -95,8 +97,8 @@ class Resources:
             return
         try:
             for spec, resource, _ in list(self._made.values()):
-                if lives_on(spec) and not spec.discard:
-                    await self._written.keep(lives_on(spec), resource.written)
+                if lives_on(spec):
+                    await self._written.keep(lives_on(spec), resource.written, self.stack)
         except OSError as error:
             raise Denied(
                 f"who writes what cannot be written down: {error.strerror}",
@@ -108,15 +110,16 @@ class Resources:
         """Return the maker of a resource's uses, None if there is no such resource."""
         return self._made[name][2] if name in self._made else None
 
-    async def release(self, name: str) -> str:
+    async def release(self, name: str, *, gone: bool = False) -> str:
         """Release a disk, and forget who has written it; say what was done.
 
-        Raises `NotFound`, `StateError`, or a `Denied`; then nothing was forgotten.
+        `gone`: its image is gone for good. Raises `NotFound`, `StateError`, or a `Denied`; then
+        nothing was forgotten.
         """
         self.disk(name)
         _, resource, uses = self._made[name]
         assert isinstance(uses, Released)
-        done = await uses.release()
+        done = await uses.release(gone=gone)
         resource.written = frozenset()
         await self.save()
         return done

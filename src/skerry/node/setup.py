@@ -14,6 +14,7 @@ import msgspec
 
 from skerry.errors import Denied, InputError, PolicyError, Problem, UnknownLabel
 from skerry.label import Label
+from skerry.policy.asserted import assertions_of, read_assertions
 from skerry.policy.fitness import check_fitness
 from skerry.policy.load import policy_bytes
 from skerry.policy.signature import public_key, read_key_file, read_signature, require_signed
@@ -74,7 +75,8 @@ def read_files(path: Path) -> tuple[System, SystemFiles]:
     try:
         key, image_key = _read_key(system.policy_key), _read_key(system.image_key)
         policies = tuple(
-            PolicyFile(file, policy_bytes(file), read_signature(file)) for file in _files_of(system)
+            PolicyFile(file, policy_bytes(file), read_signature(file), read_assertions(file))
+            for file in _files_of(system)
         )
     except PolicyError as error:
         raise InputError(error.problems) from None
@@ -98,10 +100,19 @@ def make_setup(untrusted: SystemFiles) -> Setup:
         lacks = ", ".join(lacking) or "the key"
         raise InputError([Problem(str(path), 0, f"it came without {lacks}, which it names")])
     system = _signed_images(system, untrusted.image_key)
-    sources = [Source(f, b"" if f == DUMMY_POLICY else given[f].content) for f in system.policy]
+    sources = [
+        Source(file, b"") if file == DUMMY_POLICY else _source(given[file])
+        for file in system.policy
+    ]
     policy = make_policy(sources)
     signatures = {file: policy.signature for file, policy in given.items()}
     return _setup(system, policy, untrusted.key, signatures)
+
+
+def _source(given: PolicyFile) -> Source:
+    """Return the source of a policy that came as bytes. Raises `PolicyError`."""
+    asserted = assertions_of(given.content, given.assertions, given.file)
+    return Source(given.file, given.content, assertions=asserted)
 
 
 def _files_of(system: System) -> list[str]:

@@ -27,6 +27,9 @@
     [resources.ledger-a]                # labels for resources: exactly one type
     ste = "bank-a"
 
+    [[assert]]                          # optional: what must never be possible
+    never = "bank-a -> bank-b"
+
 The rule this module keeps: unknown keys, wrong kinds of values and all inconsistencies are errors
 with their lines, all of them at once; both forms carry everything the model holds.
 """
@@ -87,7 +90,8 @@ class _Reader:
     def policy(self) -> AcmPolicy:
         root: _Table = self.document.data
         known = {"policy", "simple-type-enforcement", "chinese-wall", "labels", "resources"}
-        self.keys(root, (), known, {"policy", "labels"})
+        # What a policy asserts decides nothing: `skerry.policy.asserted` reads it.
+        self.keys(root, (), {*known, "assert"}, {"policy", "labels"})
         head = self.table(root, "policy", ())
         needed = {"name", "version", "bootstrap"}
         self.keys(head, ("policy",), {*needed, *_HEADER, "primary", "from"}, needed)

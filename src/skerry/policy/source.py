@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import PolicyError, Problem
-from skerry.policy.load import DUMMY, parse_policy, policy_bytes
+from skerry.policy.asserted import Assertions, assertions_of, read_assertions
+from skerry.policy.load import DUMMY, module_info, parse_policy, policy_bytes
 from skerry.policy.update import check_update, with_booleans, with_policy
 from skerry.xsm.dummy import DummyModule
 from skerry.xsm.flask.module import FlaskModule
@@ -24,23 +25,27 @@ from skerry.xsm.stack import Stack
 class Source(msgspec.Struct, frozen=True):
     """One module's policy: the file's name, its bytes (compiled), and the booleans set since.
 
-    The module without a policy has the name `dummy` and no bytes.
+    The module without a policy has the name `dummy` and no bytes. `assertions` is None where the
+    policy came without any.
     """
 
     file: str
     content: bytes
     booleans: Mapping[str, bool] = {}
+    assertions: Assertions | None = None
 
 
 class NewPolicy(msgspec.Struct, frozen=True, tag="policy"):
     """A change: this policy takes the place of the one of its module.
 
     `signature` is what stands beside it; where a key is required, it is checked by who applies it.
+    `assertions` stand beside it, too; where the policy comes without any, those in force stay.
     """
 
     file: str
     content: bytes
     signature: bytes = b""
+    assertions: bytes = b""
 
 
 class NewBooleans(msgspec.Struct, frozen=True, tag="booleans"):
@@ -78,6 +83,15 @@ def read_policy(untrusted_paths: Sequence[str | Path]) -> Policy:
     return _policy(partial(_read, path) for path in untrusted_paths)
 
 
+def policy_info(policy: Policy) -> dict[str, object]:
+    """Return a policy as `policy show` prints it, with what each part asserts."""
+    modules = []
+    for source, module in zip(policy.sources, policy.stack.modules, strict=True):
+        written = source.assertions.written if source.assertions else ()
+        modules.append({**module_info(module), "assertions": list(map(str, written))})
+    return {"digest": policy.stack.digest, "modules": modules}
+
+
 def make_policy(sources: Sequence[Source], known: Policy | None = None) -> Policy:
     """Make the stack of some sources. Raises `PolicyError` with every problem.
 
@@ -106,8 +120,14 @@ def _same(source: Source) -> Source:
 
 
 def _read(untrusted_path: str | Path) -> Source:
-    content = b"" if untrusted_path == DUMMY else policy_bytes(untrusted_path)
-    return Source(str(untrusted_path), content)
+    if untrusted_path == DUMMY:
+        return Source(DUMMY, b"")
+    content = policy_bytes(untrusted_path)
+    return Source(str(untrusted_path), content, assertions=_beside(untrusted_path, content))
+
+
+def _beside(path: str | Path, content: bytes) -> Assertions | None:
+    return assertions_of(content, read_assertions(path), str(path))
 
 
 def changed(policy: Policy, change: Change) -> Policy:
@@ -170,5 +190,7 @@ def _module(source: Source) -> SecurityModule:
 
 def _source(source: Source, change: NewPolicy | NewBooleans) -> Source:
     if isinstance(change, NewPolicy):
-        return Source(change.file, change.content)
+        own = assertions_of(change.content, change.assertions, change.file)
+        kept = source.assertions if own is None else own
+        return Source(change.file, change.content, assertions=kept)
     return msgspec.structs.replace(source, booleans={**source.booleans, **change.values})

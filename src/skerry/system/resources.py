@@ -111,6 +111,9 @@ def _resource(
     )
     if kind == "uplink" and bool(resource.allow) is bool(resource.served_by):
         table.problem("kind", "an uplink has allow (destinations) or served-by (a domain)")
+    for key in ("resolvers", "rate") if resource.served_by else ():
+        if key in table:
+            table.problem(key, f"{key} is for {resource.served_by} to hold, which serves it")
     if kind == "disk":
         _check_disk(table, resource)
     table.end()

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from skerry.errors import WireError
-from skerry.wire.system_files import Signature
+from skerry.wire.system_files import Asserting, Signature
 
 MAX_NAME = 64
 """Longest name of a domain in a call, in characters; a longer one is refused."""
@@ -77,6 +77,7 @@ class PolicyLoad(_Message, frozen=True, tag="policy-load"):
     evict: bool = False
     dry_run: bool = False
     signature: Signature = b""
+    assertions: Asserting = b""
 
 
 class SetBooleans(_Message, frozen=True, tag="set-booleans"):
@@ -163,6 +164,12 @@ class ReleaseDisk(_Message, frozen=True, tag="release-disk"):
     disk: Name
 
 
+class ForgetDisk(_Message, frozen=True, tag="forget-disk"):
+    """Forget who wrote a disk whose image is gone for good."""
+
+    disk: Name
+
+
 class Exec(_Message, frozen=True, tag="exec"):
     """Run a command in a guest; `Input` carries its standard input, an empty one ends it."""
 
@@ -216,7 +223,7 @@ class Restart(_Message, frozen=True, tag="restart"):
 Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
     | Kill | Pause | Resume | Relabel | Connect | Cut | Disks | ReleaseDisk | Exec | Console | Down
-    | Reconcile | Restart | TpmStatement | Replica
+    | Reconcile | Restart | TpmStatement | ForgetDisk | Replica
 )  # fmt: skip
 
 

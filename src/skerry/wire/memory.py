@@ -2,7 +2,8 @@
 
 The rule this module keeps: a one-way memory is open to its reader only after the kernel holds every
 reason why the reader can't write: its descriptor, the file's mode and owner, and a seal that was
-put when the writer had mapped it. Who makes a memory and who maps it agree through these alone.
+put when the writer had mapped it; and only with all of its pages there, for good, so that it tells
+nothing by looking. Who makes a memory and who maps it agree through these alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -31,6 +33,7 @@ PAUSE_S = 0.005
 """The pause before a reader looks again whether it may have its memory."""
 
 _FS_IOC_SETFLAGS, _FS_NOATIME = 0x40086602, 0x80
+_PIECE = 1 << 20  # bytes that are mapped at once: Python does nothing else meanwhile
 
 
 class Identity(NamedTuple):
@@ -84,6 +87,15 @@ def fill(memory: int) -> None:
     os.posix_fallocate(memory, 0, size(memory))
 
 
+def _touch(memory: int) -> None:
+    """Have the kernel clear every page: one that it was only promised shows when it is read."""
+    length = size(memory)
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    for at in range(0, length, _PIECE):
+        piece = min(_PIECE, length - at)
+        mmap.mmap(memory, piece, flags=flags, prot=mmap.PROT_READ, offset=at).close()
+
+
 def is_reader(end: int) -> bool:
     """Say whether a descriptor can only read."""
     return fcntl.fcntl(end, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
@@ -97,11 +109,15 @@ def is_one_way(end: int) -> bool:
 def close_to_reader(end: int) -> None:
     """Close a one-way memory for everything but what its writer, whose end this is, has mapped.
 
-    Raises `OSError`, also where somebody has put a seal that keeps this one out.
+    Takes some time. Raises `OSError`, also where somebody has put a seal that keeps this one out.
     """
+    if not _seals(end) & F_SEAL_FUTURE_WRITE:
+        fcntl.fcntl(end, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+    fill(end)  # the writer may have punched holes; from the seal on nobody can
+    _touch(end)
     os.fchmod(end, CLOSED_MODE)
-    if not is_closed(end):
-        fcntl.fcntl(end, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+    if not is_sealed(end):
+        fcntl.fcntl(end, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
 
 
 def give_up(end: int) -> None:
@@ -116,10 +132,15 @@ def is_sealed(end: int) -> bool:
 
 
 def is_closed(end: int) -> bool:
-    """Say whether all that keeps a reader from writing is in force."""
+    """Say whether all that keeps a reader from writing, and from telling, is in force."""
     wanted = F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL | LENGTH
-    closed_mode = stat.S_IMODE(os.fstat(end).st_mode) == CLOSED_MODE
-    return closed_mode and _seals(end) & wanted == wanted
+    # The seals first: it is they that keep the pages.
+    if _seals(end) & wanted != wanted:
+        return False
+    found = os.fstat(end)
+    whole = os.lseek(end, 0, os.SEEK_HOLE) == found.st_size
+    os.lseek(end, 0, os.SEEK_SET)
+    return whole and stat.S_IMODE(found.st_mode) == CLOSED_MODE
 
 
 async def closed(end: int, wait_s: float) -> bool:

@@ -22,17 +22,25 @@ MAX_KEY = 16_384
 MAX_SIGNATURE = 1024
 """Longest file of signatures, in bytes: some ten of them. A longer one is refused."""
 
+MAX_ASSERTIONS = 64 * 1024
+"""Longest file of a policy's assertions, in bytes; a longer one is refused."""
+
 Place = Annotated[str, Meta(min_length=1, max_length=4096)]
 Key = Annotated[bytes, Meta(max_length=MAX_KEY)]
 Signature = Annotated[bytes, Meta(max_length=MAX_SIGNATURE)]
+Asserting = Annotated[bytes, Meta(max_length=MAX_ASSERTIONS)]
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One policy: its absolute path, its bytes (compiled), what stands beside it as signature."""
+    """One policy: its absolute path, its bytes (compiled), its signature and its assertions.
+
+    The last two as they stand in files beside it, nothing where there are none.
+    """
 
     file: Place
     content: bytes
     signature: Signature = b""
+    assertions: Asserting = b""
 
 
 class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

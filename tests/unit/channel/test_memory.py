@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import stat
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -141,6 +142,56 @@ def test_a_writer_that_seals_first_opens_nothing(seals: int) -> None:
             assert not await memory.closed(sink, 10)
             assert time.monotonic() - begin < 1
         bridge.cut()
+
+    play(scene)
+
+
+def test_a_memory_with_holes_is_not_for_its_reader() -> None:
+    """A writer that punches, seals and sets the mode itself: the reader waits for every page.
+
+    Also for those that the kernel has only promised: who looks at one makes it data.
+    """
+
+    async def scene(makers: MemoryBridges, relays: BareRelays) -> None:
+        bridge = makers.mint(True, size=SIZE)
+        source, sink = bridge.ends["source"], bridge.ends["sink"]
+        fcntl.fcntl(source, fcntl.F_ADD_SEALS, memory.F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+        os.fchmod(source, memory.CLOSED_MODE)
+        waiting = asyncio.create_task(memory.closed(sink, 10))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        memory.fill(source)
+        assert os.fstat(sink).st_blocks * 512 == SIZE and not memory.is_closed(sink)
+        memory.close_to_reader(source)
+        assert await waiting
+        bridge.cut()
+
+    play(scene)
+
+
+def test_a_cancelled_opening_closes_nothing_under_its_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The descriptor that the thread fills is its own until it has ended."""
+    begun, go_on, seen = threading.Event(), threading.Event(), []
+
+    def slow(descriptor: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        seen.append(memory.size(descriptor))
+
+    async def scene(makers: MemoryBridges, relays: BareRelays) -> None:
+        monkeypatch.setattr(memory, "fill", slow)
+        bridge = makers.mint(True, size=SIZE)
+        opening = asyncio.create_task(bridge.open(1))
+        await asyncio.to_thread(begun.wait, 10)
+        opening.cancel()
+        await asyncio.sleep(0.02)
+        bridge.cut()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert seen == [SIZE] and not relays.started
 
     play(scene)
 

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from skerry.channel.one_way import DEATH_S, PIPE_BYTES, OneWayBridge
+from skerry.channel.one_way import PIPE_BYTES, OneWayBridge
 from skerry.channel.stream import StreamBridges, adopt, queued
+from skerry.deaths import DEATH_S
 from skerry.errors import TransportError
 from skerry.monitor.protocols import Overflow
 from tests.support.relays import BareRelay, BareRelays

@@ -151,6 +151,50 @@ def test_a_certificate_is_verified_and_only_for_what_it_was_made_for(
     assert "not proven" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ("bank-a -/-> bank-b", "something else proven: bank-a -/-> bank-b except"),
+        ("bookkeeping-a -/-> bank-b except broker,SystemManagement", "something else proven"),
+        ("bank-a -/-> bank-b except broker,SystemManagement,bookkeeping-a", "something else"),
+        ("bank-a -/-> nobody", "no label 'nobody'"),
+        ("nothing flows", "is written"),
+        (3, "is written"),
+        (None, "is written"),
+    ],
+)
+def test_a_certificate_whose_text_claims_something_else_is_refused(
+    claim: object, words: str, tmp_path: Path
+) -> None:
+    """The sides may be proven; what people read must be what was. Unchanged it is verified."""
+    written = tmp_path / "proof.json"
+    true = "bank-a -/-> bank-b except broker,SystemManagement"
+    ok("prove", "--policy", BANKS, true, "--certificate", str(written))
+    assert f"verified: {true}\n" in ok("verify", "--policy", BANKS, str(written))
+    content = json.loads(written.read_text())
+    content["proofs"][0]["claim"] = claim
+    written.write_text(json.dumps(content))
+    result = run("verify", "--policy", BANKS, str(written))
+    assert isinstance(result.exception, SkerryError)
+    assert words in str(result.exception)
+    assert "verified" not in result.stdout
+
+
+def test_a_side_that_is_left_out_in_part_is_no_claim() -> None:
+    """Of what is left out nothing is said, so a pattern or type that stands for some of it is
+    refused; as trusted it may be named."""
+    words = ("prove", "--policy", BANKS, "--exclude", "broker", "--exclude", "SystemManagement")
+    ok(*words, "bank-a -/-> bank-b except broker")
+    for claim in (
+        "bank-a,broker -/-> bank-b",
+        "bank-a -/-> b*b,broker",
+        "type:trade-a -/-> bank-b",
+    ):
+        result = run(*words, claim)
+        assert isinstance(result.exception, InputError)
+        assert "left out, so nothing can be said of it" in str(result.exception)
+
+
 def test_a_systems_assertions_are_proven_and_verified(tmp_path: Path) -> None:
     """Without a claim, those of the file; the certificate is checked decision by decision."""
     written = str(tmp_path / "proof.json")
@@ -289,6 +333,9 @@ def test_a_map_of_the_users_own_takes_the_place_of_the_shipped_one(tmp_path: Pat
         ("graph", "--system", SYSTEM, "--min-weight", "5"),
         ("graph", "--policy", BANKS, "--refused"),
         ("graph", "--policy", BANKS, "--min-weight", "11"),
+        ("graph", "--policy", BANKS, "--svg", ""),
+        ("graph", "--system", SYSTEM, "--context", "*:*:*"),
+        ("graph", "--policy", BANKS, "--context", "*:*:*", "--any-booleans"),
         ("reach", "--policy", BANKS),
         ("reach", "--policy", BANKS, "--from", "bank-a", "--to", "bank-b"),
         ("paths", "--policy", BANKS, "--from", "bank-a"),

@@ -17,7 +17,7 @@ from skerry.label import MAX_LABEL
 from skerry.node import setup as node_setup
 from skerry.node.setup import load_setup
 from skerry.policy.load import load_policy
-from skerry.policy.source import Policy
+from skerry.policy.source import Policy, Source
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.stack import Stack
 from tests.support import policies
@@ -242,7 +242,9 @@ def test_a_policy_without_a_label_for_the_owner_asks_for_one(
     module = load_policy(DATA / "xen.30")
     assert isinstance(module, FlaskModule)
     bare = without_sid(module)
-    monkeypatch.setattr(node_setup, "read_policy", lambda paths: Policy((), Stack([bare])))
+    monkeypatch.setattr(
+        node_setup, "read_policy", lambda paths: Policy((Source("xen.30", b""),), Stack([bare]))
+    )
     (found,) = problems("check", write(tmp_path, f'"{ONE}"', f'"{ONE}"'))
     assert "name your own label in [operators]" in found
     more = f'[operators]\n"uid:{os.getuid()}" = "{ONE}"\n'

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from skerry.errors import Denied, SkerryError, StateError
+from skerry.errors import Denied, SkerryError
 from skerry.node.assertions import violations
 from skerry.node.kept import SetupKeeper
 from skerry.node.setup import make_setup
@@ -101,7 +101,7 @@ def test_a_policy_checked_for_one_system_does_not_come_into_force_under_another(
             assert host.node.setup.system.asserts == ()
         await up(host, asserted, APART)
         assert len(host.node.setup.system.asserts) == 1
-        with pytest.raises(StateError, match="do not hold"):
+        with pytest.raises(Denied, match="does not hold"):
             await load(host, POLICY)
 
     play(tmp_path, scene, APART, TWO)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from skerry.errors import Denied, InputError, NotFound
+from skerry.errors import Denied, InputError, NotFound, StateError
+from skerry.label import Label
+from skerry.node.written import Written
+from skerry.policy.source import NewPolicy
 from skerry.wire import control as wire
 from tests.support.reconciling import OPERATED, ports, up
 from tests.unit.control.test_calls import POLICY, Client, Host, play
@@ -59,6 +62,25 @@ def test_a_resource_that_shares_no_type_is_refused_at_up(tmp_path: Path) -> None
     play(tmp_path, scene, LABELLED, blue)
 
 
+@pytest.mark.parametrize("boot", ["bios", "kernel"])
+def test_a_domain_never_boots_another_disk_than_its_first(tmp_path: Path, boot: str) -> None:
+    """Where that is refused it gets none, and is told why; the control boots no disk at all."""
+
+    async def scene(host: Host) -> None:
+        refused = await host.node.up(lambda event: None)
+        other = ["disk data for a"] if boot == "bios" else []
+        assert [refusal.what for refusal in refused] == ["disk vault for a", *other]
+        assert ("data" in ports(host)) is (boot == "kernel")
+        if boot == "bios":
+            assert "a has not got vault, the disk that it boots" in refused[1].text
+
+    data = DISK.replace("vault", "data")
+    system = SYSTEM.replace("red-disk", "blue-disk") + data
+    system = system.replace('uses = ["vault"]', f'boot = "{boot}"\nuses = ["vault", "data"]')
+    system = system.replace('machine = "simulator"\n', "", 1)  # the host makes one all the same
+    play(tmp_path, scene, LABELLED, system)
+
+
 def test_a_label_that_the_policy_has_for_no_resource_is_a_mistake_of_the_file(
     tmp_path: Path,
 ) -> None:
@@ -92,6 +114,45 @@ def test_a_use_is_cut_and_given_again_by_who_may(tmp_path: Path) -> None:
     play(tmp_path, scene, LABELLED, SYSTEM)
 
 
+def test_a_tpm_is_not_given_to_a_running_domain_and_the_way_to_it_is_said(tmp_path: Path) -> None:
+    """The chip stays nobody's: nothing of it is made."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(StateError, match="from its start on") as error:
+            await host.handle(wire.Connect("a", "chip"), Client("op"))
+        assert "`uses` of a" in error.value.fix
+        assert not host.disks["chip"].minted
+
+    chip = '[resources.chip]\nkind = "tpm"\nlabel = "red-disk"\n'
+    play(tmp_path, scene, LABELLED, SYSTEM + chip)
+
+
+def test_who_wrote_is_kept_under_the_names_of_the_policy_in_force(tmp_path: Path) -> None:
+    """A load renames a writer: what is written down from then on is under the new policy's name,
+    also where that gave the old one to another label."""
+
+    async def scene(host: Host) -> None:
+        path = tmp_path / "written.json"
+        node, disk = host.node, f"disk:{tmp_path}/vault.img"
+        node.resources._written = Written(path)
+        await host.up()
+        await node.resources.save()
+        red, crimson = (Label((("acm", name),)) for name in ("red", "crimson"))
+        assert Written(path).of(disk, node.setup.stack) == {red}
+        update = 'version = "2.0"\nfrom = { name = "calls", version = "1.0" }'
+        policy = LABELLED.replace('version = "1.0"', update)
+        policy = policy.replace("[labels.red]", '[labels.crimson]\nfrom = "red"')
+        policy = policy.replace("[labels.helper]", '[labels.red]\nfrom = "helper"')
+        change = NewPolicy(str(tmp_path / "policy.toml"), policy.encode(), b"")
+        await node.load("policy_load", node.setup.owner, change, what="renames")
+        node.resources._made["vault"][1].written |= {red}
+        await node.resources.save()
+        assert Written(path).of(disk, node.setup.stack) == {red, crimson}
+
+    play(tmp_path, scene, LABELLED, SYSTEM)
+
+
 def test_a_file_that_changes_a_resource_cuts_its_uses_and_binds_them_anew(tmp_path: Path) -> None:
     """What is the same goes on; what is another one is never reached by an old use."""
 
@@ -112,6 +173,28 @@ def test_a_file_that_changes_a_resource_cuts_its_uses_and_binds_them_anew(tmp_pa
         assert not host.monitor.resources
 
     play(tmp_path, scene, LABELLED, SYSTEM)
+
+
+@pytest.mark.parametrize("change", ["label", "none"])
+def test_a_tpm_with_another_label_is_had_by_a_domain_that_is_started_anew(
+    tmp_path: Path, change: str
+) -> None:
+    """The running one would lose it and could not get it back; the control changes nothing."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        before = host.monitor.domain("a")
+        other = chip.replace("red-disk", "red-chip") if change == "label" else chip
+        result = await up(host, system + other, policy)
+        assert (host.monitor.domain("a") is not before) is (change == "label")
+        assert ("restart a" in result.plan) is (change == "label")
+        label = str(host.monitor.resources["chip"].label)
+        assert label == f"resource:red-{'chip' if change == 'label' else 'disk'}"
+
+    policy = LABELLED + '[resources.red-chip]\nste = "red"\n'
+    chip = '[resources.chip]\nkind = "tpm"\nlabel = "red-disk"\n'
+    system = SYSTEM.replace('uses = ["vault"]', 'uses = ["vault", "chip"]')
+    play(tmp_path, scene, policy, system + chip)
 
 
 def test_who_may_not_load_a_policy_defines_no_resource(tmp_path: Path) -> None:

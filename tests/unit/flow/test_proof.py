@@ -194,6 +194,12 @@ def test_the_checker_is_small_and_stands_alone(tmp_path: Path) -> None:
         argv = ["/usr/bin/python3", str(path), str(tmp_path / "proof"), str(tmp_path / "flows")]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env={})
         assert done.returncode == code, done.stderr
+        assert done.stdout == ("" if code else "verified: a -/-> b except g\n")
+        assert done.stderr.startswith("not verified: Unproven: ") is bool(code)
+    for words in ([], [str(tmp_path / "proof")] * 2, ["/nonexistent"] * 2):
+        argv = ["/usr/bin/python3", str(path), *words]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env={})
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_reading_and_writing_are_two_questions() -> None:
 
     async def scene(world: World) -> None:
         uses, _ = await used(world, read_only=True)
-        await world.monitor.bind("a", "vault")
+        await world.monitor.bind("a", "vault", port="again")
         hooks = [hook for hook, parties in world.decider.asked if "sink" in parties]
         assert hooks == ["resource_read", "resource_both"]
         assert [one_way for one_way, _, _ in uses.minted] == [True, False]
@@ -60,6 +60,27 @@ def test_reading_and_writing_are_two_questions() -> None:
         ("use",),
         ("map_read", "map_write"),
     ]
+
+
+def test_a_use_that_is_given_no_name_has_the_resource_s() -> None:
+    """The guest finds what was connected where it finds what it `uses`; a second needs a name.
+
+    The control: a channel between domains is called by its number.
+    """
+
+    async def scene(world: World) -> None:
+        await used(world)
+        with pytest.raises(StateError, match="already has a port vault; name another"):
+            await world.monitor.bind("a", "vault", one_way=True)
+        add_resource(world, "safe")
+        world.allow(("a", "safe"), ("a", "b"))
+        await world.run("b")
+        assert (await world.monitor.bind("a", "safe")).port == "safe"
+        assert set(world.machines["a"].ports.values()) == {"vault", "safe"}
+        stream = await world.monitor.bind("a", "b")
+        assert stream.port == f"ch{stream.number}"
+
+    play(scene)
 
 
 def test_what_goes_both_ways_is_asked_both_ways() -> None:
@@ -214,6 +235,35 @@ def test_what_a_machine_takes_before_it_is_made_is_bound_then_and_never_later() 
     play(scene)
 
 
+def test_a_running_domain_does_not_even_ask_for_what_it_can_have_only_at_its_start() -> None:
+    """Nothing is asked, minted or opened, so a TPM that nobody owns stays so; its start has it."""
+
+    async def scene(world: World) -> None:
+        uses = add_resource(world, "chip", "tpm")
+        world.allow(("a", "chip"))
+        await world.run("a")
+        asked = len(world.decider.asked)
+        for _ in range(2):  # running, and then paused
+            with pytest.raises(StateError, match="while it is starting"):
+                await world.monitor.bind("a", "chip", port="chip")
+            if world.monitor.domain("a").state is State.RUNNING:
+                await world.monitor.pause(world.operator, "a")
+                asked += 1
+        assert len(world.decider.asked) == asked
+        assert not uses.minted
+        assert world.monitor.resources["chip"].written == frozenset()
+        world.monitor.kill("a")
+        await world.monitor.domain("a").gone.wait()
+
+        async def cold() -> None:
+            await world.monitor.bind("a", "chip", port="chip")
+
+        await world.monitor.start(world.operator, "a", label("a"), world.maker("a"), cold)
+        assert uses.minted[0][2].opened
+
+    play(scene)
+
+
 def test_a_machine_that_takes_no_resource_leaves_nothing_of_it() -> None:
     """The use is cut, and the helper with it."""
 
@@ -237,7 +287,7 @@ def test_an_operator_gives_a_resource_only_if_he_may() -> None:
 
     async def scene(world: World) -> None:
         await used(world)
-        await world.monitor.connect(world.operator, "a", "vault", one_way=True)
+        await world.monitor.connect(world.operator, "a", "vault", port="again", one_way=True)
         hooks = [hook for hook, parties in world.decider.asked if "operator" in parties]
         assert hooks[-2:] == ["domain_getdomaininfo", "resource_attach"]
 

@@ -87,6 +87,30 @@ def test_a_machine_that_never_answers_is_ended(
     asyncio.run(main())
 
 
+def test_a_machine_that_fails_as_nobody_foresaw_is_ended_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its QEMU answered broke the adoption: that domain ends, and the node goes on."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.begin(tmp_path)
+        scene.thaw.set()
+
+        async def adopt() -> None:
+            raise AttributeError("'list' object has no attribute 'get'")
+
+        monkeypatch.setattr(scene.left["frozen"], "adopt", adopt)
+        await scene.recovery.adopt()
+        assert "no attribute" in scene.recovery.found.ended["frozen"]
+        assert scene.live() == {2}
+        assert {scene.state(name) for name in ("awake", "other")} == {State.RUNNING}
+        await scene.world.monitor.domain("frozen").gone.wait()
+        await scene.end()
+
+    asyncio.run(main())
+
+
 def test_what_nobody_adopts_is_ended_together_and_waited_for_briefly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -114,6 +114,21 @@ def test_a_use_goes_on_with_its_helper_and_is_cut_as_ever(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
+def test_a_use_is_known_by_its_domain_after_a_restart_as_before_it(tmp_path: Path) -> None:
+    """`disk list` names, and a release is refused with, what `skerry stop` takes."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.begin(tmp_path)
+        assert [source for _, source, _ in scene.uses.minted] == ["awake"]
+        scene.world.monitor.cut(1)
+        await scene.world.monitor.settle()
+        scene.twin.close()
+        scene.given.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("helper", "known"), [(False, True), (True, False)])
 def test_a_use_without_its_helper_or_its_resource_is_cut_with_its_reason(
     tmp_path: Path, helper: bool, known: bool

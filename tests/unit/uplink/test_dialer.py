@@ -12,11 +12,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import pytest
 
 from skerry.device.uplink import allow, dialer, dns, words
 from tests.support.uplink import WAIT_S, BareDialer, ByteServer, NameServer
+
+
+class Gated(Protocol):
+    """A dialer whose gate the test is."""
+
+    gate: socket.socket
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def knock(address: str, port: int) -> tuple[socket.socket, socket.socket]:
     return guest, accepted
 
 
-def hand_over(made: BareDialer, accepted: socket.socket) -> None:
+def hand_over(made: Gated, accepted: socket.socket) -> None:
     """Do as the gate does."""
     with accepted:
         socket.send_fds(made.gate, [words.CONNECT], [accepted.fileno()])

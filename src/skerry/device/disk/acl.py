@@ -1,7 +1,8 @@
 """Lets one uid at one file for a moment: an entry in the file's POSIX access control list.
 
-The rule: an entry is for exactly one uid, stands no longer than the opening takes, and its removal
-leaves the list as it was. Layout: Linux' `posix_acl_xattr.h`.
+The rule: an entry is for exactly one uid and gives nobody else more; it stands no longer than the
+opening takes, and when the last one goes the list is as it was, or as its owner has made it
+meanwhile. Layout: Linux' `posix_acl_xattr.h`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from threading import Lock
 
@@ -23,6 +24,7 @@ _VERSION = struct.pack("<I", 2)
 _ENTRY = struct.Struct("<HHI")
 _OWNER, _USER, _OWNING, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _NOBODY = 0xFFFFFFFF
+_MASKED = frozenset({_USER, _OWNING, _GROUP})
 _one_at_a_time = Lock()
 
 Entries = dict[tuple[int, int], int]
@@ -48,21 +50,52 @@ def granted(path: Path, uid: int, wanted: int) -> Iterator[None]:
         yield
 
 
+class _Lent:
+    """A file's own list, what is granted beside it, and both as they were written last."""
+
+    def __init__(self, own: Entries) -> None:
+        self.own = self.written = own
+        self.grants: list[tuple[int, int]] = []
+
+    def look(self, now: Entries) -> None:
+        """Take note of what the owner has changed meanwhile."""
+        if now != self.written:
+            self.own = _without(now, {uid for uid, _ in self.grants})
+
+    def write(self, path: Path, grants: list[tuple[int, int]]) -> None:
+        """Grant these and no others. Raises `OSError`; then it is as it was."""
+        _write(path, _with(self.own, grants))
+        self.grants, self.written = grants, _read(path)
+
+
+_lent: dict[tuple[int, int], _Lent] = {}
+"""By device and inode; what is not in it has no entry of ours."""
+
+
 @contextlib.contextmanager
 def _entry(path: Path, uid: int, wanted: int) -> Iterator[None]:
     with _one_at_a_time:
-        before = _read(path)
+        found, now = path.stat(), _read(path)
+        file = found.st_dev, found.st_ino
+        lent = _lent.get(file) or _Lent(now)
+        lent.look(now)
         try:
-            _write(path, _with(before, uid, wanted))
+            lent.write(path, [*lent.grants, (uid, wanted)])
         except OSError as error:
             raise _no_access(path, uid, error) from None
-        after = _read(path)
+        _lent[file] = lent
     try:
         yield
     finally:
-        with _one_at_a_time, contextlib.suppress(OSError):
-            now = _read(path)
-            _write(path, before if now == after else _without(now, uid))
+        with _one_at_a_time:
+            rest = lent.grants.copy()
+            rest.remove((uid, wanted))
+            with contextlib.suppress(OSError):
+                lent.look(_read(path))
+                lent.write(path, rest)
+            lent.grants = rest
+            if not rest:
+                del _lent[file]
 
 
 def _no_access(path: Path, uid: int, error: OSError) -> NoAccess:
@@ -93,14 +126,21 @@ def _write(path: Path, entries: Entries) -> None:
     os.setxattr(path, XATTR, _VERSION + b"".join(packed))
 
 
-def _with(entries: Entries, uid: int, wanted: int) -> Entries:
-    group = entries[_OWNING, _NOBODY]
-    mask = entries.get((_MASK, _NOBODY), group)
-    return {**entries, (_USER, uid): wanted, (_MASK, _NOBODY): mask | wanted}
+def _with(own: Entries, grants: Collection[tuple[int, int]]) -> Entries:
+    if not grants:
+        return own
+    # The mask grows by what is granted: what it withheld of others is taken from them itself.
+    withheld = 7 & ~own.get((_MASK, _NOBODY), 7)
+    made = {key: p & ~withheld if key[0] in _MASKED else p for key, p in own.items()}
+    for uid, wanted in grants:
+        made[_USER, uid] = made.get((_USER, uid), 0) | wanted
+        mask = made.get((_MASK, _NOBODY), own[_OWNING, _NOBODY])
+        made[_MASK, _NOBODY] = mask | wanted
+    return made
 
 
-def _without(entries: Entries, uid: int) -> Entries:
-    rest = {key: perm for key, perm in entries.items() if key != (_USER, uid)}
+def _without(entries: Entries, uids: Collection[int]) -> Entries:
+    rest = {(tag, who): p for (tag, who), p in entries.items() if tag != _USER or who not in uids}
     if not any(tag in (_USER, _GROUP) for tag, _ in rest):
         rest.pop((_MASK, _NOBODY), None)
     return rest

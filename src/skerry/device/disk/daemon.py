@@ -19,6 +19,7 @@ from skerry.jail.bpf import Arg, Call
 from skerry.jail.confinement import Limits
 from skerry.jail.filter import ALWAYS, PROFILES, Profile
 from skerry.jail.root import build
+from skerry.wire.rights import refuse_descriptors
 
 DAEMON = Path("/usr/bin/qemu-storage-daemon")
 """QEMU's storage daemon (package qemu-system-common)."""
@@ -114,6 +115,7 @@ class Control:
 
     def __init__(self, ours: socket.socket) -> None:
         ours.setblocking(False)
+        refuse_descriptors(ours)
         self._sock = ours
         self._rest = b""
         self._lines = 0
@@ -198,7 +200,8 @@ class Control:
         untrusted = await self.execute("query-named-block-nodes", {"flat": True})
         for node in untrusted if isinstance(untrusted, list) else []:
             if isinstance(node, dict) and node.get("node-name") == name:
-                size = node.get("image", {}).get("virtual-size")
+                image = node.get("image")
+                size = image.get("virtual-size") if isinstance(image, dict) else None
                 if isinstance(size, int) and size > 0:
                     return size
         raise DiskFailed("the storage daemon does not say how large the disk is")

@@ -35,6 +35,11 @@ class BadImage(Denied):
     code = "DISK-IMAGE"
 
 
+def is_luks(untrusted: bytes) -> bool:
+    """Say whether an image begins as an encrypted one of ours does."""
+    return untrusted[:8] == _LUKS + b"\0\x01"
+
+
 def check_raw(length: int, untrusted: bytes, encrypted: bool) -> None:
     """Refuse a raw image that is cut off, or has no LUKS header where it must have one.
 
@@ -46,7 +51,7 @@ def check_raw(length: int, untrusted: bytes, encrypted: bool) -> None:
         raise BadImage(f"is longer than {MAX_DISK} bytes")
     if not encrypted:
         return
-    if untrusted[:8] != _LUKS + b"\0\x01" or len(untrusted) < 592:
+    if not is_luks(untrusted) or len(untrusted) < 592:
         raise BadImage("is not encrypted, or not as it was made here")
     (payload,) = _PAYLOAD.unpack_from(untrusted, 104)
     if payload * SECTOR > length:

@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from skerry.device.disk.header import HEADER_BYTES, BadImage, check_qcow2, check_raw
@@ -40,13 +41,32 @@ class DiskInUse(Denied):
 class Image:
     """An image that was found, judged and locked. `new`: it was made now and is empty.
 
-    `descriptor` is the open file that bears the locks; close it, or give it away.
+    `descriptor` is the open file that bears the locks; close it, or give it away. Where it is new
+    it can be written: see `only_read`.
     """
 
-    def __init__(self, path: Path, descriptor: int, new: bool) -> None:
+    def __init__(self, path: Path, descriptor: int, new: bool, locks: Iterable[int]) -> None:
+        """Take over a descriptor that bears these locks."""
         self.path = path
         self.descriptor = descriptor
         self.new = new
+        self._locks = tuple(locks)
+
+    def only_read(self) -> None:
+        """Make the descriptor one that can't write; the locks go on. Raises `OSError`.
+
+        What is made for a use that only reads is open to write until it is laid out.
+        """
+        if fcntl.fcntl(self.descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            return
+        reading = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _take(reading, self._locks)
+        except OSError:
+            os.close(reading)
+            raise
+        self.close()
+        self.descriptor = reading
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
@@ -74,8 +94,8 @@ def open_image(spec: ResourceSpec, writes: bool, *, judge: bool = True) -> Image
                 _extend(descriptor, spec)
             elif judge:
                 _judge(path, descriptor, spec)
-        _lock(descriptor, path, writes, spec.shared)
-        return Image(path.resolve(), descriptor, new)
+        locks = _lock(descriptor, path, writes, spec.shared)
+        return Image(path.resolve(), descriptor, new, locks)
     except BaseException:
         os.close(descriptor)
         if new:
@@ -147,15 +167,15 @@ def _fix(error: OSError) -> str:
     return "name an image that you may read and write"
 
 
-def _lock(descriptor: int, path: Path, writes: bool, shared: bool) -> None:
-    """Take the locks of a reader or writer, as QEMU does, after looking for others'.
+def _lock(descriptor: int, path: Path, writes: bool, shared: bool) -> list[int]:
+    """Take the locks of a reader or writer, as QEMU does, and look for others'; return ours.
 
     Taken first and looked for then: of two at once at least one sees the other.
     """
     does = {_READ, _WRITE, _RESIZE} if writes else {_READ}
     forbids = set() if shared else {_WRITE, _RESIZE}
-    for at in sorted({_PERM + p for p in does} | {_SHARED + p for p in forbids}):
-        fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
+    locks = sorted({_PERM + p for p in does} | {_SHARED + p for p in forbids})
+    _take(descriptor, locks)
     against = sorted({_SHARED + p for p in does} | {_PERM + p for p in forbids})
     deadline = time.monotonic() + LOCK_S
     while any(_held(descriptor, at) for at in against):
@@ -165,6 +185,12 @@ def _lock(descriptor: int, path: Path, writes: bool, shared: bool) -> None:
                 fix="end the other use; one that writes is alone, unless the disk is shared",
             )
         time.sleep(LOCK_S / 50)
+    return locks
+
+
+def _take(descriptor: int, locks: Iterable[int]) -> None:
+    for at in locks:
+        fcntl.fcntl(descriptor, F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, at, 1, 0))
 
 
 def _held(descriptor: int, at: int) -> bool:

@@ -77,8 +77,11 @@ class Keys:
             raise KeyLost(f"{file} cannot be written: {error.strerror}") from None
         return key
 
-    def destroy(self, path: str) -> None:
-        """Overwrite a key and remove it, both on disk on return. Raises `KeyLost`."""
+    def destroy(self, path: str) -> bool:
+        """Overwrite a key and remove it, both on disk on return; say whether there was one.
+
+        Raises `KeyLost`.
+        """
         file = self._file(path)
         try:
             with file.open("r+b") as opened:
@@ -88,9 +91,10 @@ class Keys:
             file.unlink()
             _sync(self._folder)
         except FileNotFoundError:
-            return
+            return False
         except OSError as error:
             raise KeyLost(f"{file} cannot be destroyed: {error.strerror}") from None
+        return True
 
 
 def _sync(folder: Path) -> None:

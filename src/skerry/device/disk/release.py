@@ -1,18 +1,21 @@
 """Makes what was on a disk unreadable: its key destroyed, or its blocks zeroed.
 
-The rule (law 6): when this has returned nothing of the disk's contents can be read through its
-file, by whoever gets it or its space next, and that is on disk.
+The rules (law 6): when this has returned nothing of the disk's contents can be read through its
+file, by whoever gets it or its space next, and that is on disk; what was done is said, and nothing
+that was not. An image that is not there now may come back: it is not wiped by its absence.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from pathlib import Path
 
 import msgspec
 
+from skerry.device.disk.header import BadImage, is_luks
 from skerry.device.disk.image import open_image
 from skerry.device.disk.keys import Keys
 from skerry.errors import StateError
@@ -36,22 +39,54 @@ def wipe(spec: ResourceSpec, keys: Keys) -> str:
             f"the disk {spec.name} could not be made again: the system file gives it no size",
             fix="add its size, and `skerry up` the file",
         )
-    if not os.path.lexists(path):
-        keys.destroy(spec.file)
-        return "it was not there"
+    if not _is_there(path):
+        if spec.encrypted and keys.destroy(spec.file):
+            return "its key was destroyed; its image was not there"
+        raise BadImage(
+            f"{path} is not there, so nothing was wiped",
+            fix=f"mount or restore it; if it is gone for good, `skerry disk forget {spec.name}`",
+        )
     # As one that is alone with it, whatever is left of it.
     image = open_image(msgspec.structs.replace(spec, shared=False), writes=True, judge=False)
     try:
-        if spec.encrypted:
-            keys.destroy(spec.file)
-        else:
+        done = ["its key was destroyed"] if keys.destroy(spec.file) else []
+        # A key is the release only of what it had encrypted.
+        if not (done and spec.encrypted and is_luks(os.pread(image.descriptor, 8, 0))):
             zero(image.descriptor)
+            done.append("its blocks were zeroed")
         if again:
             path.unlink()
             _sync(path.parent)
     finally:
         image.close()
-    return "its key was destroyed" if spec.encrypted else "its blocks were zeroed"
+    return " and ".join(done)
+
+
+def require_gone(spec: ResourceSpec, keys: Keys) -> str:
+    """Take a disk's image for gone for good, with its key, and say so.
+
+    Raises `StateError` if it is there, `BadImage` if that can't be said, `KeyLost`.
+    """
+    if _is_there(Path(spec.file)):
+        raise StateError(
+            f"{spec.file} is there, and not wiped", fix=f"`skerry disk release {spec.name}`"
+        )
+    key = "; its key was destroyed" if keys.destroy(spec.file) else ""
+    return f"its image was not there, and nothing was wiped{key}"
+
+
+def _is_there(path: Path) -> bool:
+    """Say whether there is a file of that name. Raises `BadImage` where nobody can tell."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise BadImage(
+            f"{path} cannot be looked at: {error.strerror}",
+            fix="mount it, or let the node reach it",
+        ) from None
+    return True
 
 
 def zero(descriptor: int) -> None:
@@ -62,8 +97,10 @@ def zero(descriptor: int) -> None:
     while at < end:
         try:
             at = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # nothing but a hole up to the end
-            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole up to the end
         hole = min(os.lseek(descriptor, at, os.SEEK_HOLE), end)
         while at < hole:
             at += os.pwrite(descriptor, zeros[: hole - at], at)

@@ -1,8 +1,8 @@
 """One use of one disk: a storage daemon of its own between the image and the machine.
 
 The rules it keeps (law 3): the machine gets a connected socket and nothing of the image; when `cut`
-has returned the daemon is dead, which the kernel says by the end of a pipe that only it held, so
-that no byte reaches the image any more, whatever was queued.
+has returned the daemon is dead, which the kernel says (`deaths`), so that no byte reaches the image
+any more, whatever was queued.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skerry.deaths import DEATH_S, DEATHS, kill
 from skerry.device.disk import daemon
 from skerry.device.disk.acl import READ, WRITE, granted
 from skerry.device.disk.image import Image
 from skerry.device.helper import Helper, Program
 from skerry.jail.identity import Identity
 from skerry.monitor.protocols import Side
+from skerry.threads import in_thread
 
 if TYPE_CHECKING:
     from skerry.device.disk.uses import DiskUses
 
-DEATH_S = 2.0
-"""How long a cut waits for a killed storage daemon to be gone, in seconds. It is gone in
-milliseconds on any host that still runs."""
-
 
 class DiskUse:
-    """One use of a disk. `ends` has the machine's connection; the twins are that and the pipe."""
+    """One use of a disk. `ends` has the machine's connection; the twins are that and the pipe.
+
+    `serves`: a daemon has, or may have, the image.
+    """
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class DiskUse:
         """Make it of a listener and a socket that is connected to it. Raises `OSError`."""
         listener, connected = waiting
         self.source, self.writes, self.discards = source, writes, False
+        self.serves = False
         self._maker = maker
         self._helper: Helper | None = None
         self._listener: socket.socket | None = listener
@@ -61,9 +62,13 @@ class DiskUse:
     def adopt(
         cls, maker: DiskUses, twins: Mapping[Side, int], helper: Helper | None, source: str
     ) -> DiskUse:
-        """Take over a use from its twins; without its daemon it can only be cut."""
+        """Take over a use from its twins; without its daemon it can only be cut.
+
+        Who knows that it only reads says so after it (`writes`).
+        """
         use = cls.__new__(cls)
-        use.source, use.writes, use.discards = source, True, False  # its daemon's locks know
+        use.source, use.writes, use.discards = source, not maker.spec.discard, False
+        use.serves = True
         use._maker, use._helper, use._death = maker, helper, -1
         use._listener = None
         use._ends, use._twins = {}, dict(twins)
@@ -136,7 +141,7 @@ class DiskUse:
                 writable=(*(bound if self.writes else ()), *over),
             )
             access = contextlib.ExitStack()
-            stack.push_async_callback(asyncio.to_thread, access.close)
+            stack.push_async_callback(in_thread, access.close)
 
             async def prepared(identity: Identity) -> None:
                 if identity.uid == os.getuid():
@@ -144,24 +149,25 @@ class DiskUse:
                 for path, _ in (*bound, *over):
                     right = READ | (WRITE if self.writes or (path, _) in over else 0)
                     grant = granted(Path(path), identity.uid, right)
-                    await asyncio.to_thread(access.enter_context, grant)
+                    await in_thread(access.enter_context, grant)
 
-            helper = await maker.means.start(channel, program, prepared)
+            # From now on a cut ends it, whatever becomes of this.
+            helper = self._helper = await maker.means.start(channel, program, prepared)
             theirs.close()
+            if not self._twins:
+                await _end(helper)
+                return
             try:
                 await control.serve(plan)
             except BaseException as error:
-                helper.process.kill()
-                await asyncio.wait({helper.process.exited}, timeout=DEATH_S)
+                await _end(helper)
+                if not self._twins and isinstance(error, daemon.DiskFailed):
+                    return
                 if isinstance(error, daemon.DiskFailed) and (words := self._last_words()):
                     raise daemon.DiskFailed(f"{error.message}: {words}") from None
                 raise
             finally:
                 self._close_own()
-        if not self._twins:
-            helper.process.kill()
-            return
-        self._helper = helper
 
     def handed_over(self) -> None:
         """Close our copy of the end: the machine has its own. Idempotent."""
@@ -177,13 +183,13 @@ class DiskUse:
         self._close_own()
         helper, self._helper = self._helper, None
         twins, self._twins = self._twins, {}
-        if helper is not None:
-            helper.process.kill()
+        dying = kill([helper.process]) if helper is not None else []
         if "source" in twins:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(twins["source"])) as end:
                 end.shutdown(socket.SHUT_RDWR)
-        if helper is not None and "sink" in twins:
-            _until_ended(twins["sink"])
+        if helper is not None:
+            what = f"the storage daemon of the disk {self._maker.spec.name}"
+            DEATHS.wait(what, dying, [twins["sink"]] if "sink" in twins else [])
         for twin in twins.values():
             os.close(twin)
         self._maker.ended(self)
@@ -207,8 +213,6 @@ class DiskUse:
             self._death = -1
 
 
-def _until_ended(pipe: int) -> None:
-    """Wait until nobody can write to a pipe, `DEATH_S` at most."""
-    end = select.poll()
-    end.register(pipe, 0)  # POLLHUP alone: what the daemon said is of no interest
-    end.poll(DEATH_S * 1000)
+async def _end(helper: Helper) -> None:
+    helper.process.kill()
+    await asyncio.wait({helper.process.exited}, timeout=DEATH_S)

@@ -1,8 +1,8 @@
 """The maker of one disk's uses: who may have it at once, and its release.
 
-The rules it keeps: a use that writes is alone, unless the disk is shared and the policy lets those
-who read it exchange with who writes it; a disk is released only while nobody uses it, and what was
-on it is gone before it is forgotten who wrote it.
+The rules it keeps: a use that writes is alone, unless the disk is shared (who then exchanges with
+whom the monitor has asked before); a disk is released only while nobody uses it, and what was on it
+is gone before it is forgotten who wrote it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,14 @@ from typing import NamedTuple
 from skerry.device.disk import daemon, keys, luks
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.image import DiskInUse, Image, open_image
-from skerry.device.disk.release import wipe
+from skerry.device.disk.release import require_gone, wipe
 from skerry.device.disk.use import DiskUse
 from skerry.device.helper import Helper, Start
 from skerry.errors import LayerMissing, LimitReached, StateError
 from skerry.jail.errors import JailError
-from skerry.label import Label
-from skerry.monitor.domain import Resource
-from skerry.monitor.mediate import explain_for, judge
-from skerry.monitor.protocols import Decider, Side
-from skerry.monitor.table import WRITER
+from skerry.monitor.protocols import Side
 from skerry.system.model import ResourceSpec
-from skerry.xsm.explain import Refused
+from skerry.threads import in_thread
 
 Waiting = Callable[[], tuple[socket.socket, socket.socket]]
 """Makes a listener without a name and a socket that waits at it, over which no descriptor passes.
@@ -45,7 +41,6 @@ class Means(NamedTuple):
     """
 
     start: Start
-    decider: Decider
     waiting: Waiting
     roots: Path
     overlays: Path
@@ -55,15 +50,12 @@ class Means(NamedTuple):
 class DiskUses:
     """Implements `device.resource.Uses` for one disk."""
 
-    def __init__(self, means: Means, spec: ResourceSpec, resource: Callable[[], Resource]) -> None:
-        """Serve a disk; `label` must be set before it is used: it gives a domain's, by name."""
+    def __init__(self, means: Means, spec: ResourceSpec) -> None:
+        """Serve a disk."""
         self.means, self.spec = means, spec
-        self.label: Callable[[str], Label] | None = None
-        self._resource = resource
         self._uses: set[DiskUse] = set()
         self._one_at_a_time = asyncio.Lock()
         self._releasing = False
-        self._before: frozenset[Label] | None = None
 
     def mint(
         self, one_way: bool, overflow: str = "block", *, size: int = 0, source: str = ""
@@ -80,8 +72,6 @@ class DiskUses:
                 fix="raise the open-files limit (RLIMIT_NOFILE) or cut unused channels",
             ) from error
         use.discards = self.spec.discard and not one_way
-        if self._before is None:
-            self._before = self._resource().written
         self._uses.add(use)
         return use
 
@@ -115,28 +105,49 @@ class DiskUses:
     async def opening(self, use: DiskUse, channel: int) -> None:
         """Have a use's daemon serve; one use of a disk at a time gets as far as that."""
         async with self._one_at_a_time:
-            if use.writes and self.spec.shared:
-                await self._ask_readers(use)
-            elif use.discards and self._before is not None:
-                # The monitor counts its user as a writer, and nothing that it writes stays.
-                self._resource().written = self._before
-            image = await asyncio.to_thread(open_image, self.spec, use.writes)
-            overlay, once = None, keys.one_time() if use.discards else ""
-            try:
-                key = await asyncio.to_thread(self._key, image)
-                if once:
-                    overlay = await asyncio.to_thread(self._overlay, once)
-                await use.start(channel, image, key, overlay, once)
-            except BaseException as error:
-                if image.new:
-                    image.path.unlink(missing_ok=True)
-                if isinstance(error, OSError):
+            self._need_room_for(use)
+            with contextlib.ExitStack() as made:
+                try:
+                    await self._serve(use, channel, made)
+                except OSError as error:
                     raise BadImage(f"{self.spec.file} is not served: {error.strerror}") from None
-                raise
-            finally:
-                image.close()
-                if overlay is not None:
-                    overlay.unlink(missing_ok=True)
+
+    def _need_room_for(self, use: DiskUse) -> None:
+        """Raise `DiskInUse` if one that writes would not be alone.
+
+        By what was given out here: the locks on the image are the daemons', who may drop them.
+        """
+        others = [other for other in self._uses - {use} if other.serves]
+        if others and not self.spec.shared and any(one.writes for one in (use, *others)):
+            raise DiskInUse(
+                f"{self.spec.file} is in use by another domain",
+                fix="end the other use; one that writes is alone, unless the disk is shared",
+            )
+
+    async def _serve(self, use: DiskUse, channel: int, made: contextlib.ExitStack) -> None:
+        once = keys.one_time() if use.discards else ""
+        image, key, overlay = await in_thread(self._prepare, use.writes, once, made)
+        use.serves = True
+        await use.start(channel, image, key, overlay, once)
+
+    def _prepare(
+        self, writes: bool, once: str, made: contextlib.ExitStack
+    ) -> tuple[Image, str, Path | None]:
+        """Open what a daemon is to serve, or make it. `made` lets go of it, and undoes it where
+        that failed, also where nobody waits for it any more."""
+        image = open_image(self.spec, writes)
+        made.callback(image.close)
+        made.push(
+            lambda kind, *_: image.path.unlink(missing_ok=True) if kind and image.new else None
+        )
+        key = self._key(image)
+        if not writes:
+            image.only_read()
+        if not once:
+            return image, key, None
+        overlay = self._overlay(once)
+        made.callback(overlay.unlink, missing_ok=True)
+        return image, key, overlay
 
     def _key(self, image: Image) -> str:
         """Return the key of an encrypted disk; one that is new is laid out under it."""
@@ -170,26 +181,11 @@ class DiskUses:
             os.close(descriptor)
         return path
 
-    async def _ask_readers(self, use: DiskUse) -> None:
-        """Raise `Refused` if one who reads the disk now may not exchange with who will write it.
-
-        Who writes it besides was asked about with the use itself: it has written the disk.
-        """
-        assert self.label is not None
-        writer = self.label(use.source)
-        for other in self._uses - {use}:
-            reader = self.label(other.source)
-            if reader == writer:
-                continue
-            parties = {"source": reader, "sink": self._resource().label, f"{WRITER}0": writer}
-            verdict = await judge(self.means.decider, "resource_read", parties)
-            if not verdict.allowed:
-                raise Refused(explain_for(verdict, parties))
-
-    async def release(self) -> str:
+    async def release(self, *, gone: bool = False) -> str:
         """Make what is on the disk unreadable; say what was done. Who wrote it may be forgotten.
 
-        Raises `StateError` while it is used, `BadImage`, `DiskInUse`, `KeyLost`.
+        `gone`: its image is gone for good, and must not be there. Raises `StateError` while it is
+        used, `BadImage`, `DiskInUse`, `KeyLost`.
         """
         if self._uses or self._releasing:
             users = ", ".join(self.users) or "its release"
@@ -198,10 +194,14 @@ class DiskUses:
                 fix="stop these domains, or cut their use of it",
             )
         if self.spec.discard:
-            raise StateError(f"nothing is ever written to the disk {self.spec.name}")
+            raise StateError(
+                f"nothing is ever written to the disk {self.spec.name}",
+                fix="to release what was on it before, leave `discard` out of the system file",
+            )
         self._releasing = True
         try:
-            return await asyncio.to_thread(wipe, self.spec, self.means.keys)
+            work = require_gone if gone else wipe
+            return await asyncio.to_thread(work, self.spec, self.means.keys)
         except OSError as error:
             raise BadImage(f"{self.spec.file} could not be released: {error.strerror}") from None
         finally:

@@ -2,8 +2,9 @@
 
 The rules: a connection is allowed if the list holds its address and port, or if the list holds a
 name with this port for which the resolver here has given this address; an address that is not one
-of the public internet is reached only where the list holds it literally, whatever a name stands
-for, so that no answer of a foreign name server leads into the host or its networks.
+of the public internet, or is this host's own, is reached only where the list holds it literally,
+whatever a name stands for, so that no answer of a foreign name server leads into the host or its
+networks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MAX_ADDRESSES = 8
 NOT_ALLOWED = "not on the allow-list"
 NO_NAME = "no allowed name stands for this address"
 NOT_PUBLIC = "stands for an address that is not public and not on the allow-list"
+OWN = "stands for an address of this host that is not on the allow-list"
 
 
 class Verdict(NamedTuple):
@@ -96,17 +98,21 @@ class AllowList:
         fresh = {a: until for a, until in self._pins.get(name, {}).items() if until > now}
         return list(fresh), int(min(fresh.values(), default=now) - now)
 
-    def judge(self, address: str, port: int, now: float) -> Verdict:
-        """Say whether a connection may be made, and if not, what was asked and why not."""
+    def judge(self, address: str, port: int, now: float, own: bool = False) -> Verdict:
+        """Say whether a connection may be made, and if not, what was asked and why not.
+
+        `own`: the address is one of this host's.
+        """
         if (address, port) in self._literal:
             return Verdict(True, f"{address}:{port}")
         long_ago = now - GRACE_S
         names = [n for n, pins in self._pins.items() if pins.get(address, long_ago) > long_ago]
         allowed = [name for name in names if port in self._ports[name]]
-        if allowed and is_public(address):
+        if allowed and is_public(address) and not own:
             return Verdict(True, f"{allowed[0]}:{port}")
         if allowed:
-            return Verdict(False, f"{allowed[0]} ({address}:{port})", NOT_PUBLIC)
+            reason = OWN if own else NOT_PUBLIC
+            return Verdict(False, f"{allowed[0]} ({address}:{port})", reason)
         if names:
             return Verdict(False, f"{names[0]} ({address}:{port})", NOT_ALLOWED)
         return Verdict(False, f"{address}:{port}", NO_NAME if self._ports else NOT_ALLOWED)

@@ -39,6 +39,10 @@ CONNECT_S = 15.0
 
 BEAT_S = 0.5
 FULL, LATE = "the use has its MAX_CONNECTIONS", "it does not answer"
+_NOBODYS = "198.51.100.1"
+"""An address that no host has (RFC 5737): where it can be bound to, so can any
+(`net.ipv4.ip_nonlocal_bind`)."""
+
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -64,6 +68,7 @@ class Dialer:
         self._flows: dict[int, Flow] = {}
         self._making: dict[int, tuple[Flow, float]] = {}
         self._over = False
+        self._binds_anything = _can_bind(_NOBODYS)
 
     def run(self) -> None:
         """Serve until the gate is gone."""
@@ -117,7 +122,8 @@ class Dialer:
         if untrusted is None:
             return
         address, port = untrusted.getsockname()
-        verdict = self._allow.judge(words.outward(address), port, now)
+        outward = words.outward(address)
+        verdict = self._allow.judge(outward, port, now, self._is_own(outward))
         reason = verdict.reason
         if verdict.allowed and len(self._flows) // 2 + len(self._making) >= MAX_CONNECTIONS:
             reason = FULL
@@ -125,7 +131,11 @@ class Dialer:
             untrusted.close()  # with a reset
             self._reports.tell(verdict.asked, reason, now)
             return
-        self._dial(untrusted, words.outward(address), port, verdict.asked)
+        self._dial(untrusted, outward, port, verdict.asked)
+
+    def _is_own(self, address: str) -> bool:
+        """Say whether an address is this host's; nothing is sent to find out."""
+        return _source_of(address) == address if self._binds_anything else _can_bind(address)
 
     def _dial(self, near: socket.socket, address: str, port: int, called: str) -> None:
         far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -134,16 +144,19 @@ class Dialer:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         flow = Flow(near, far, called, self._poll)
+        now = time.monotonic()
         if far.connect_ex((address, port)) not in (0, errno.EINPROGRESS):
+            self._reports.tell(called, LATE, now)
             flow.close()
             return
-        self._making[far.fileno()] = flow, time.monotonic() + CONNECT_S
+        self._making[far.fileno()] = flow, now + CONNECT_S
         self._poll.register(far, select.EPOLLOUT)
 
     def _connected(self, number: int) -> None:
         flow, _ = self._making.pop(number)
         self._poll.unregister(number)
         if flow.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._reports.tell(flow.called, LATE, time.monotonic())
             flow.close()
             return
         self._flows[flow.near.fileno()] = self._flows[number] = flow
@@ -155,6 +168,24 @@ class Dialer:
             if self._making.pop(number, None):
                 self._poll.unregister(number)
         flow.close()
+
+
+def _can_bind(address: str) -> bool:
+    """Say whether a socket can be bound to an address: only to a host's own, as Linux is set."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _source_of(address: str) -> str:
+    """Return from which of its addresses the host speaks to one: to its first, from that itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if probe.connect_ex((address, 9)):
+            return ""
+        return str(probe.getsockname()[0])
 
 
 def _connection(untrusted_descriptor: int) -> socket.socket | None:

@@ -16,7 +16,7 @@ _NAMES = {number: name for name, number in ALWAYS.items()}
 _NOT = {"fsync", "fdatasync", "ftruncate", "fallocate", "pwrite64"}
 _HELPER = tuple(call for call in PROFILES["helper"] if _NAMES.get(call.number) not in _NOT)
 
-_SOCKET, _CONNECT, _ACCEPT4 = 41, 42, 288
+_SOCKET, _CONNECT, _BIND, _ACCEPT4 = 41, 42, 49, 288
 _SHUTDOWN = Call(ALWAYS["shutdown"])
 _KIND = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
@@ -32,6 +32,7 @@ DIALER: Profile = (
         ),
     ),
     Call(_CONNECT),
+    Call(_BIND),  # to see whether an address is the host's; nobody is heard by it (no `listen`)
     _SHUTDOWN,
     Call(
         SETSOCKOPT,

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from skerry.deaths import DEATHS, kill
 from skerry.device.helper import Helper, Process, Program, Start, Together
 from skerry.device.uplink import dialer, gate, netns, words
 from skerry.device.uplink.allow import is_address, split
@@ -40,10 +39,6 @@ LIMITS = Limits(memory=128 << 20, pids=8)
 
 NAMESPACE_S = 10.0
 """How long the namespace of a use may take to be made; then the use is refused."""
-
-DEATH_S = 2.0
-"""How long a cut waits for killed helpers to be gone, in seconds. They are gone in milliseconds on
-any host that still runs; one that the host has frozen moves nothing, and dies when it is thawed."""
 
 BINARY = Path("/usr/bin/passt")
 MTU = 65520
@@ -123,11 +118,14 @@ class Uplink:
 
     def is_whole(self) -> bool:
         """Say whether all its helpers run."""
-        processes: list[Process] = []
-        for process, _ in self._helpers:
-            processes += process.processes if isinstance(process, Together) else [process]
-        running = [process for process in processes if not process.exited.done()]
+        running = [process for process in self._processes() if not process.exited.done()]
         return len(running) == HELPERS and self._twins.keys() == {"source", "sink"}
+
+    def _processes(self) -> list[Process]:
+        found: list[Process] = []
+        for process, _ in self._helpers:
+            found += process.processes if isinstance(process, Together) else [process]
+        return found
 
     def known_as(self, channel: int, source: str) -> None:
         """Record from now on what is refused, as of this channel and domain."""
@@ -146,10 +144,10 @@ class Uplink:
             try:
                 await self._maker.start_all(channel, frames, reports, helpers)
             except BaseException:
-                _kill(helpers)
+                _end(helpers)
                 raise
         if not self._twins:
-            _kill(helpers)
+            _end(helpers)
             return
         self._helpers = helpers
         self._close_far()
@@ -170,12 +168,13 @@ class Uplink:
             self._denials = None
         self.handed_over()
         self._close_far()
-        helpers, self._helpers = self._helpers, []
         twins, self._twins = self._twins, {}
-        _kill(helpers)
+        processes, self._helpers = self._processes(), []
+        dying = kill(processes)
         taken = _end_frames(twins["source"]) if "source" in twins else 0
-        if helpers and "sink" in twins:
-            _await_end(twins["sink"], DEATH_S)
+        if processes:
+            what = f"the helpers of the uplink {self._maker.name}"
+            DEATHS.wait(what, dying, [twins["sink"]] if "sink" in twins else [])
         for twin in twins.values():
             os.close(twin)
         return taken
@@ -319,7 +318,7 @@ async def _receive(control: socket.socket, count: int) -> list[int]:
     return descriptors
 
 
-def _kill(helpers: Sequence[Helper]) -> None:
+def _end(helpers: Sequence[Helper]) -> None:
     for helper in helpers:
         helper.process.kill()
 
@@ -332,19 +331,6 @@ def _end_frames(twin: int) -> int:
         while got := len(sock.recv(_CHUNK, socket.MSG_DONTWAIT)):
             taken += got
     return taken
-
-
-def _await_end(pipe: int, wait_s: float) -> None:
-    """Wait until no helper holds the writing end of the reports any more, or the time is over."""
-    os.set_blocking(pipe, False)
-    deadline = time.monotonic() + wait_s
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    while (left := deadline - time.monotonic()) > 0:
-        poll.poll(left * 1000)
-        with contextlib.suppress(BlockingIOError):
-            if not os.read(pipe, _CHUNK):
-                return
 
 
 def _program() -> Path:

@@ -131,6 +131,7 @@ def attempts(words: list[str]) -> dict[str, Callable[[], object]]:
         "flock": lambda: lock(exclusive=True),
         "record-lock": lambda: lock(exclusive=False),
         "inotify": watch,
+        "preempt": lambda: call(144, 0, 0, bytes(4)),
         "shmget": lambda: call(29, 0, 4096, 0o1600),
         "host-shm": lambda: call(29, key, 0, 0),
         "mq-open": lambda: call(240, b"skerry", 0o102, 0o600, None),

@@ -26,9 +26,9 @@ RUNS: dict[str, frozenset[str]] = {
 
 FILTERED = (
     "vsock", "socket", "socketpair", "fork", "user-namespace", "ptrace", "take-descriptor",
-    "pidfd", "keyctl", "flock", "record-lock", "inotify", "shmget", "mq-open", "io-uring",
-    "perf", "userfaultfd", "outlive-parent", "passrights", "peer-pidfd", "pass-pidfd", "setuid",
-    "tcp", "abstract-socket",
+    "pidfd", "keyctl", "flock", "record-lock", "inotify", "preempt", "shmget", "mq-open",
+    "io-uring", "perf", "userfaultfd", "outlive-parent", "passrights", "peer-pidfd", "pass-pidfd",
+    "setuid", "tcp", "abstract-socket",
 )  # fmt: skip
 
 JUDGED = (

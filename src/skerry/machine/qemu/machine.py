@@ -37,6 +37,7 @@ from skerry.machine.qemu.shared import SharedMemories
 from skerry.machine.qemu.tpm import Tpms
 from skerry.monitor.protocols import Exit, Kind
 from skerry.wire.memory import Identity
+from skerry.wire.rights import refuse_descriptors
 
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
@@ -304,6 +305,8 @@ class QemuMachine:
 
     def _take(self, ours: Mapping[str, socket.socket], note: bytes = b"") -> None:
         """Take over our ends of the machine's sockets."""
+        for sock in ours.values():
+            refuse_descriptors(sock)
         self._qmp.hold(ours["qmp"])
         self.console = Console(ours["console"], note)
         self.agent = Agent(ours["agent"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from skerry.errors import MachineError
 from skerry.machine.qemu.sync import GIVEN, EarlierSession
+from skerry.wire.escape import escape
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 COMMAND_S = 10.0
 """How long a QEMU may take for one command."""
 
-MAX_REPLY = 1 << 20
-"""Longest line that is taken from a QEMU, in bytes; a longer one ends the connection."""
+MAX_WORDS = 300
+"""Characters of what a QEMU says about a refusal that are kept, each of them harmless."""
 
 Event = Callable[[str, Mapping[str, object]], None]
 
@@ -77,9 +78,11 @@ class Qmp:
 
     async def _open(self, greet: bool) -> None:
         # Imported here: the commands of the CLI must not pay for it.
-        from qemu.qmp import QMPClient, QMPError
+        from qemu.qmp import QMPError
 
-        client = QMPClient(self._name, readbuflen=MAX_REPLY)
+        from skerry.machine.qemu.client import Client
+
+        client = Client(self._name)
         client.events.event_filter = self._event
         client.await_greeting = client.negotiate = greet
         # The library counts its ids from 0, and so did an earlier process: its late answers
@@ -143,6 +146,8 @@ class Qmp:
 
     async def _send(self, descriptor: int) -> None:
         """Send a descriptor for the next command, under the lock."""
+        from qemu.qmp import QMPError
+
         # The lock was free, so the last command was answered and asyncio's buffer is empty.
         while True:
             try:
@@ -150,7 +155,7 @@ class Qmp:
                 return
             except BlockingIOError:
                 await asyncio.sleep(0.01)
-            except OSError as error:
+            except (OSError, QMPError) as error:  # the process, or its session alone
                 raise MachineError(f"{self._name}: QEMU is gone: {error}") from error
 
     async def take_back(self) -> None:
@@ -197,7 +202,8 @@ class Qmp:
         try:
             return await self._connected().execute(command, dict(arguments or {}) or None)
         except ExecuteError as error:
-            words = f"{self._name}: QEMU refused {command}: {error}"
+            untrusted = str(error)[:MAX_WORDS]
+            words = f"{self._name}: QEMU refused {command}: {escape(untrusted)}"
             raise QemuRefused(words, absent=error.error_class == "DeviceNotFound") from error
         except (QMPError, StateError) as error:
             raise MachineError(f"{self._name}: QEMU ended during {command}") from error
@@ -209,7 +215,8 @@ class Qmp:
 
     def _event(self, message: Mapping[str, object]) -> bool:
         """Hand an event on as it comes; returning False keeps the library from queueing it."""
-        untrusted_data = message.get("data")
+        untrusted_name, untrusted_data = message.get("event"), message.get("data")
         data = untrusted_data if isinstance(untrusted_data, dict) else {}
-        self._on_event(str(message.get("event")), data)
+        if isinstance(untrusted_name, str):
+            self._on_event(untrusted_name, data)
         return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Callable, Collection
 
@@ -19,6 +20,7 @@ from skerry.machine.qemu.plug import Plug, numbers
 from skerry.machine.qemu.ports import BUSY_S, Ports
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.suspect import DEATH_S, Suspect, UnseenError
+from skerry.threads import in_thread
 from skerry.wire import memory
 from skerry.wire.memory import Identity
 
@@ -129,7 +131,7 @@ class SharedMemories:
             self._memories[channel] = made
             await self._make(made, end, reads)
             if not reads and memory.is_one_way(end):
-                memory.close_to_reader(end)
+                await _close_to_reader(end)
             await self._ports.add(channel, f"{port}{BELL}", bell, number=made.slot)
         except BaseException as error:
             if not reads:
@@ -277,3 +279,11 @@ class SharedMemories:
     def forget(self, channel: int) -> None:
         """QEMU is gone and the memory with it."""
         self._memories.pop(channel, None)
+
+
+async def _close_to_reader(end: int) -> None:
+    lent = os.dup(end)  # a cut closes ours meanwhile
+    try:
+        await in_thread(memory.close_to_reader, lent)
+    finally:
+        os.close(lent)

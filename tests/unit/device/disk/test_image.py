@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
+import struct
 import subprocess
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
 from skerry.device.disk import luks
 from skerry.device.disk.acl import READ, WRITE, XATTR, granted
 from skerry.device.disk.header import BadImage
-from skerry.device.disk.image import DiskInUse, open_image
+from skerry.device.disk.image import DiskInUse, Image, open_image
 from skerry.device.disk.keys import KeyLost, Keys, one_time
 from skerry.device.disk.release import zero
+from skerry.device.disk.use import DiskUse
+from skerry.device.disk.uses import DiskUses, Means
 from skerry.system.model import Format, ResourceSpec
 
 SIZE = 1 << 20
@@ -35,6 +42,43 @@ def test_a_missing_image_without_a_size_is_refused_and_not_made(tmp_path: Path) 
     image.close()
     assert path.stat().st_size == SIZE
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_first_use_of_a_disk_that_only_reads_cannot_write_it(
+    tmp_path: Path, encrypted: bool
+) -> None:
+    """The image is made and laid out, and the daemon gets a reader's descriptor and locks of it.
+
+    The control: one that writes gets a writer's.
+    """
+    disk = msgspec.structs.replace(spec(tmp_path / "data.img", size=SIZE), encrypted=encrypted)
+    folder, modes = tmp_path, []
+
+    class Use:
+        """A use whose daemon is not started."""
+
+        discards = False
+
+        def __init__(self, writes: bool) -> None:
+            self.writes = writes
+
+        async def start(self, channel: int, image: Image, *_: object) -> None:
+            """Look at what the daemon would get, beside which a reader may come."""
+            modes.append((image.new, fcntl.fcntl(image.descriptor, fcntl.F_GETFL) & os.O_ACCMODE))
+            if not self.writes:
+                open_image(disk, writes=False).close()
+            with pytest.raises(DiskInUse):
+                open_image(disk, writes=True)
+
+    means = Means(None, None, folder, folder, Keys(folder / "keys"))  # type: ignore[arg-type]
+    maker = DiskUses(means, disk)
+    asyncio.run(maker.opening(cast(DiskUse, Use(False)), 1))
+    assert modes == [(True, os.O_RDONLY)]
+    (tmp_path / "data.img").unlink()
+    maker.means.keys.destroy(disk.file)
+    asyncio.run(maker.opening(cast(DiskUse, Use(True)), 2))
+    assert modes[1:] == [(True, os.O_RDWR)]
 
 
 def test_what_is_no_regular_file_under_one_name_is_refused(tmp_path: Path) -> None:
@@ -90,6 +134,28 @@ def test_locks_are_those_of_readers_and_writers(tmp_path: Path) -> None:
         open_image(spec(path), writes=True)
     for image in both:
         image.close()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "made"])
+def test_a_reader_gets_a_descriptor_that_cannot_write(tmp_path: Path, there: bool) -> None:
+    """Also where it was made first, and the locks stay those of a reader. The control writes."""
+    path = tmp_path / "data.img"
+    if there:
+        path.write_bytes(bytes(SIZE))
+    image = open_image(spec(path, size=SIZE), writes=False)
+    if not there:
+        os.pwrite(image.descriptor, b"laid out", 0)
+    image.only_read()
+    image.only_read()
+    with pytest.raises(OSError):
+        os.pwrite(image.descriptor, b"x", 0)
+    with pytest.raises(DiskInUse):
+        open_image(spec(path), writes=True)
+    open_image(spec(path), writes=False).close()
+    image.close()
+    writer = open_image(spec(path), writes=True)
+    assert os.pwrite(writer.descriptor, b"x", 0) == 1
+    writer.close()
 
 
 def test_a_container_is_one_that_qemu_opens(tmp_path: Path) -> None:
@@ -158,7 +224,8 @@ def test_zeroing_leaves_nothing_and_keeps_the_length(tmp_path: Path) -> None:
     assert path.stat().st_blocks == 0
 
 
-UID = 165_999
+UID, NOBODY = 165_999, 0xFFFFFFFF
+ENTRY = struct.Struct("<HHI")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
@@ -191,3 +258,52 @@ def test_access_keeps_what_others_have(tmp_path: Path) -> None:
         with granted(path, UID, READ | WRITE):
             assert os.getxattr(path, XATTR) != before
         assert os.getxattr(path, XATTR) == before
+
+
+ORDERS = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)]
+"""In which three grants go, by when they came."""
+
+
+def own_list(path: Path, *named: tuple[int, int], mask: int) -> bytes:
+    """Give a file a list with these users, and return it as the kernel has it."""
+    entries = {(0x01, NOBODY): 6, (0x04, NOBODY): 4, (0x10, NOBODY): mask, (0x20, NOBODY): 0}
+    entries |= {(0x02, uid): rights for uid, rights in named}
+    packed = (ENTRY.pack(tag, rights, who) for (tag, who), rights in sorted(entries.items()))
+    os.setxattr(path, XATTR, b"\2\0\0\0" + b"".join(packed))
+    return os.getxattr(path, XATTR)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_access_that_overlaps_leaves_the_list_as_it_was(
+    tmp_path: Path, order: tuple[int, int, int]
+) -> None:
+    """However the grants end: what the owner's mask withheld is withheld again, bit for bit.
+
+    Two of them are one uid's, as of an image and an overlay in one folder.
+    """
+    path = tmp_path / "data.img"
+    path.write_bytes(bytes(512))
+    before = own_list(path, (1234, 7), mask=4)
+    wanted = ((UID, READ | WRITE), (UID + 1, READ), (UID, READ))
+    grants = [granted(path, *each) for each in wanted]
+    for grant in grants:
+        grant.__enter__()
+    for step, number in enumerate(order):
+        now = os.getxattr(path, XATTR)
+        for uid in {wanted[left][0] for left in order[step:]}:
+            assert uid.to_bytes(4, "little") in now
+        assert ENTRY.pack(0x02, 4, 1234) in now, "who was there has no more than the mask left"
+        grants[number].__exit__(None, None, None)
+    assert os.getxattr(path, XATTR) == before
+
+
+def test_what_the_owner_changes_meanwhile_stays(tmp_path: Path) -> None:
+    """A list that is set while access is granted is what is left when it ends."""
+    path = tmp_path / "data.img"
+    path.write_bytes(bytes(512))
+    with granted(path, UID, READ), granted(path, UID + 1, READ | WRITE):
+        own_list(path, (1234, 7), (UID, 4), (UID + 1, 6), mask=6)
+    left = os.getxattr(path, XATTR)
+    assert (1234).to_bytes(4, "little") in left
+    assert not any(uid.to_bytes(4, "little") in left for uid in (UID, UID + 1))
+    assert left == own_list(path, (1234, 7), mask=6)

@@ -9,12 +9,19 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from skerry.channel.memory import Twin
+from skerry.channel.stream import StreamBridges
 from skerry.channel.transport import TcpPairs, passes_descriptor
+from skerry.device.disk import acl, image, uses
+from skerry.device.disk import use as use_
 from skerry.device.disk.acl import XATTR
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.image import DiskInUse
@@ -22,12 +29,14 @@ from skerry.device.disk.keys import KeyLost
 from skerry.device.disk.uses import DiskUses
 from skerry.device.helper import Helper
 from skerry.errors import Denied, StateError
-from skerry.policy.history import MemoryHistory
-from skerry.policy.manager import PolicyManager
-from skerry.policy.source import Source, make_policy
+from skerry.node.bridges import AllBridges
+from skerry.node.standing import ChannelEntry
+from skerry.system.model import ResourceSpec
 from skerry.xsm.explain import Refused
 from tests.support.disks import MIB, Disks, client_of, daemon_of, disks, image_of, pid_of
 from tests.support.machines import descendants
+from tests.support.nbd import Nbd
+from tests.support.sharing import Store, sharing
 
 CANARY = b"canary-of-alice!" * 256
 
@@ -99,6 +108,33 @@ def test_a_read_only_use_cannot_write_whatever_its_machine_says() -> None:
         assert client.read(0, len(CANARY)) == CANARY
 
     served(run)
+
+
+@pytest.mark.parametrize("how", ["only reads", "discards", "control"])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_who_only_reads_holds_the_image_open_to_read(how: str, encrypted: bool) -> None:
+    """Also where the image was made for it, by no descriptor of its daemon; the control writes."""
+
+    async def run(made: Disks) -> None:
+        maker = made.maker(discard=how == "discards", encrypted=encrypted)
+        use = await made.use(maker, read_only=how == "only reads")
+        modes = _modes(daemon_of(use), Path(maker.spec.file))
+        assert (modes == {os.O_RDONLY}) is (how != "control")
+        assert modes
+
+    served(run)
+
+
+def _modes(helper: Helper, path: Path) -> set[int]:
+    """Return how a daemon and its jail have a file open."""
+    found, file = set(), path.stat()
+    for pid in descendants(pid_of(helper)):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(each.stat(), file):
+                    told = Path(f"/proc/{pid}/fdinfo/{each.name}").read_text().split("flags:")[1]
+                    found.add(int(told.split()[0], 8) & os.O_ACCMODE)
+    return found
 
 
 def test_what_is_thrown_away_is_read_while_it_is_used_and_then_nowhere() -> None:
@@ -202,6 +238,134 @@ def test_one_that_writes_is_alone() -> None:
         await made.use(maker, "three")
 
     served(run)
+
+
+@pytest.mark.parametrize("book", [True, False], ids=["held", "control"])
+def test_one_that_writes_is_alone_whatever_becomes_of_the_locks(
+    monkeypatch: pytest.MonkeyPatch, book: bool
+) -> None:
+    """They are a daemon's to drop; without the node's own book nobody is refused then."""
+    monkeypatch.setattr(image, "_lock", lambda *_: [])
+    if not book:
+        monkeypatch.setattr(DiskUses, "_need_room_for", lambda *_: None)
+
+    async def run(made: Disks) -> None:
+        maker = made.maker()
+
+        async def refused(source: str, read_only: bool) -> bool:
+            try:
+                (await made.use(maker, source, read_only)).cut()
+            except DiskInUse:
+                return True
+            return False
+
+        writer = await made.use(maker)
+        assert await refused("two", read_only=True) is book
+        assert await refused("two", read_only=False) is book
+        writer.cut()
+        reader = await made.use(maker, read_only=True)
+        assert not await refused("two", read_only=True)
+        assert await refused("two", read_only=False) is book
+        reader.cut()
+        assert not await refused("two", read_only=False)
+
+    served(run)
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_use_that_goes_on_is_known_to_read_or_to_write(
+    monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """After a restart of the node as before it, by the journal and not by a daemon's locks."""
+    monkeypatch.setattr(image, "_lock", lambda *_: [])
+
+    async def run(made: Disks) -> None:
+        use = await made.use(made.maker(), read_only=read_only)
+        next_life = made.maker()
+        found: Any = SimpleNamespace(uses_of={"data": next_life}.get)
+        streams = StreamBridges()
+        twins: dict[Twin, int] = {side: os.dup(fd) for side, fd in use.twins.items()}
+        entry = ChannelEntry(1, "disk", "d/one/ab", "resource:data", "data", read_only, 1, 1, 0.0)
+        adopted = AllBridges(streams, found).adopt(twins, daemon_of(use).process, entry)
+        assert adopted is not None and adopted.is_whole()
+        with pytest.raises(DiskInUse):
+            await made.use(next_life, "two")
+        if read_only:
+            (await made.use(next_life, "two", read_only=True)).cut()
+        else:
+            with pytest.raises(DiskInUse):
+                await made.use(next_life, "two", read_only=True)
+        adopted.cut()
+        await made.use(next_life, "two")
+        streams.close()
+
+    served(run)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user has no access to give")
+@pytest.mark.parametrize("where", ["image", "overlay", "access", "end of access"])
+def test_a_bind_that_is_cancelled_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Wherever it is: no daemon, no identity that is not free again, no lock, no access."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(here: str) -> None:
+        if here == where:
+            begun.set()
+            assert go_on.wait(20)
+
+    def opened(spec: ResourceSpec, writes: bool) -> image.Image:
+        wait("image")
+        return image.open_image(spec, writes)
+
+    def laid_out(maker: DiskUses, once: str) -> Path:
+        wait("overlay")
+        return overlay(maker, once)
+
+    @contextlib.contextmanager
+    def granted(path: Path, uid: int, wanted: int) -> Iterator[None]:
+        wait("access")
+        with acl.granted(path, uid, wanted):
+            yield
+        wait("end of access")
+
+    overlay = DiskUses._overlay
+    monkeypatch.setattr(uses, "open_image", opened)
+    monkeypatch.setattr(DiskUses, "_overlay", laid_out)
+    monkeypatch.setattr(use_, "granted", granted)
+
+    async def run(made: Disks) -> None:
+        maker = made.maker(discard=True)
+        helpers: list[Helper] = []
+
+        async def serve(*args: Any) -> Helper:
+            helpers.append(await made.relays.serve(*args))
+            return helpers[-1]
+
+        start: Any = serve
+        maker.means = maker.means._replace(start=start)
+        using = asyncio.create_task(made.use(maker))
+        assert await asyncio.to_thread(begun.wait, 20)
+        using.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+        for helper in helpers:
+            assert await asyncio.wait_for(helper.process.exited, 10) != 0
+        assert len(helpers) == (where == "end of access")
+        assert len(made.relays._free) == (where.endswith("access"))
+        for path in (Path(maker.spec.file), made.folder):
+            with pytest.raises(OSError):
+                os.getxattr(path, XATTR)
+        if where != "image":
+            assert list((made.folder / "overlays").iterdir()) == []
+        (await made.use(made.maker())).cut()
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    served(run)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_disk_that_another_program_has_is_refused() -> None:
@@ -382,66 +546,33 @@ def test_a_daemon_that_cannot_serve_says_why_and_leaves_nothing() -> None:
     served(run)
 
 
-SHARING = """
-[policy]
-name = "tests.sharing"
-version = "1.0"
-bootstrap = "system"
-
-[simple-type-enforcement]
-types = ["common"]
-
-[chinese-wall]
-types = ["bank-a", "bank-b"]
-
-[[chinese-wall.conflicts]]
-name = "banks"
-types = ["bank-a", "bank-b"]
-history = true
-
-[labels.system]
-ste = ["common"]
-
-[labels.alice]
-ste = ["common"]
-cw = ["bank-a"]
-
-[labels.bob]
-ste = ["common"]
-cw = ["bank-b"]
-
-[labels.carol]
-ste = ["common"]
-cw = ["bank-a"]
-
-[resources.store]
-ste = "common"
-"""
-
-
 def test_a_shared_disk_joins_only_whom_the_policy_lets_exchange() -> None:
-    """A reader keeps out a writer that it may not exchange with; another one may write.
+    """A reader keeps out a writer that it may not exchange with; another one may write, and what
+    it writes is read. Not shared, that one is refused too: the disk is in use."""
 
-    Not shared, both are refused: the disk is in use.
-    """
-
-    async def run() -> None:
-        stack = make_policy([Source("policy.toml", SHARING.encode())]).stack
-        async with disks(PolicyManager(stack, MemoryHistory())) as made:
-            labels = {name: stack.label(name, "domain") for name in ("alice", "bob", "carol")}
-            made.labels |= labels
+    async def scene(store: Store) -> None:
+        async with disks() as made:
+            await store.run("bob")
+            await store.manager.touch(store.label("courier"), store.label("alice"))
+            await store.run("courier", "auditor")
             for shared in (True, False):
-                maker = made.maker(f"shared-{shared}".lower(), shared=shared)
-                maker._resource().label = stack.label("store", "resource")
-                reader = await made.use(maker, "alice", read_only=True)
-                with pytest.raises(Refused if shared else DiskInUse):
-                    await made.use(maker, "bob")
+                store.serve(made.maker(f"shared-{shared}".lower(), shared=shared))
+                reading = await store.bind("bob", "ro")
+                with pytest.raises(Refused):
+                    await store.bind("courier", "rw")
                 if shared:
-                    writer = client_of(await made.use(maker, "carol"))
+                    writing = await store.bind("auditor", "rw")
+                    ends = store.world.end("auditor", writing), store.world.end("bob", reading)
+                    writer, reader = (Nbd(os.dup(end)) for end in ends)
                     assert writer.write(0, CANARY) == 0
-                    assert client_of(reader).read(0, len(CANARY)) == CANARY
+                    assert reader.read(0, len(CANARY)) == CANARY
+                    writer.close()
+                    reader.close()
                 else:
                     with pytest.raises(DiskInUse):
-                        await made.use(maker, "carol")
+                        await store.bind("auditor", "rw")
+                for channel in store.monitor.channels:
+                    store.monitor.cut(channel.number)
+                await store.monitor.settle()
 
-    asyncio.run(run())
+    sharing(scene)

@@ -1,0 +1,87 @@
+"""What a running node proves before another policy comes into force.
+
+The rules this module keeps: a change is refused if an assertion does not hold under it, and also if
+that can't be told: an analysis that fails, or takes longer than its bound, proves nothing. Only
+where a change takes away and gives nothing, an analysis that fails does not stand in its way: what
+was proven under the policy in force is then still true. What is proven are the assertions of the
+system's file and those of its policies; a policy that comes without any keeps those in force.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from skerry.errors import Denied, InputError, SkerryError
+from skerry.flow.deadline import Deadline, TookTooLong
+from skerry.node.assertions import AnalysisFailed, count, refused, violations
+from skerry.node.setup import Setup, carried
+from skerry.policy.asserted import NOTHING
+from skerry.policy.opening import opens_nothing
+from skerry.policy.signature import require_signed
+from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
+
+
+class Proven(NamedTuple):
+    """A policy that may come into force, how many assertions hold under it, and what to say."""
+
+    policy: Policy
+    assertions: int
+    warnings: tuple[str, ...] = ()
+
+
+def prove_change(
+    setup: Setup, change: Change, after: Setup, hook: str, deadline: Deadline | None = None
+) -> Proven:
+    """Make another policy of the one in `setup`, and prove the assertions of `after` under it.
+
+    Raises `Refused` with the paths if one does not hold, `AnalysisFailed` if that can't be told,
+    `PolicyError` for a policy or an assertion that is none, `InputError` for booleans, and
+    `Unsigned` where the policy must be signed and is not.
+    """
+    if setup.policy_key and isinstance(change, NewPolicy):
+        require_signed(setup.policy_key, change.content, change.signature, change.file)
+    policy = changed(setup.policy, change)
+    new = carried(after, policy)
+    total = count(policy, after)
+    limit = deadline or Deadline()
+    try:
+        # An alarm is not refused for what another one would do on top of it.
+        broken = violations(new, limit, alarms=not isinstance(change, NewBooleans))
+    except InputError:
+        raise
+    except Exception as error:  # whatever fails in deciding is a refusal
+        if after is not setup or not _still_proven(setup, policy, limit.again()):
+            raise _failed(error) from error
+        warning = (
+            f"the assertions were not proven again ({_words(error)}), but what the policy in force"
+            " does not allow this one does not either"
+        )
+        return Proven(policy, total, (warning,))
+    if broken:
+        raise refused(broken, hook)
+    return Proven(policy, total)
+
+
+def _failed(error: Exception) -> Denied:
+    code = error.code if isinstance(error, TookTooLong) else AnalysisFailed.code
+    return AnalysisFailed(
+        f"the assertions could not be proven: {_words(error)}",
+        fix="assert less, or of fewer labels; a policy that only takes away needs no proof",
+        code=code,
+    )
+
+
+def _words(error: Exception) -> str:
+    return error.message if isinstance(error, SkerryError) else type(error).__name__
+
+
+def _still_proven(setup: Setup, policy: Policy, limit: Deadline) -> bool:
+    """Tell whether everything asserted under a policy was proven under the one in force."""
+    try:
+        for old, new in zip(setup.policy.sources, policy.sources, strict=True):
+            asserted = new.assertions or NOTHING
+            if not asserted.within(old.assertions or NOTHING):
+                return False
+        return opens_nothing(setup.stack, policy.stack, limit.check)
+    except Exception:  # it can't be told
+        return False
