@@ -27,8 +27,6 @@ ste = ["inner"]
 ste = ["inner", "web"]
 [resources.outside]
 ste = "web"
-[resources.inside]
-ste = "inner"
 """
 SYSTEM = """
 name = "served"
@@ -43,7 +41,6 @@ label = "router"
 uses = ["outside"]
 [resources.web]
 kind = "uplink"
-label = "inside"
 served-by = "router"
 [resources.outside]
 kind = "uplink"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from skerry.device.helper import Helper
+from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Bridge, Bridges, Side
 
 
@@ -45,6 +46,14 @@ class Uses(Bridges, Protocol):
 
     def close(self) -> None:
         """Let go of what the maker itself holds. Uses that were minted live on."""
+
+
+@runtime_checkable
+class Meets(Protocol):
+    """A maker that needs the monitor before there is a use: its table, its trail."""
+
+    def meet(self, monitor: Monitor) -> None:
+        """Get to know it."""
 
 
 @runtime_checkable

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 
-from skerry.device.resource import Released, Uses
-from skerry.device.switch.uses import SwitchUses
-from skerry.device.uplink.use import Uplinks
+from skerry.device.resource import Meets, Released, Uses
 from skerry.errors import Denied, NotFound, StateError
 from skerry.label import Label
 from skerry.monitor.domain import Resource
@@ -57,15 +55,12 @@ class Resources:
                 uses.close()
                 del self._made[name]
         for name, spec in wanted.items():
-            if name not in self._made and not spec.served_by:
+            if name not in self._made:
                 self._made[name] = spec, *self._make(spec, setup)
                 uses = self._made[name][2]
-                if isinstance(uses, Uplinks):
-                    uses.note = monitor.mediator.audit.note
-                if isinstance(uses, SwitchUses):
+                if isinstance(uses, Meets):
                     uses.meet(monitor)
-            if name in self._made:
-                self._made[name][1].label = setup.labels[name]
+            self._made[name][1].label = setup.labels[name]
         monitor.resources = {name: resource for name, (_, resource, _) in self._made.items()}
         for channel in monitor.channels:
             if isinstance(channel.sink, Resource) and channel.sink not in self._in_force:

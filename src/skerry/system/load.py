@@ -89,6 +89,8 @@ def parse_system(untrusted_text: str, path: Path) -> System:
     resources = read_resources(top.section("resources"), domains, path.parent)
     between = _channels(top.sections("channels"), domains)
     channels = (*between, *read_uses(top, domains, resources, between))
+    # One that a domain serves is a link to it and nothing beside.
+    resources = {name: spec for name, spec in resources.items() if not spec.served_by}
     domains = with_slots(top, domains, channels)
     check_domains(top, domains, channels)
     alarms = _alarms(top.section("alarm"), domains)

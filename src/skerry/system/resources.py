@@ -82,7 +82,8 @@ def _resource(
     table: Section, name: str, domains: Mapping[str, DomainSpec], folder: Path
 ) -> ResourceSpec:
     table.require("kind", 'kind = "disk"')
-    table.require("label", 'label = "a label of the policy for a resource"')
+    if "served-by" not in table:
+        table.require("label", 'label = "a label of the policy for a resource"')
     kind: ResourceKind = table.choice("kind", "disk", ResourceKind)
     for key in sorted(frozenset().union(*_KEYS.values()) - _KEYS[kind]):
         if key in table:
@@ -111,9 +112,9 @@ def _resource(
     )
     if kind == "uplink" and bool(resource.allow) is bool(resource.served_by):
         table.problem("kind", "an uplink has allow (destinations) or served-by (a domain)")
-    for key in ("resolvers", "rate") if resource.served_by else ():
+    for key in ("label", "resolvers", "rate") if resource.served_by else ():
         if key in table:
-            table.problem(key, f"{key} is for {resource.served_by} to hold, which serves it")
+            table.problem(key, f"{key} is for {resource.served_by} to have, which serves it")
     if kind == "disk":
         _check_disk(table, resource)
     table.end()

@@ -67,9 +67,10 @@ def test_a_domain_has_slots_only_where_something_needs_one() -> None:
 def test_an_uplink_that_a_domain_serves_is_a_link_to_it() -> None:
     """The user's own domain stands in the helper's place."""
     served = GOOD.replace('allow = ["example.org:443", "192.0.2.1:80"]', 'served-by = "b"')
-    served = served.replace('rate = "1M"\n', "")
+    served = served.replace('rate = "1M"\n', "").replace('label = "web"\n', "")
     system = parse_system(served, FILE)
     assert ChannelSpec("link", "a", "b", "web") in system.channels
+    assert "web" not in system.resources
 
 
 @pytest.mark.parametrize(
@@ -113,14 +114,19 @@ def test_an_uplink_that_a_domain_serves_is_a_link_to_it() -> None:
         ('allow = ["example.org:443"', 'served-by = "x"\nallow = ["a:1"', "no domain 'x'"),
         ('allow = ["example.org:443"', 'served-by = "b"\nallow = ["a:1"', "an uplink has allow"),
         (
+            'allow = ["example.org:443", "192.0.2.1:80"]\nrate = "1M"',
+            'served-by = "b"',
+            "10: label is for b to have, which serves it",
+        ),
+        (
             'allow = ["example.org:443", "192.0.2.1:80"]',
             'served-by = "b"',
-            "12: rate is for b to hold, which serves it",
+            "12: rate is for b to have, which serves it",
         ),
         (
             'allow = ["example.org:443", "192.0.2.1:80"]\nrate = "1M"',
             'served-by = "b"\nresolvers = ["10.0.0.1:53"]',
-            "12: resolvers is for b to hold, which serves it",
+            "12: resolvers is for b to have, which serves it",
         ),
         ('uses = ["vault", ', 'uses = ["vaul", ', "no resource 'vaul'; did you mean 'vault'?"),
         ('uses = ["vault", ', 'uses = ["vault", "vault:ro", ', "uses names 'vault' twice"),

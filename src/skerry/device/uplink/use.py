@@ -27,6 +27,7 @@ from skerry.errors import LayerMissing, SupervisorError
 from skerry.jail.confinement import Limits
 from skerry.jail.errors import JailError
 from skerry.jail.root import build
+from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Side
 from skerry.system.model import ResourceSpec
 from skerry.system.resources import MAX_RESOLVERS
@@ -200,7 +201,7 @@ class Uplinks:
         """`roots` gives the directory of the jails' roots."""
         self.name, self.pairs = spec.name, pairs
         self.note: Note = lambda event, fields: None
-        """Records what is refused; to be set before there is a use."""
+        """Records what is refused; the trail's, once the monitor is met."""
         self._spec, self._start, self._command, self._roots = spec, start, command, roots
         self._ports = sorted({split(destination)[1] for destination in spec.allow})
 
@@ -216,6 +217,10 @@ class Uplinks:
     def adopt(self, twins: Mapping[Side, int], helper: Helper | None, source: str) -> Uplink:
         """Take over a use that was handed over; see `device.resource.Uses.adopt`."""
         return Uplink.adopt(self, twins, helper)
+
+    def meet(self, monitor: Monitor) -> None:
+        """Record in its trail from now on."""
+        self.note = monitor.mediator.audit.note
 
     def close(self) -> None:
         """Let go of what makes the pairs. Uses that were minted live on."""
