@@ -290,6 +290,19 @@ def test_both_live_on_when_the_service_is_killed(node: Cli) -> None:
     assert ill(node) == {}
 
 
+def test_both_live_on_when_the_service_starts_itself_anew(node: Cli) -> None:
+    """A service that ends in good order leaves them as one that was killed does."""
+    wait_for(lambda: caught_up(node))
+    guests = [qemu(node, name) for name in (MANAGER, AUDIT)]
+    node.ok("restart")
+    for name in ("broker", "red", "clerk"):
+        wait_for(lambda name=name: node.run("start", name).returncode == 0, BACK_S)  # type: ignore[misc]
+    assert [qemu(node, name) for name in (MANAGER, AUDIT)] == guests
+    works(node)
+    wait_for(lambda: ill(node) == {} and caught_up(node), BACK_S)
+    assert (replica(node)["state"], replica(node)["first"]) == ("whole", 1)
+
+
 def test_a_service_and_the_manager_killed_together_keep_nothing_from_being_taken_away(
     node: Cli,
 ) -> None:
