@@ -24,6 +24,10 @@ KILLS = 20
 """Nodes of one world: each leaks its descriptors and threads, so a world is a process."""
 
 WORLDS = 20 if LONG else 2
+MORE = 10 * WORLDS
+ALWAYS = ("carried", "used", "severed", "went on", "connect", "start", "records")
+"""What the laws are about, of which a run must have had more than a trace in `MORE` worlds."""
+
 TRIES = 30
 """Worlds in which a defect must be found."""
 
@@ -46,14 +50,16 @@ def storm(seed: int, *more: str) -> subprocess.CompletedProcess[str]:
 def test_every_law_holds_after_each_kill() -> None:
     """And the worlds had all that the laws are about: bytes that crossed, binds undone, cuts."""
     seen: collections.Counter[str] = collections.Counter()
-    for seed in range(SEED, SEED + WORLDS):
-        done = storm(seed)
+    worlds = 0
+    # Two worlds may by chance have little of something; then there are more of them.
+    while worlds < WORLDS or (min(seen[what] for what in ALWAYS) <= WORLDS and worlds < MORE):
+        done = storm(SEED + worlds)
+        worlds += 1
         again = f"{sys.executable} {' '.join(done.args[1:])}"
         assert done.returncode == 0, f"{again}\n{done.stdout}{done.stderr}"
         seen.update(json.loads(done.stdout))
-    assert seen["kills"] == WORLDS * KILLS
-    for what in ("carried", "used", "severed", "went on", "connect", "start", "records"):
-        assert seen[what] > WORLDS, seen
+    assert seen["kills"] == worlds * KILLS
+    assert min(seen[what] for what in ALWAYS) > WORLDS, seen
     if LONG:
         assert min(seen["undone"], seen["cut"], seen["in recovery"], seen["relabel"]) > WORLDS, seen
 
