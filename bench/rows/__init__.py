@@ -25,6 +25,7 @@ ROWS = {
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),
+    "ask-guest-vs-process": ("ask", "guest"),
     "ps-seconds": ("running", "ps_seconds"),
     "node-rss-mb": ("running", "node_rss"),
     "helpers-pss-mb": ("running", "helpers_pss"),

@@ -30,6 +30,9 @@ MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "qemu_fw_cfg")
 DEVICE_MODULES = {"0x0001": "virtio_net", "0x0002": "virtio_blk"}
 """Loaded in the guest only where a virtio device of that id is there."""
 
+CONFINED = "lib/skerry/confined"
+"""What runs a command as the confined service of a guest with SELinux."""
+
 _FILES = {
     "init": ("init", cpio.EXECUTABLE),
     "inittab": ("etc/inittab", cpio.PLAIN),
@@ -45,13 +48,14 @@ _FILES = {
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
 }
-SELINUX_INIT = "presets/selinux-init"
-_WAKER = "waker"
-_PLACES = {
-    **_FILES,
-    SELINUX_INIT: ("lib/skerry/selinux-init", cpio.EXECUTABLE),
-    _WAKER: ("lib/skerry/waker", cpio.EXECUTABLE),
+SELINUX_CIL = "presets/skerry.cil"
+_SELINUX = {
+    "presets/selinux-init": ("lib/skerry/selinux-init", cpio.EXECUTABLE),
+    "presets/confined": (CONFINED, cpio.EXECUTABLE),
+    SELINUX_CIL: ("etc/selinux/skerry.cil", cpio.PLAIN),
 }
+_WAKER = "waker"
+_PLACES = {**_FILES, **_SELINUX, _WAKER: ("lib/skerry/waker", cpio.EXECUTABLE)}
 _ACCOUNTS = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
@@ -73,7 +77,7 @@ def build_minimal(cache: Path, *, progress: Progress | None = None) -> Image:
 
 def guest_files(*, selinux: bool = False) -> dict[str, bytes]:
     """Return what Skerry itself puts into a guest, by the name in `guest/`; one file is made."""
-    names = sorted([*_FILES, *([SELINUX_INIT] if selinux else [])])
+    names = sorted([*_FILES, *(_SELINUX if selinux else [])])
     return {name: _guest_file(name) for name in names} | {_WAKER: waker.program()}
 
 

@@ -67,7 +67,7 @@ class Machines:
         self._make_jails()
 
     def _make_jails(self) -> None:
-        jailed = any(domain.machine == "qemu" for domain in self._system.domains.values())
+        jailed = any(domain.machine == "qemu" for domain in self._system.machines)
         if jailed and self._jails is None:
             accepted = self._system.accept_missing
             self._jails = MachineJails(self._supervisor, accepted, self._identities)
@@ -90,7 +90,7 @@ class Machines:
         """Judge what is loaded under another system's image key. Raises `ImageUnsigned`."""
         key = self._system.image_signer
         if key and key != before.image_signer:
-            for name in sorted({d.image for d in self._system.domains.values()}):
+            for name in sorted({d.image for d in self._system.machines}):
                 if name in self._images:
                     require_image_signed(self._images[name], key)
 
@@ -157,7 +157,7 @@ class Machines:
         Without this call everything runs under TCG. Raises `MachineError` if a domain asks for
         KVM and can't have it, before anything starts.
         """
-        asked = {(d.image, d.accel) for d in self._system.domains.values() if d.machine == "qemu"}
+        asked = {(d.image, d.accel) for d in self._system.machines if d.machine == "qemu"}
         usable = any(accel != "tcg" for _, accel in asked) and self._has_kvm()
         for name in self._images:
             wanted = {accel for image, accel in asked if image == name}
@@ -268,11 +268,8 @@ class Machines:
             source.exited.add_done_callback(lambda _: jails.ended(made.groups, made.device))
             return source
 
-        find, refused = (
-            partial(templates.find, spec.name, kind, boot),
-            partial(templates.refused, kind),
-        )
-        return Clone(spec, jail.launcher, incarnation, find, refused)
+        find = partial(templates.find, spec.name, kind, boot)
+        return Clone(spec, jail.launcher, incarnation, find, partial(templates.refused, kind))
 
     def heir(self, entry: DomainEntry, process: Process, kept: Mapping[str, int]) -> QemuMachine:
         """Return the machine of a domain that an earlier node started; `adopt` must follow.

@@ -26,6 +26,7 @@ from skerry.system.model import (
     ChannelKind,
     ChannelSpec,
     DomainSpec,
+    Home,
     Limits,
     MachineKind,
     Overflow,
@@ -105,13 +106,17 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         operators=operators,
         operator_keys=uids,
         limits=limits,
-        audit=_audit(top.section("audit")),
+        audit=_audit(top),
         alarms=alarms,
         policy_key=_key(top, "policy-key", path.parent),
         image_key=_key(top, "image-key", path.parent),
         share_templates=_node(top.section("node")),
+        manager=top.choice("policy-manager", "process", Home),
         lines=report.document.lines,
     )
+    for key, taken in (("domains", domains), ("resources", resources)):
+        for name in system.services.keys() & taken.keys():
+            top.report((key, name), f"{name} is the node's own domain here; name it otherwise")
     if len(domains) > limits.domains:
         top.problem("domains", f"{len(domains)} domains, but limits.domains is {limits.domains}")
     if len(channels) > limits.channels:
@@ -324,11 +329,16 @@ def _node(table: Section) -> bool:
     return share
 
 
-def _audit(table: Section) -> Audit:
+def _audit(top: Section) -> Audit:
+    """Read `audit = "domain"`, or the table in which that is `home`."""
     default = Audit()
+    if isinstance(top.value("audit"), str):
+        return Audit(home=top.choice("audit", default.home, Home))
+    table = top.section("audit")
     audit = Audit(
         rotate=table.size("rotate", default.rotate, "1M", "1T"),
         keep=table.number("keep", default.keep, 1, 256),
+        home=table.choice("home", default.home, Home),
     )
     table.end()
     return audit
