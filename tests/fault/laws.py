@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from skerry.audit.chain import verify
-from skerry.audit.record import parse_record
 from skerry.machine.qemu.launch import KEPT
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.domain import ALIVE, Domain, Resource
@@ -35,19 +33,10 @@ from tests.fault.oracle import (
 )
 from tests.fault.outside import KeptMachine, Outside
 from tests.fault.serving import HelperProcess
+from tests.support.trail import Broken, all_allowed, hold, proven
 
 TOLERANCE_S = 2.0
 """By how much a grant's end may be off in these tests, in seconds: the machine is busy."""
-
-
-class Broken(Exception):
-    """A law does not hold."""
-
-
-def hold(what: bool, words: str) -> None:
-    """Raise `Broken` unless something is so."""
-    if not what:
-        raise Broken(words)
 
 
 class Line(NamedTuple):
@@ -323,20 +312,12 @@ class Laws:
 
     def _records(self, channels: dict[int, Channel]) -> None:
         """The chain holds, and has every record that was acknowledged."""
-        lines = self._disk.content(self._trail).splitlines(keepends=True)
-        proof = verify(lines)
-        hold(not proof.broken, f"the trail: {proof}")
-        records = [parse_record(line.rstrip(b"\n")) for line in lines]
+        records = proven(self._disk.content(self._trail).splitlines(keepends=True))
         for number, event in self.acknowledged:
             hold(number <= len(records), f"record {number} {event} was acknowledged and is lost")
             found = records[number - 1]
             hold(found.event == event, f"record {number} is {found.event}, was {event}")
-        for channel in channels.values():
-            about = records[channel.record - 1].fields
-            hold(
-                about.get("channel") == channel.number,
-                f"channel {channel.number} has no allow: {about}",
-            )
+        all_allowed({c.number: c.record for c in channels.values()}, records)
         self.seen["records"] = len(self.acknowledged)
 
     def _told(self, now: Stood, found: Recovered, ledger: Ledger) -> None:

@@ -40,7 +40,7 @@ from skerry.system.model import System
 from skerry.wire.system_files import PolicyFile, SystemFiles
 from tests.fault.inside import Trail, in_process
 from tests.fault.killing import Killer, Life, MortalDisk
-from tests.fault.laws import Broken, Laws
+from tests.fault.laws import Laws
 from tests.fault.mutations import MUTATIONS
 from tests.fault.oracle import (
     ALARM,
@@ -55,6 +55,7 @@ from tests.fault.oracle import (
 )
 from tests.fault.outside import KeptMachine, KeptMachines, NoIdentities, Outside, Store
 from tests.fault.serving import KeptUses
+from tests.support.trail import Broken
 
 WORKERS = 3
 COMMANDS = 10

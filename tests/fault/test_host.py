@@ -26,9 +26,10 @@ from skerry.policy.source import NewPolicy
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import System
 from tests.fault.inside import in_process
-from tests.fault.laws import Broken, Laws
+from tests.fault.laws import Laws
 from tests.fault.oracle import Fact, Ledger, policy_text, system_text
 from tests.fault.outside import KeptMachines, NoIdentities, Outside, Store
+from tests.support.trail import Broken
 
 RETRY_S = 0.6
 """After that the writers have tried again, in seconds."""

@@ -1,0 +1,391 @@
+"""Where guests attack: a real node with an attacker, its mate and two neighbours, and who watches.
+
+The attacker has one channel of each kind with its mate and a use of each kind of resource; with the
+neighbours, which have a stream of their own, the policy lets it share nothing. The attacks are
+started over its serial console, which is there when its agent is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from skerry.node.jails import MEMORY_OVERHEAD
+from tests.hostile import attacks
+from tests.hostile.attacks import Attack
+from tests.hostile.observer.__main__ import Ready
+from tests.hostile.observer.neighbours import BOUND_S, Node, Scene
+from tests.hostile.observer.outcome import Verdict
+from tests.hostile.table import Row
+from tests.support.cli import SKERRY, Cli
+
+STALL_S = 20.0
+"""An attack that says nothing for so long has silenced its own guest, which is started anew."""
+
+TALK_S = 1.5
+"""How long a command in the attacker may take, in seconds; then it is interrupted."""
+
+KEPT = 1 << 16
+"""Bytes of the attacker's console that are kept to find the attack's reports in."""
+
+MEMORY = 192 << 20
+"""Bytes of the attacker's memory."""
+
+ROOT = Path(__file__).parents[2]
+
+POLICY = """\
+[policy]
+name = "tests.hostile"
+version = "1.0"
+bootstrap = "system"
+
+[simple-type-enforcement]
+types = ["wild", "quiet"]
+
+[labels.system]
+ste = ["wild", "quiet"]
+
+[labels.attacker]
+ste = ["wild"]
+
+[labels.mate]
+ste = ["wild"]
+
+[labels.left]
+ste = ["quiet"]
+
+[labels.right]
+ste = ["quiet"]
+
+[resources.goods]
+ste = "wild"
+"""
+
+SYSTEM = """\
+name = "hostile"
+policy = "policy.toml"
+
+[jail]
+accept-missing = ["cgroup", "swap"]
+
+[domains.left]
+label = "left"
+memory = "128M"
+
+[domains.right]
+label = "right"
+memory = "128M"
+
+[domains.mate]
+label = "mate"
+memory = "128M"
+
+[domains.attacker]
+label = "attacker"
+image = "hostile"
+memory = "192M"
+board = "{board}"
+uses = [{uses}]
+
+[resources.chip]
+kind = "tpm"
+label = "goods"
+
+[[channels]]
+kind = "stream"
+from = "left"
+to = "right"
+name = "talk"
+
+[[channels]]
+kind = "stream"
+from = "attacker"
+to = "mate"
+name = "orders"
+
+[[channels]]
+kind = "stream"
+from = "attacker"
+to = "mate"
+name = "up"
+one-way = true
+overflow = "drop"
+
+[[channels]]
+kind = "stream"
+from = "mate"
+to = "attacker"
+name = "down"
+one-way = true
+"""
+
+SLOTS = """
+[resources.data]
+kind = "disk"
+label = "goods"
+file = "data.img"
+size = "16M"
+
+[resources.web]
+kind = "uplink"
+label = "goods"
+allow = ["127.0.0.1:9"]
+
+[[channels]]
+kind = "link"
+from = "attacker"
+to = "mate"
+name = "wire"
+
+[[channels]]
+kind = "memory"
+from = "attacker"
+to = "mate"
+name = "shared"
+size = "64K"
+
+[[channels]]
+kind = "memory"
+from = "mate"
+to = "attacker"
+name = "still"
+size = "64K"
+one-way = true
+"""
+
+
+class Watch:
+    """The observer, as a process of its own. Close it when done."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hostile.observer"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._write(msgspec.json.encode(scene))
+        self.ready = self.order("settle")
+
+    def order(self, what: str) -> Ready:
+        """Give an order, and return what it is answered."""
+        self._write(what.encode())
+        return msgspec.json.decode(self._line(), type=Ready)
+
+    def report(self, what: str = "report") -> Verdict:
+        """Have it report; `end` looks at everything and ends it."""
+        self._write(what.encode())
+        return msgspec.json.decode(self._line(), type=Verdict)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+    def _write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + b"\n")
+        self._process.stdin.flush()
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the observer has ended"
+        return line
+
+
+class Console:
+    """The attacker's serial console: what is typed, and what the attack says of itself."""
+
+    def __init__(self, cli: Cli) -> None:
+        self._process = subprocess.Popen(
+            [SKERRY, "console", "attacker"],
+            env=cli.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self.total = 0
+        self._kept = b""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def over(self) -> bool:
+        """Whether the console has ended, as it does with its domain."""
+        return self._process.poll() is not None
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(b"\n" + line.encode() + b"\n")
+            self._process.stdin.flush()
+
+    def said(self, attack: str) -> tuple[int, bool, int]:
+        """Return operations, whether it has ended, and how much the console has said in all."""
+        found = re.findall(rb"@@ %b (\d+) (run|end)" % attack.encode(), self._kept)
+        count, what = found[-1] if found else (b"0", b"run")
+        return int(count), what == b"end", self.total
+
+    def close(self) -> None:
+        """Leave it."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while untrusted := os.read(self._process.stdout.fileno(), 1 << 16):
+            self.total += len(untrusted)
+            self._kept = (self._kept + untrusted)[-KEPT:]
+
+
+class Field:
+    """A running system whose attacker is on this board. Close it when done."""
+
+    def __init__(self, board: str) -> None:
+        self.board = board
+        self.cli = Cli()
+        self.secret, self.mark, self.backward = (secrets.token_hex(24) for _ in range(3))
+        try:
+            self._begin()
+        except BaseException:
+            self.cli.down()
+            raise
+
+    def _begin(self) -> None:
+        home = self.cli.home
+        slots = self.board == "pc"
+        self.cli.ok("image", "build", str(attacks.write_recipe(home)))
+        (home / "policy.toml").write_text(POLICY)
+        uses = '"chip", "data", "web"' if slots else '"chip"'
+        text = SYSTEM.format(board=self.board, uses=uses) + (SLOTS if slots else "")
+        (home / "system.toml").write_text(text)
+        self.cli.ok("up", str(home / "system.toml"), "--detach")
+        self.node = Node(self.scene())
+        self.node.settle()
+
+    def scene(self, bound_s: float = BOUND_S) -> Scene:
+        """Return what an observer is told."""
+        return Scene(
+            home=str(self.cli.home),
+            share=self.cli.env["SKERRY_SHARE"],
+            attacker="attacker",
+            neighbours=("left", "right"),
+            mate="mate",
+            secret=self.secret,
+            mark=self.mark,
+            backward=self.backward,
+            refused=("attacker", "left"),
+            expected=(("left", "right", "talk"),),
+            bound_s=bound_s,
+            most=MEMORY + MEMORY_OVERHEAD,
+        )
+
+    @contextlib.contextmanager
+    def watched(self, bound_s: float = BOUND_S) -> Iterator[Watch]:
+        """Have an observer watch for the length of the block."""
+        watch = Watch(self.scene(bound_s))
+        try:
+            yield watch
+        finally:
+            watch.close()
+
+    def close(self) -> None:
+        """End everything."""
+        self.cli.down()
+
+    def running(self) -> bool:
+        """Say whether the attacker runs."""
+        return any(r["name"] == "attacker" and r["state"] == "running" for r in self.cli.rows("ps"))
+
+    def renew(self, watch: Watch) -> None:
+        """Give the attacker a fresh guest: end it if it runs, and start it."""
+        watch.order("forget")
+        if self.running():
+            self.cli.ok("kill", "attacker")
+        self.cli.ok("start", "attacker")
+        self.cli.ok("exec", "attacker", "--", "true")
+        watch.order("settle")
+
+    def attack(self, attack: Attack, watch: Watch, seconds: float) -> int:
+        """Attack until the time is over, from as many guests as it takes; return the operations."""
+        end = time.monotonic() + seconds
+        operations, revoked = 0, False
+        if attack.fresh or not self.running():
+            self.renew(watch)
+        while (left := end - time.monotonic()) > 0:
+            done = self._life(attack, watch, max(left, 1.0), not revoked)
+            operations, revoked = operations + done, True
+            if time.monotonic() < end:
+                self.renew(watch)
+        return operations
+
+    def _life(self, attack: Attack, watch: Watch, seconds: float, first: bool) -> int:
+        """Attack from one guest, until it has no more time or says no more."""
+        console = Console(self.cli)
+        talk = Talk(self.cli) if attack.talk else None
+        try:
+            seed = secrets.randbelow(1 << 31)
+            words = f"{attack.name} {seconds:.1f} {seed} {self.mark} {self.backward}"
+            console.type(f"attack {words}")
+            half = time.monotonic() + seconds / 2
+            heard, at = 0, time.monotonic()
+            while not console.over and time.monotonic() < at + STALL_S:
+                operations, ended, total = console.said(attack.name)
+                if ended:
+                    break
+                if total != heard:
+                    heard, at = total, time.monotonic()
+                if attack.revoke and first and time.monotonic() > half:
+                    first = False
+                    watch.order("revoke")
+                time.sleep(0.05)
+            operations, _, _ = console.said(attack.name)
+            watch.order("look")
+            return operations
+        finally:
+            console.close()
+            if talk is not None:
+                talk.close()
+
+    def row(self, attack: Attack, seconds: float, operations: int, verdict: Verdict) -> Row:
+        """Return a line of the table."""
+        words = dict.fromkeys(finding.what for finding in verdict.findings)
+        return Row(
+            attack.name, self.board, seconds, operations, verdict.outcome, "; ".join(words) or "-"
+        )
+
+
+class Talk:
+    """Commands in the attacker, one after the other, whatever it answers. Close it when done."""
+
+    def __init__(self, cli: Cli) -> None:
+        self._over = threading.Event()
+        self._cli = cli
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        words = [SKERRY, "exec", "--wait", "2", "attacker", "--", "echo", "hello"]
+        pipe = subprocess.DEVNULL
+        while not self._over.is_set():
+            with subprocess.Popen(words, env=self._cli.env, stdout=pipe, stderr=pipe) as asked:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    asked.wait(TALK_S)
+                asked.kill()
+            self._over.wait(0.1)
+
+    def close(self) -> None:
+        """Give no more of them."""
+        self._over.set()
+        self._thread.join()

@@ -1,0 +1,242 @@
+"""The observer: a process of its own, neither the node's nor the test's, that watches one attack.
+
+It reads a `Scene` and then orders from its standard input, a line each, and answers each with a
+line of JSON:
+
+    settle  take down what the attacker's QEMU is and holds now; answers `Ready`
+    forget  expect nothing of that QEMU any more, as it is going to be ended
+    look    look now
+    revoke  cut all that the attacker has, and see that it is gone
+    report  look; answers the `Verdict` of what was found since the last one
+    end     look at what takes longer, too; answers a `Verdict` and ends
+
+Between them it looks by itself, again and again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from tests.hostile.observer import laws, processes
+from tests.hostile.observer.baits import Baits, Places
+from tests.hostile.observer.neighbours import Late, Node, Scene
+from tests.hostile.observer.outcome import Finding, Verdict
+from tests.support.cli import peer
+
+PAUSE_S = 1.0
+"""Between two looks, in seconds; a look takes a second or so itself."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The observer watches: `qemu` is the attacker's, 0 if it does not run."""
+
+    qemu: int
+    baits: Places
+
+
+class Observer:
+    """Watches the host, the node, the neighbours and the attacker's QEMU."""
+
+    def __init__(self, scene: Scene, baits: Baits) -> None:
+        self._scene = scene
+        self._baits = baits
+        self._node = Node(scene)
+        control = Path(scene.home) / "run/control.sock"
+        self._supervisor = _parent(peer(control))
+        self._core = processes.core(self._supervisor, (*scene.neighbours, scene.mate))
+        self._qemu = self._uid = 0
+        self._likeness: processes.Likeness | None = None
+        self._findings: dict[Finding, None] = {}
+        self._blind: dict[str, None] = {}
+        self._looks = 0
+
+    def settle(self) -> Ready:
+        """Take down what the attacker's QEMU is now."""
+        self._qemu = processes.qemu_of(self._supervisor, self._scene.attacker)
+        if self._qemu:
+            self._likeness = processes.likeness(self._qemu)
+            self._uid = int(self._likeness.uids.split()[0])
+            if self._likeness.given is None:
+                self._blind["descriptors and namespaces of another uid's process"] = None
+        return self.ready()
+
+    def ready(self) -> Ready:
+        """Say what is watched."""
+        return Ready(self._qemu, self._baits.places)
+
+    def look(self) -> None:
+        """Look at everything once."""
+        self._note(self._baits.look())
+        self._note(self._lost())
+        self._note(self._node.served())
+        self._note(self._jail())
+        self._looks += 1
+
+    def revoke(self) -> None:
+        """Cut all that the attacker has; what it holds is not known any more."""
+        self._note(self._node.revoke(self._scene.attacker))
+
+    def forget(self) -> None:
+        """Expect nothing of the attacker's QEMU."""
+        self._qemu = 0
+
+    def report(self) -> Verdict:
+        """Look, and say what was found since the last report."""
+        self.look()
+        found, self._findings = tuple(self._findings), {}
+        looks, self._looks = self._looks, 0
+        return Verdict(found, looks, tuple(self._blind))
+
+    def verdict(self) -> Verdict:
+        """Look for the last time, at what takes longer too."""
+        self._note(self._node.untouched())
+        self._note(self._memories())
+        self._note(laws.broken(self._node, self._scene, self._supervisor))
+        return self.report()
+
+    def _note(self, found: Iterator[Finding] | list[Finding]) -> None:
+        self._findings.update(dict.fromkeys(found))
+
+    def _lost(self) -> Iterator[Finding]:
+        """Say which of the processes that serve everybody have ended."""
+        for pid, words in list(self._core.items()):
+            if not processes.command_line(pid):
+                del self._core[pid]
+                yield Finding("hindered", f"a process that serves others has ended: {words[:60]}")
+
+    def _jail(self) -> Iterator[Finding]:
+        """Look at the attacker's QEMU, or at what became of it."""
+        if self._qemu == 0 or self._likeness is None:
+            return
+        with contextlib.suppress(OSError):
+            now, children = processes.likeness(self._qemu), processes.below(self._qemu)[1:]
+            yield from processes.changes(self._likeness, now, len(children))
+            yield from processes.strangers(self._uid, self._its_own())
+            if processes.resident(self._qemu) > self._scene.most:
+                most = self._scene.most >> 20
+                yield Finding("hindered", f"its machine takes more than {most} MiB of the host")
+            return
+        yield from self._ended()
+
+    def _its_own(self) -> list[int]:
+        name = f" -name {self._scene.attacker} "
+        return [p for p in processes.below(self._supervisor) if name in processes.command_line(p)]
+
+    def _ended(self) -> Iterator[Finding]:
+        """The attacker's QEMU is gone: it must be reported, recorded and cleaned up."""
+        self._qemu = 0
+        left = ["nobody has looked"]
+        end = time.monotonic() + self._scene.bound_s
+        while left and time.monotonic() < end:
+            try:
+                left, reason = self._left()
+            except Late as late:
+                left = [str(late)]
+        for what in left:
+            yield Finding("hindered", f"the attacker's QEMU has ended, and {what}")
+        if not left:
+            yield Finding("ended", reason)
+
+    def _left(self) -> tuple[list[str], str]:
+        """Return what is left of an attacker that has ended, and the reason that is given."""
+        name, left = self._scene.attacker, []
+        row = next((row for row in self._node.rows("ps") if row["name"] == name), {})
+        if row.get("state") != "ended" or not row.get("reason"):
+            left.append(f"`ps` says that it is {row.get('state')}")
+        if any(name in (r["source"], r["sink"]) for r in self._node.rows("channels")):
+            left.append("it has channels")
+        records = self._node.rows("audit", "tail", "-n", "40")
+        if not any(r["event"] == "ended" and r["fields"].get("domain") == name for r in records):
+            left.append("the trail has no record of it")
+        strangers = processes.strangers(self._uid, ())
+        return left + [each.what for each in strangers], str(row.get("reason"))
+
+    def _memories(self) -> Iterator[Finding]:
+        """Say whose memory has what only another domain may have."""
+        scene = self._scene
+        mark, secret = scene.mark.encode(), scene.secret.encode()
+        for name in (scene.attacker, *scene.neighbours):
+            pid = processes.qemu_of(self._supervisor, name)
+            sought = secret if name == scene.attacker else mark
+            found = processes.held_texts(pid, [sought]) if pid else frozenset()
+            if found is None:
+                self._blind["memory of another uid's process"] = None
+            elif found:
+                what = "a neighbour's secret" if sought == secret else "the attacker's mark"
+                yield Finding("reached", f"{what} is in the memory of {name}'s QEMU")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _say(message: Ready | Verdict) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _orders(observer: Observer) -> Iterator[str]:
+    """Yield each order; look while there is none."""
+    lines = os.fdopen(os.dup(0), "rb", buffering=0)
+    while True:
+        if select.select([lines], [], [], PAUSE_S)[0]:
+            order = lines.readline().decode().strip()
+            if not order:
+                return
+            yield order
+        else:
+            observer.look()
+
+
+def main() -> None:
+    """Watch until told to end, or until nobody is there to tell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    scene = msgspec.json.decode(_first_line(), type=Scene)
+    baits = Baits()
+    try:
+        observer = Observer(scene, baits)
+        for order in _orders(observer):
+            _say(_obey(observer, order))
+            if order == "end":
+                return
+    finally:
+        baits.close()
+
+
+def _obey(observer: Observer, order: str) -> Ready | Verdict:
+    match order:
+        case "forget":
+            observer.forget()
+        case "look":
+            observer.look()
+        case "revoke":
+            observer.revoke()
+        case "report":
+            return observer.report()
+        case "end":
+            return observer.verdict()
+    return observer.settle() if order == "settle" else observer.ready()
+
+
+def _first_line() -> bytes:
+    """Read a line and nothing behind it."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            break
+        line += byte
+    return bytes(line)
+
+
+if __name__ == "__main__":
+    main()
