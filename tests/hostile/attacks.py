@@ -65,7 +65,7 @@ ATTACKS = (
     Attack(
         "virtqueues",
         "drives the rings of all virtio devices itself, and breaks every rule of them",
-        PCI,
+        ALL,
         short=True,
         fresh=True,
     ),

@@ -285,7 +285,7 @@ class Field:
             secret=self.secret,
             mark=self.mark,
             backward=self.backward,
-            refused=("attacker", "left"),
+            refused=("mate", "left"),
             expected=(("left", "right", "talk"),),
             bound_s=bound_s,
             most=MEMORY + MEMORY_OVERHEAD,
@@ -304,29 +304,34 @@ class Field:
         """End everything."""
         self.cli.down()
 
-    def running(self) -> bool:
-        """Say whether the attacker runs."""
-        return any(r["name"] == "attacker" and r["state"] == "running" for r in self.cli.rows("ps"))
+    def state(self) -> str:
+        """Return the state of the attacker."""
+        return next(str(row["state"]) for row in self.cli.rows("ps") if row["name"] == "attacker")
 
     def renew(self, watch: Watch) -> None:
         """Give the attacker a fresh guest: end it if it runs, and start it."""
         watch.order("forget")
-        if self.running():
+        if self.state() != "ended":
             self.cli.ok("kill", "attacker")
+        end = time.monotonic() + STALL_S
+        while self.state() != "ended":
+            assert time.monotonic() < end, "a killed domain does not end"
+            time.sleep(0.1)
         self.cli.ok("start", "attacker")
         self.cli.ok("exec", "attacker", "--", "true")
         watch.order("settle")
 
     def attack(self, attack: Attack, watch: Watch, seconds: float) -> int:
         """Attack until the time is over, from as many guests as it takes; return the operations."""
+        if attack.fresh or self.state() != "running":
+            self.renew(watch)
         end = time.monotonic() + seconds
         operations, revoked = 0, False
-        if attack.fresh or not self.running():
-            self.renew(watch)
         while (left := end - time.monotonic()) > 0:
             done = self._life(attack, watch, max(left, 1.0), not revoked)
             operations, revoked = operations + done, True
             if time.monotonic() < end:
+                watch.order("look")
                 self.renew(watch)
         return operations
 
@@ -338,21 +343,18 @@ class Field:
             seed = secrets.randbelow(1 << 31)
             words = f"{attack.name} {seconds:.1f} {seed} {self.mark} {self.backward}"
             console.type(f"attack {words}")
-            half = time.monotonic() + seconds / 2
-            heard, at = 0, time.monotonic()
-            while not console.over and time.monotonic() < at + STALL_S:
-                operations, ended, total = console.said(attack.name)
-                if ended:
-                    break
+            begun = now = spoke = time.monotonic()
+            heard, ended = 0, False
+            while not (console.over or ended) and now < min(begun + seconds, spoke) + STALL_S:
+                _, ended, total = console.said(attack.name)
+                now = time.monotonic()
                 if total != heard:
-                    heard, at = total, time.monotonic()
-                if attack.revoke and first and time.monotonic() > half:
+                    heard, spoke = total, now
+                if attack.revoke and first and now > begun + seconds / 2:
                     first = False
                     watch.order("revoke")
                 time.sleep(0.05)
-            operations, _, _ = console.said(attack.name)
-            watch.order("look")
-            return operations
+            return console.said(attack.name)[0]
         finally:
             console.close()
             if talk is not None:

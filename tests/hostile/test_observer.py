@@ -155,11 +155,11 @@ def field(fields: Fields) -> Iterator[Field]:
     """The field on a board with slots, with an attacker that runs before and after."""
     made = fields.on("pc")
     with made.watched() as watch:
-        if not made.running():
+        if made.state() != "running":
             made.renew(watch)
     yield made
     with made.watched() as watch:
-        if not made.running():
+        if made.state() != "running":
             made.renew(watch)
 
 
@@ -232,12 +232,14 @@ def test_a_breach_of_anything_is_a_total_compromise(field: Field) -> None:
         for domain, word in (("attacker", secret), ("mate", backward)):
             field.cli.ok("exec", domain, "--", "sh", "-c", f"echo {word} > /tmp/planted")
         field.cli.ok("exec", "left", "--", "sh", "-c", f"echo {mark} > /dev/console")
-        extra = field.cli.ok("connect", "attacker", "mate", "--name", "extra").strip()
+        field.cli.ok("connect", "attacker", "mate", "--name", "extra")
         Path(watch.ready.baits.file).write_bytes(b"changed")
         verdict = watch.report("end")
-        field.cli.ok("cut", extra)
     finally:
         watch.close()
+        for row in field.cli.rows("channels"):
+            if row["port"] == "extra" or row["port"].startswith("ch"):
+                field.cli.ok("cut", str(row["id"]))
     assert verdict.outcome == "total compromise"
     seen = [finding.what for finding in verdict.findings if finding.kind == "reached"]
     wanted = [
@@ -247,7 +249,7 @@ def test_a_breach_of_anything_is_a_total_compromise(field: Field) -> None:
         "the attacker's mark is in the memory of left's QEMU",
         "a neighbour's secret is in the memory of attacker's QEMU",
         "what went backwards over a one-way channel is in mate",
-        "a channel that is refused came to 0: ",
+        "attacker got a channel with mate",
     ]
     assert [words for words in wanted if words not in seen] == []
     assert any(words.startswith("it holds socket:") for words in seen)

@@ -1,14 +1,14 @@
 /* Malformed virtqueues: drives the rings of virtio devices itself, and breaks every rule of them.
  *
- * The kernel's driver is unbound; the device is then found by its PCI capabilities (virtio 1.0),
- * reset, given queues and features, and handed descriptors that loop, lie, overlap, lead out of the
- * memory or into devices, in sizes that no driver would use. What a device writes goes into pages
- * of this program or nowhere: a guest that destroys itself attacks nobody.
+ * The kernel's driver is unbound; the device is reset, given queues and features, and handed
+ * descriptors that loop, lie, overlap, lead out of the memory or into devices, in sizes that no
+ * driver would use. What a device writes goes into pages of this program or nowhere: a guest that
+ * destroys itself attacks nobody.
  */
 #include "attack.h"
+#include "virtio.h"
 
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,16 +18,8 @@
 #define MAX_DEVICES 16
 #define DESCRIPTORS (PAGE / 16)
 
-/* Status bits of a device, and flags of a descriptor. */
-enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8 };
+/* Flags of a descriptor. */
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4 };
-
-/* The registers in the device's common configuration, by their offsets. */
-enum {
-	FEATURE_SELECT = 0, FEATURES = 4, GUEST_SELECT = 8, GUEST_FEATURES = 12, MSIX = 16,
-	QUEUES = 18, STATUS = 20, QUEUE = 22, SIZE = 24, VECTOR = 26, ENABLE = 28, NOTIFY_AT = 30,
-	TABLE = 32, AVAILABLE = 40, USED = 48,
-};
 
 struct descriptor {
 	uint64_t address;
@@ -35,28 +27,9 @@ struct descriptor {
 	uint16_t flags, next;
 };
 
-struct device {
-	char name[32];
-	uint16_t kind;
-	volatile uint8_t *common, *notify, *own;
-	uint32_t step;
-};
-
 static struct device all[MAX_DEVICES];
-static int found;
 static uint8_t *pages;
 static uint64_t physical[PAGES];
-
-static uint16_t get16(volatile uint8_t *at) { return *(volatile uint16_t *)at; }
-static void set16(volatile uint8_t *at, uint16_t value) { *(volatile uint16_t *)at = value; }
-static uint32_t get32(volatile uint8_t *at) { return *(volatile uint32_t *)at; }
-static void set32(volatile uint8_t *at, uint32_t value) { *(volatile uint32_t *)at = value; }
-
-static void set64(volatile uint8_t *at, uint64_t value)
-{
-	set32(at, value);
-	set32(at + 4, value >> 32);
-}
 
 /* Pins pages and finds out where they are. */
 static int pin(void)
@@ -98,58 +71,6 @@ static uint64_t nowhere(void)
 static uint64_t page(void)
 {
 	return physical[below(PAGES)];
-}
-
-static void take(const char *name, void *more)
-{
-	char path[128];
-	uint8_t space[256] = {0};
-	struct device *device = &all[found];
-	int file, at;
-
-	(void)more;
-	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", name);
-	file = open(path, O_RDWR);
-	if (file < 0 || found == MAX_DEVICES || pread(file, space, sizeof space, 0) < 64)
-		goto out;
-	if (space[0] != 0xf4 || space[1] != 0x1a || space[0x34] == 0)
-		goto out;
-	put("/sys/bus/pci/drivers/virtio-pci/unbind", name);
-	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/enable", name);
-	put(path, "1");
-	space[4] |= 6; /* memory, and access to ours */
-	if (pwrite(file, space + 4, 2, 4) != 2)
-		goto out;
-	memset(device, 0, sizeof *device);
-	for (at = space[0x34]; at >= 64 && at < 240; at = space[at + 1]) {
-		uint32_t offset, step;
-		volatile uint8_t *window;
-		size_t size;
-
-		if (space[at] != 9 || space[at + 3] < 1 || space[at + 3] > 4 || space[at + 4] > 5)
-			continue;
-		memcpy(&offset, space + at + 8, 4);
-		memcpy(&step, space + at + 16, 4);
-		window = map_resource(name, space[at + 4], &size);
-		if (window == NULL || offset >= size)
-			continue;
-		if (space[at + 3] == 1)
-			device->common = window + offset;
-		else if (space[at + 3] == 2) {
-			device->notify = window + offset;
-			device->step = step;
-		} else if (space[at + 3] == 4)
-			device->own = window + offset;
-	}
-	if (device->common && device->notify) {
-		snprintf(device->name, sizeof device->name, "%s", name);
-		/* Modern devices have it in their number, those with an old face beside it. */
-		device->kind = space[3] == 0x10 && space[2] >= 0x40 ? space[2] - 0x40 : space[0x2e];
-		found++;
-	}
-out:
-	if (file >= 0)
-		close(file);
 }
 
 /* What a device of this kind expects, with something wrong in it. */
@@ -229,14 +150,10 @@ static void fill(struct device *device, struct descriptor *table, unsigned size)
 	}
 }
 
-static void set_up(struct device *device, unsigned queue)
+static void set_up(struct device *device)
 {
-	volatile uint8_t *common = device->common;
 	uint64_t table = physical[0], available = physical[1], used = physical[2];
 
-	set16(common + QUEUE, queue);
-	if (below(8) == 0)
-		set16(common + SIZE, odd_number());
 	switch (below(12)) {
 	case 0: table = below(2) ? nowhere() : table + below(PAGE); break;
 	case 1: available = below(2) ? nowhere() : available + 1; break;
@@ -245,36 +162,23 @@ static void set_up(struct device *device, unsigned queue)
 	case 4: available = used; break;
 	default: break;
 	}
-	set64(common + TABLE, table);
-	set64(common + AVAILABLE, available);
-	set64(common + USED, used);
+	set_rings(device, table, available, used);
 	if (below(4) == 0)
-		set16(common + VECTOR, odd_number());
-	set16(common + ENABLE, below(16) ? 1 : odd_number());
+		set_vector(device, odd_number());
+	enable(device, below(16) ? 1 : odd_number());
 }
 
 static int begin(struct device *device)
 {
-	volatile uint8_t *common = device->common;
 	int tries = 1000;
 
-	common[STATUS] = 0;
-	while (common[STATUS] != 0 && --tries > 0)
+	set_status(device, 0);
+	while (status(device) != 0 && --tries > 0)
 		;
-	common[STATUS] = ACKNOWLEDGE | DRIVER;
-	for (uint32_t half = 0; half < 2; half++) {
-		uint32_t offered;
-
-		set32(common + FEATURE_SELECT, half);
-		offered = get32(common + FEATURES);
-		set32(common + GUEST_SELECT, half);
-		if (half == 1)
-			offered = 1; /* version 1.0; packed rings and the like are not on offer */
-		else if (below(4) == 0)
-			offered = odd_number();
-		set32(common + GUEST_FEATURES, offered);
-	}
-	common[STATUS] = ACKNOWLEDGE | DRIVER | FEATURES_OK;
+	set_status(device, ACKNOWLEDGE | DRIVER);
+	accept_features(device, 0, below(4) ? offered(device, 0) : odd_number());
+	accept_features(device, 1, 1); /* version 1.0; packed rings and the like are not on offer */
+	set_status(device, ACKNOWLEDGE | DRIVER | FEATURES_OK);
 	return tries > 0;
 }
 
@@ -283,18 +187,16 @@ static void offer(struct device *device, unsigned queue, unsigned size)
 	volatile uint16_t *available = (volatile uint16_t *)(pages + PAGE);
 	struct descriptor *table = (struct descriptor *)pages;
 	unsigned add = below(8) ? 1 + below(size) : odd_number() & 0xffff;
-	volatile uint8_t *bell;
 
 	fill(device, table, size);
 	fill(device, (struct descriptor *)(pages + (8 + below(PAGES - 8)) * PAGE), size);
 	available[0] = below(2);
-	for (unsigned each = 0; each < size && each < 1000; each++)
+	for (unsigned each = 0; each < size; each++)
 		available[2 + each] = below(16) ? below(size) : odd_number();
 	__sync_synchronize();
 	available[1] += add;
-	set16(device->common + QUEUE, queue);
-	bell = device->notify + (size_t)get16(device->common + NOTIFY_AT) * device->step;
-	set16(bell, below(16) ? queue : odd_number());
+	choose(device, queue);
+	ring(device, below(16) ? queue : odd_number());
 	/* What the device has looked at already is changed under its hands. */
 	for (unsigned each = below(64); each > 0; each--)
 		table[below(size)] = broken(size);
@@ -303,42 +205,44 @@ static void offer(struct device *device, unsigned queue, unsigned size)
 
 static void one_round(struct device *device)
 {
-	volatile uint8_t *common = device->common;
-	unsigned queues, queue, size;
+	unsigned most, queue, size;
 
 	if (!begin(device))
 		return;
-	queues = get16(common + QUEUES);
-	if (queues == 0 || queues == 0xffff)
+	most = queues(device);
+	if (most == 0)
 		return; /* it was unplugged */
 	memset(pages + PAGE, 0, 2 * PAGE);
-	queue = below(8) ? below(queues < 4 ? queues : 4) : below(queues);
-	set16(common + QUEUE, queue);
-	size = get16(common + SIZE);
+	queue = below(8) ? below(most < 4 ? most : 4) : below(most);
+	size = choose(device, queue);
 	if (size == 0 || size > DESCRIPTORS)
 		size = DESCRIPTORS;
-	set_up(device, queue);
-	common[STATUS] = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+	/* On a board a queue has no size until it is given one. */
+	set_size(device, below(8) ? size : odd_number());
+	set_up(device);
+	set_status(device, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
 	for (unsigned each = 1 + below(6); each > 0; each--) {
 		offer(device, queue, size);
 		if (device->own && below(4) == 0)
 			device->own[below(64)] = chance();
 		if (below(16) == 0)
-			common[STATUS] = below(2) ? 0 : chance(); /* in the middle of it */
+			set_status(device, below(2) ? 0 : chance()); /* in the middle of it */
 	}
 }
 
 void rings(void)
 {
+	int found;
+
 	if (!pin()) {
 		note("the pages have no addresses\n");
 		return;
 	}
-	each_pci(take, NULL);
+	found = take_devices(all, MAX_DEVICES);
 	if (found == 0)
-		note("there are no virtio devices on a PCI bus\n");
+		note("there are no virtio devices\n");
 	while (found > 0 && !over())
 		one_round(&all[below(found)]);
 	for (int each = 0; each < found; each++)
-		all[each].common[STATUS] = 0;
+		set_status(&all[each], 0);
 }

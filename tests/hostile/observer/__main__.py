@@ -55,6 +55,7 @@ class Observer:
         self._core = processes.core(self._supervisor, (*scene.neighbours, scene.mate))
         self._qemu = self._uid = 0
         self._likeness: processes.Likeness | None = None
+        self._strange: set[Finding] = set()
         self._findings: dict[Finding, None] = {}
         self._blind: dict[str, None] = {}
         self._looks = 0
@@ -65,6 +66,8 @@ class Observer:
         if self._qemu:
             self._likeness = processes.likeness(self._qemu)
             self._uid = int(self._likeness.uids.split()[0])
+            # An earlier run that was killed may have left files of this uid.
+            self._strange = set(processes.strangers(self._uid, self._its_own()))
             if self._likeness.given is None:
                 self._blind["descriptors and namespaces of another uid's process"] = None
         return self.ready()
@@ -120,7 +123,7 @@ class Observer:
         with contextlib.suppress(OSError):
             now, children = processes.likeness(self._qemu), processes.below(self._qemu)[1:]
             yield from processes.changes(self._likeness, now, len(children))
-            yield from processes.strangers(self._uid, self._its_own())
+            yield from self._strangers(self._its_own())
             if processes.resident(self._qemu) > self._scene.most:
                 most = self._scene.most >> 20
                 yield Finding("hindered", f"its machine takes more than {most} MiB of the host")
@@ -157,8 +160,11 @@ class Observer:
         records = self._node.rows("audit", "tail", "-n", "40")
         if not any(r["event"] == "ended" and r["fields"].get("domain") == name for r in records):
             left.append("the trail has no record of it")
-        strangers = processes.strangers(self._uid, ())
-        return left + [each.what for each in strangers], str(row.get("reason"))
+        return left + [each.what for each in self._strangers([])], str(row.get("reason"))
+
+    def _strangers(self, jail: list[int]) -> list[Finding]:
+        """Return what has the attacker's uid outside of its jail, and had not before."""
+        return [f for f in processes.strangers(self._uid, jail) if f not in self._strange]
 
     def _memories(self) -> Iterator[Finding]:
         """Say whose memory has what only another domain may have."""

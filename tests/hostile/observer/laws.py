@@ -43,9 +43,11 @@ def _mediation(node: Node, scene: Scene) -> Iterator[Finding]:
 def _explanation(node: Node, scene: Scene) -> Iterator[Finding]:
     """Law 8: what the policy refuses is refused as ever, with its code."""
     done = node.ask("connect", *scene.refused)
-    if done.returncode != 3 or b"[STE-NO-SHARED-TYPE]" not in done.stderr:
-        words = done.stderr.decode(errors="replace").strip()[:200]
-        yield Finding("reached", f"a channel that is refused came to {done.returncode}: {words}")
+    words = done.stderr.decode(errors="replace").strip()
+    if done.returncode == 0:
+        yield Finding("reached", f"{scene.refused[0]} got a channel with {scene.refused[1]}")
+    elif done.returncode != 3 or "[STE-NO-SHARED-TYPE]" not in words:
+        yield Finding("hindered", f"a refusal came to {done.returncode}: {words[:200]}")
 
 
 def _direction(scene: Scene, supervisor: int) -> Iterator[Finding]:
