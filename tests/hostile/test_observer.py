@@ -242,17 +242,21 @@ def test_a_breach_of_anything_is_a_total_compromise(field: Field) -> None:
                 field.cli.ok("cut", str(row["id"]))
     assert verdict.outcome == "total compromise"
     seen = [finding.what for finding in verdict.findings if finding.kind == "reached"]
-    wanted = [
+    wanted = {
         "the bait canary was changed",
         "left's /run/canary is not what it was",
         "the attacker's words are on left's console",
+        "attacker got a channel with mate",
+    }
+    by_root = {
         "the attacker's mark is in the memory of left's QEMU",
         "a neighbour's secret is in the memory of attacker's QEMU",
         "what went backwards over a one-way channel is in mate",
-        "attacker got a channel with mate",
-    ]
-    assert [words for words in wanted if words not in seen] == []
-    assert any(words.startswith("it holds socket:") for words in seen)
+    }
+    assert wanted <= set(seen)
+    # An ordinary user may not look into another uid's process, and the observer says so.
+    assert by_root <= set(seen) or (os.getuid() != 0 and verdict.blind)
+    assert any(words.startswith("it holds socket:") for words in seen) or os.getuid() != 0
 
 
 def test_the_table_says_what_was_seen_and_no_date(tmp_path: Path) -> None:
