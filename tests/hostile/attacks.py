@@ -77,6 +77,9 @@ ATTACKS = (
         talk=True,
     ),
     Attack(
+        "uplink", "every way out of an uplink that is not on its list, forged frames", fresh=True
+    ),
+    Attack(
         "flood",
         "console, agent, streams, one-way streams, memories, bells, cards, disk and TPM at once; "
         "everything is cut in the middle of it",

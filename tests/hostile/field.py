@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -139,7 +140,7 @@ size = "16M"
 [resources.web]
 kind = "uplink"
 label = "goods"
-allow = ["127.0.0.1:9"]
+allow = ["10.255.255.1:{bait}"]
 
 [[channels]]
 kind = "link"
@@ -255,6 +256,11 @@ class Field:
     def __init__(self, board: str) -> None:
         self.board = board
         self.cli = Cli()
+        # Reserved, so that it is each observer's: bound here, and listening there.
+        self._bait = socket.socket()
+        self._bait.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._bait.bind(("127.0.0.1", 0))
+        self.bait: int = self._bait.getsockname()[1]
         self.secret, self.mark, self.backward = (secrets.token_hex(24) for _ in range(3))
         try:
             self._begin()
@@ -268,7 +274,8 @@ class Field:
         self.cli.ok("image", "build", str(attacks.write_recipe(home)))
         (home / "policy.toml").write_text(POLICY)
         uses = '"chip", "data", "web"' if slots else '"chip"'
-        text = SYSTEM.format(board=self.board, uses=uses) + (SLOTS if slots else "")
+        text = SYSTEM.format(board=self.board, uses=uses)
+        text += SLOTS.format(bait=self.bait) if slots else ""
         (home / "system.toml").write_text(text)
         self.cli.ok("up", str(home / "system.toml"), "--detach")
         self.node = Node(self.scene())
@@ -289,6 +296,7 @@ class Field:
             expected=(("left", "right", "talk"),),
             bound_s=bound_s,
             most=MEMORY + MEMORY_OVERHEAD,
+            bait=self.bait,
         )
 
     @contextlib.contextmanager
@@ -303,6 +311,7 @@ class Field:
     def close(self) -> None:
         """End everything."""
         self.cli.down()
+        self._bait.close()
 
     def state(self) -> str:
         """Return the state of the attacker."""
@@ -341,7 +350,7 @@ class Field:
         talk = Talk(self.cli) if attack.talk else None
         try:
             seed = secrets.randbelow(1 << 31)
-            words = f"{attack.name} {seconds:.1f} {seed} {self.mark} {self.backward}"
+            words = f"{attack.name} {seconds:.1f} {seed} {self.mark} {self.backward} {self.bait}"
             console.type(f"attack {words}")
             begun = now = spoke = time.monotonic()
             heard, ended = 0, False

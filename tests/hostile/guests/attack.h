@@ -11,6 +11,7 @@
 struct words {
 	const char *mark;
 	const char *backward;
+	uint16_t bait; /* a port of the host's loopback, where nobody must come */
 };
 
 /* Draws 64 bits; the seed was given on the command line, so that a run can be repeated. */
@@ -48,5 +49,6 @@ void events(void);
 void translate(void);
 void liar(void);
 void flood(const struct words *words);
+void uplink(const struct words *words);
 
 #endif

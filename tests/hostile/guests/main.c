@@ -1,4 +1,4 @@
-/* attack NAME SECONDS SEED MARK BACKWARD: attacks the machine underneath, from inside.
+/* attack NAME SECONDS SEED MARK BACKWARD BAIT: attacks the machine underneath, from inside.
  *
  * Reports on standard output, which is the console: `@@ NAME OPERATIONS run` each second and
  * `@@ NAME OPERATIONS end`.
@@ -156,13 +156,14 @@ int main(int argc, char **argv)
 {
 	struct words words;
 
-	if (argc != 6) {
-		note("usage: attack NAME SECONDS SEED MARK BACKWARD\n");
+	if (argc != 7) {
+		note("usage: attack NAME SECONDS SEED MARK BACKWARD BAIT\n");
 		return 64;
 	}
 	name = argv[1];
 	words.mark = argv[4];
 	words.backward = argv[5];
+	words.bait = atoi(argv[6]);
 	state = strtoull(argv[3], NULL, 10) * 2 + 1;
 	first = getpid();
 	counted = mmap(NULL, sizeof *counted, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -196,6 +197,8 @@ int main(int argc, char **argv)
 		liar();
 	else if (!strcmp(name, "flood"))
 		flood(&words);
+	else if (!strcmp(name, "uplink"))
+		uplink(&words);
 	else {
 		note("there is no attack %s\n", name);
 		return 64;

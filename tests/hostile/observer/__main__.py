@@ -207,7 +207,7 @@ def main() -> None:
     """Watch until told to end, or until nobody is there to tell."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     scene = msgspec.json.decode(_first_line(), type=Scene)
-    baits = Baits()
+    baits = Baits(scene.bait)
     try:
         observer = Observer(scene, baits)
         for order in _orders(observer):

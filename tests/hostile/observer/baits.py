@@ -40,7 +40,7 @@ class Places(msgspec.Struct, frozen=True):
 class Baits:
     """A file, a directory and three listening sockets, watched. Close it when done."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._exits = contextlib.ExitStack()
         folder = Path(tempfile.mkdtemp(prefix="skerry-bait-", dir="/var/tmp"))
         self._exits.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -53,7 +53,7 @@ class Baits:
         self._sockets = [
             self._listen(socket.AF_UNIX, str(folder / "socket")),
             self._listen(socket.AF_UNIX, f"\0{abstract}"),
-            self._listen(socket.AF_INET, ("127.0.0.1", 0)),
+            self._listen(socket.AF_INET, ("127.0.0.1", port)),
         ]
         (folder / "socket").chmod(0o666)
         self.places = Places(
@@ -69,6 +69,7 @@ class Baits:
 
     def _listen(self, family: int, address: object) -> socket.socket:
         sock = self._exits.enter_context(socket.socket(family))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)  # type: ignore[arg-type] # of either family
         sock.listen()
         sock.setblocking(False)

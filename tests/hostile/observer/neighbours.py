@@ -40,7 +40,8 @@ class Scene(msgspec.Struct, frozen=True):
 
     `expected` are the channels of the neighbours: source, sink and port of each. `refused` are two
     domains that the policy keeps apart. `bound_s`: how long an answer may take, in seconds; `most`:
-    how many bytes of the host the attacker's machine may take.
+    how many bytes of the host the attacker's machine may take; `bait`: the port of 127.0.0.1 that
+    is held out, 0 for any.
     """
 
     home: str
@@ -55,6 +56,7 @@ class Scene(msgspec.Struct, frozen=True):
     expected: tuple[tuple[str, str, str], ...] = ()
     bound_s: float = BOUND_S
     most: int = 1 << 40
+    bait: int = 0
 
 
 class Late(Exception):
