@@ -40,10 +40,15 @@ class Fields:
             last.blind,
         )
 
-    def close(self) -> None:
-        """End what runs."""
+    def unwatch(self) -> None:
+        """End the observer; there can be one at a time."""
         if self._watch is not None:
             self._watch.close()
+        self._watch = None
+
+    def close(self) -> None:
+        """End what runs."""
+        self.unwatch()
         if self._field is not None:
             self._field.close()
-        self._watch = self._field = None
+        self._field = None

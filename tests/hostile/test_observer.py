@@ -154,6 +154,7 @@ def test_a_text_is_found_in_a_process_that_has_it() -> None:
 def field(fields: Fields) -> Iterator[Field]:
     """The field on a board with slots, with an attacker that runs before and after."""
     made = fields.on("pc")
+    fields.unwatch()
     with made.watched() as watch:
         if made.state() != "running":
             made.renew(watch)
