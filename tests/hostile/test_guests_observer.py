@@ -150,6 +150,13 @@ def test_a_text_is_found_in_a_process_that_has_it() -> None:
             other.kill()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _last(fields: Fields) -> Iterator[None]:
+    """No test behind these needs the field, and its machines would slow them."""
+    yield
+    fields.close()
+
+
 @pytest.fixture
 def field(fields: Fields) -> Iterator[Field]:
     """The field on a board with slots, with an attacker that runs before and after."""
