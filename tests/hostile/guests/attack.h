@@ -38,17 +38,8 @@ volatile uint8_t *map_resource(const char *device, int number, size_t *size);
 void each_pci(void (*look)(const char *device, void *more), void *more);
 
 /* The attacks; each returns when its time is over. */
-void crashme(void);
-void portio(void);
-void config(void);
-void windows(void);
-void tis(void);
-void rings(void);
-void eject(void);
-void events(void);
-void translate(void);
-void liar(void);
-void flood(const struct words *words);
-void uplink(const struct words *words);
+typedef void attack(const struct words *words);
+
+attack crashme, portio, config, windows, tis, rings, eject, events, translate, liar, flood, uplink;
 
 #endif

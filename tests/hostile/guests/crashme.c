@@ -23,7 +23,7 @@ static void run(void)
 	_exit(127);
 }
 
-void crashme(void)
+void crashme(const struct words *words)
 {
 	if (access(PROGRAM, X_OK)) {
 		note("there is no " PROGRAM "\n");

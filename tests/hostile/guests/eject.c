@@ -9,7 +9,7 @@
 #define SELECT 0xae10
 #define EJECT 0xae08
 
-void eject(void)
+void eject(const struct words *words)
 {
 	if (iopl(3)) {
 		note("this kernel gives nobody its ports\n");

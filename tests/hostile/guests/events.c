@@ -12,7 +12,7 @@ static const uint16_t BASES[] = {0xaf00, 0x0cd8};
 
 enum { SELECTOR = 0, COMMAND = 5, DATA = 8, STATUS_OF_EJECTION = 2 };
 
-void events(void)
+void events(const struct words *words)
 {
 	if (iopl(3)) {
 		note("this kernel gives nobody its ports\n");

@@ -147,7 +147,7 @@ static void answer(int port, char *line, char *id, int wild)
 	}
 }
 
-void liar(void)
+void liar(const struct words *words)
 {
 	char untrusted[LINE], line[LINE] = "", id[16] = "00000000";
 	size_t held = 0;

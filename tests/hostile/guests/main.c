@@ -152,6 +152,22 @@ void each_pci(void (*look)(const char *device, void *more), void *more)
 	closedir(folder);
 }
 
+static void idle(const struct words *words)
+{
+	while (!over())
+		usleep(100000);
+}
+
+static const struct {
+	const char *name;
+	attack *run;
+} ATTACKS[] = {
+	{"idle", idle}, {"crashme", crashme}, {"port-io", portio}, {"pci-config", config},
+	{"pci-windows", windows}, {"tpm-tis", tis}, {"virtqueues", rings}, {"eject", eject},
+	{"qmp-events", events}, {"translate", translate}, {"lying-agent", liar}, {"flood", flood},
+	{"uplink", uplink},
+};
+
 int main(int argc, char **argv)
 {
 	struct words words;
@@ -172,37 +188,12 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	told = now();
 	end = told + strtod(argv[2], NULL);
-	if (!strcmp(name, "idle"))
-		while (!over())
-			usleep(100000);
-	else if (!strcmp(name, "crashme"))
-		crashme();
-	else if (!strcmp(name, "port-io"))
-		portio();
-	else if (!strcmp(name, "pci-config"))
-		config();
-	else if (!strcmp(name, "pci-windows"))
-		windows();
-	else if (!strcmp(name, "tpm-tis"))
-		tis();
-	else if (!strcmp(name, "virtqueues"))
-		rings();
-	else if (!strcmp(name, "eject"))
-		eject();
-	else if (!strcmp(name, "qmp-events"))
-		events();
-	else if (!strcmp(name, "translate"))
-		translate();
-	else if (!strcmp(name, "lying-agent"))
-		liar();
-	else if (!strcmp(name, "flood"))
-		flood(&words);
-	else if (!strcmp(name, "uplink"))
-		uplink(&words);
-	else {
-		note("there is no attack %s\n", name);
-		return 64;
-	}
-	report("end");
-	return 0;
+	for (unsigned each = 0; each < sizeof ATTACKS / sizeof *ATTACKS; each++)
+		if (!strcmp(name, ATTACKS[each].name)) {
+			ATTACKS[each].run(&words);
+			report("end");
+			return 0;
+		}
+	note("there is no attack %s\n", name);
+	return 64;
 }

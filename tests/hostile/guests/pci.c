@@ -61,7 +61,7 @@ static void take(const char *device, void *more)
 	}
 }
 
-void windows(void)
+void windows(const struct words *words)
 {
 	each_pci(take, NULL);
 	if (found == 0)
@@ -90,7 +90,7 @@ static void open_space(const char *device, void *more)
 		spaces[found++] = file;
 }
 
-void config(void)
+void config(const struct words *words)
 {
 	each_pci(open_space, NULL);
 	while (found > 0 && !over()) {
@@ -146,7 +146,7 @@ static void command(volatile uint8_t *tis)
 		(void)tis[FIFO];
 }
 
-void tis(void)
+void tis(const struct words *words)
 {
 	int memory = open("/dev/mem", O_RDWR | O_SYNC);
 	volatile uint8_t *at;

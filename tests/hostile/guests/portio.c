@@ -46,7 +46,7 @@ static uint16_t draw(void)
 	return left_out(port) ? 0x80 : port;
 }
 
-void portio(void)
+void portio(const struct words *words)
 {
 	if (iopl(3)) {
 		note("this kernel gives nobody its ports\n");

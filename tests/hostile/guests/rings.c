@@ -230,7 +230,7 @@ static void one_round(struct device *device)
 	}
 }
 
-void rings(void)
+void rings(const struct words *words)
 {
 	int found;
 

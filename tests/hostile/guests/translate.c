@@ -13,7 +13,7 @@
 static const uint8_t CODE[PIECE] = {0xb8, 0, 0, 0, 0, 0xeb, PIECE - 7};
 #define RETURN 0xc3
 
-void translate(void)
+void translate(const struct words *words)
 {
 	uint8_t *code = mmap(NULL, (size_t)PIECE * PIECES, PROT_READ | PROT_WRITE | PROT_EXEC,
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
