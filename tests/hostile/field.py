@@ -218,7 +218,8 @@ class Console:
         )
         self.total = 0
         self._kept = b""
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @property
     def over(self) -> bool:
@@ -241,7 +242,9 @@ class Console:
     def close(self) -> None:
         """Leave it."""
         self._process.kill()
-        self._process.wait()
+        self._reader.join()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -387,7 +390,7 @@ class Talk:
         self._thread.start()
 
     def _run(self) -> None:
-        words = [SKERRY, "exec", "--wait", "2", "attacker", "--", "echo", "hello"]
+        words = [str(SKERRY), "exec", "--wait", "2", "attacker", "--", "echo", "hello"]
         pipe = subprocess.DEVNULL
         while not self._over.is_set():
             with subprocess.Popen(words, env=self._cli.env, stdout=pipe, stderr=pipe) as asked:

@@ -142,10 +142,10 @@ def test_what_a_qemu_becomes_is_said() -> None:
 def test_a_text_is_found_in_a_process_that_has_it() -> None:
     """Our own memory has it, also across the pieces in which it is read; another's has not."""
     text = secrets.token_hex(16).encode()
-    assert processes.held_texts(os.getpid(), [text]) == {text}
+    assert processes.held_texts(os.getpid(), [text]) == frozenset({text})
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            assert processes.held_texts(other.pid, [text]) == set()
+            assert processes.held_texts(other.pid, [text]) == frozenset()
         finally:
             other.kill()
 

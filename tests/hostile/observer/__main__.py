@@ -155,7 +155,9 @@ class Observer:
         row = next((row for row in self._node.rows("ps") if row["name"] == name), {})
         if row.get("state") != "ended" or not row.get("reason"):
             left.append(f"`ps` says that it is {row.get('state')}")
-        if any(name in (r["source"], r["sink"]) for r in self._node.rows("channels")):
+        # One way: its source is not told that the sink has ended, so that channel stays, stranded.
+        rows = [row for row in self._node.rows("channels") if row["state"] != "stranded"]
+        if any(name in (row["source"], row["sink"]) for row in rows):
             left.append("it has channels")
         records = self._node.rows("audit", "tail", "-n", "40")
         if not any(r["event"] == "ended" and r["fields"].get("domain") == name for r in records):

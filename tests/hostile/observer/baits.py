@@ -23,6 +23,8 @@ from tests.hostile.observer.outcome import Finding
 _TOUCHED = 0x2 | 0x4 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400
 """IN_MODIFY, IN_ATTRIB, IN_OPEN, and whatever comes into a directory or leaves it. Not IN_ACCESS:
 who reads has opened, and we read through a descriptor from before."""
+_LISTED = 0x20 | 0x40000000
+"""A directory was opened (IN_OPEN, IN_ISDIR), as whatever searches the host does."""
 _EVENT = struct.Struct("iIII")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,9 +101,10 @@ def _names(untrusted: bytes) -> list[str]:
     """Return the names of what a number of events of the kernel are about."""
     found, at = [], 0
     while at + _EVENT.size <= len(untrusted):
-        _, _, _, length = _EVENT.unpack_from(untrusted, at)
+        _, mask, _, length = _EVENT.unpack_from(untrusted, at)
         at += _EVENT.size
         name = untrusted[at : at + length].rstrip(b"\0")
-        found.append(ascii(name.decode(errors="replace"))[1:-1] if name else "itself")
+        if mask & _LISTED != _LISTED:
+            found.append(ascii(name.decode(errors="replace"))[1:-1] if name else "itself")
         at += length
     return found

@@ -174,7 +174,7 @@ def held_texts(pid: int, texts: Sequence[bytes]) -> frozenset[bytes] | None:
             ranges = [line.split(maxsplit=5) for line in maps]
         with (_PROC / str(pid) / "mem").open("rb", buffering=0) as memory:
             for span, rights, *_ in ranges:
-                if rights.startswith("rw"):
+                if rights.startswith("rw-"):  # not what QEMU translates into: a gigabyte, unused
                     start, end = (int(at, 16) for at in span.split("-"))
                     for piece in _pieces(memory.fileno(), start, end, max(map(len, texts))):
                         found.update(text for text in texts if text in piece)
@@ -186,7 +186,7 @@ def held_texts(pid: int, texts: Sequence[bytes]) -> frozenset[bytes] | None:
 
 
 def _pieces(memory: int, start: int, end: int, overlap: int) -> Iterator[bytes]:
-    """Yield a range of memory in pieces, each with the end of the one before."""
+    """Yield a range of memory in pieces, and what stands where two of them meet."""
     rest = b""
     for at in range(start, end, _PIECE):
         try:
@@ -194,5 +194,6 @@ def _pieces(memory: int, start: int, end: int, overlap: int) -> Iterator[bytes]:
         except OSError:  # nothing is there, or not any more
             rest = b""
             continue
-        yield rest + piece
+        yield piece
+        yield rest + piece[:overlap]
         rest = piece[-overlap:]
