@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from skerry.machine.qemu.command import Board, QemuSpec, command
+from skerry.machine.qemu.command import MAX_TRANSLATED, Board, QemuSpec, command
+from skerry.node.jails import MEMORY_OVERHEAD
 
 SPEC = QemuSpec(
     name="alpha",
@@ -55,6 +56,14 @@ def test_nothing_by_default_and_stopped() -> None:
     assert {"-nodefaults", "-no-user-config", "-no-reboot", "-S"} <= set(argv)
     assert _option(argv, "-sandbox")[0].startswith("on,")
     assert not [word for word in argv if "path=" in word or "unix:" in word]
+
+
+def test_what_is_translated_fits_beside_the_guests_memory() -> None:
+    """A guest that runs other code all the time is not ended for it by its machine's limit."""
+    (accel,) = _option(_argv(), "-accel")
+    assert accel == f"tcg,tb-size={MAX_TRANSLATED >> 20}"
+    assert MAX_TRANSLATED <= MEMORY_OVERHEAD // 4
+    assert _option(_argv(accel="kvm"), "-accel") == ["kvm"]
 
 
 def test_commas_are_doubled() -> None:

@@ -33,6 +33,10 @@ console) and one is the agent's."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """QEMU's own filter of system calls, under the jail's."""
 
+MAX_TRANSLATED = 128 << 20
+"""Bytes that an emulated machine keeps of the code that it has translated; at the limit it forgets
+all of it and goes on. QEMU's own choice is up to 1 GiB, which its control group has no room for."""
+
 _RESIDUE = "mem-merge=off,dump-guest-core=off"
 """Guest memory is never merged with another's nor written to a core file (law 6)."""
 
@@ -72,9 +76,11 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
     argv += ["-sandbox", SANDBOX]
     machine = [spec.machine, _RESIDUE, *firmware_machine(spec.firmware)]
-    argv += ["-machine", ",".join(machine), "-accel", spec.accel]
+    argv += ["-machine", ",".join(machine)]
     if spec.accel == "kvm":
-        argv += ["-cpu", "host"]
+        argv += ["-accel", "kvm", "-cpu", "host"]
+    else:
+        argv += ["-accel", f"tcg,tb-size={MAX_TRANSLATED >> 20}"]
     argv += ["-smp", str(spec.cpus), "-m", f"size={spec.memory}B"]
     if spec.kernel and spec.initrd:
         argv += ["-kernel", path(spec.kernel), "-initrd", path(spec.initrd)]
