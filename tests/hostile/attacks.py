@@ -55,7 +55,6 @@ ALL = ("pc", "q35", "microvm")
 PCI = ("pc", "q35")
 
 ATTACKS = (
-    Attack("crashme", "Debian's crashme: random bytes run as programs, as root", ALL, short=True),
     Attack("port-io", "random port input and output, half of it to a PC's chips", ALL, short=True),
     Attack("tpm-tis", "random accesses to the TPM's registers, malformed commands", ALL),
     Attack("qmp-events", "makes QEMU tell its owner of events without end", PCI, short=True),
@@ -94,6 +93,7 @@ ATTACKS = (
         fresh=True,
         revoke=True,
     ),
+    Attack("crashme", "Debian's crashme: random bytes run as programs, as root", ALL, short=True),
 )
 
 

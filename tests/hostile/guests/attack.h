@@ -25,6 +25,8 @@ uint64_t odd_number(void);
 void count(uint64_t operations);
 /* Whether the time is over; says once a second how far it is. */
 int over(void);
+/* Begins the time anew: what had to be made ready is ready. */
+void ready(void);
 /* Writes a note for a reader of the console. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -153,6 +153,7 @@ void liar(const struct words *words)
 	size_t held = 0;
 	int port = seize_agent(), heard = 0;
 
+	ready();
 	while (port >= 0 && !over()) {
 		struct pollfd waits = {port, POLLIN, 0};
 		ssize_t length;

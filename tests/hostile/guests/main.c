@@ -22,7 +22,7 @@
 static const char *name;
 static uint64_t state;
 static uint64_t *counted;
-static double end, told;
+static double seconds, end, told;
 static pid_t first;
 
 static double now(void)
@@ -82,6 +82,11 @@ int over(void)
 		report("run");
 	}
 	return at >= end;
+}
+
+void ready(void)
+{
+	end = now() + seconds;
 }
 
 void note(const char *format, ...)
@@ -187,7 +192,8 @@ int main(int argc, char **argv)
 		return 71;
 	signal(SIGPIPE, SIG_IGN);
 	told = now();
-	end = told + strtod(argv[2], NULL);
+	seconds = strtod(argv[2], NULL);
+	ready();
 	for (unsigned each = 0; each < sizeof ATTACKS / sizeof *ATTACKS; each++)
 		if (!strcmp(name, ATTACKS[each].name)) {
 			ATTACKS[each].run(&words);

@@ -66,6 +66,7 @@ void windows(const struct words *words)
 	each_pci(take, NULL);
 	if (found == 0)
 		note("there are no windows of PCI devices\n");
+	ready();
 	while (found > 0 && !over()) {
 		for (int each = 0; each < BATCH; each++) {
 			struct window *window = &windows_[below(found)];

@@ -241,6 +241,7 @@ void rings(const struct words *words)
 	found = take_devices(all, MAX_DEVICES);
 	if (found == 0)
 		note("there are no virtio devices\n");
+	ready();
 	while (found > 0 && !over())
 		one_round(&all[below(found)]);
 	for (int each = 0; each < found; each++)

@@ -25,6 +25,7 @@ void translate(const struct words *words)
 	}
 	for (size_t each = 0; each < PIECES; each++)
 		memcpy(code + each * PIECE, CODE, PIECE);
+	ready();
 	while (!over()) {
 		/* A run through a part of it, so that the time is looked at. */
 		size_t first = below(PIECES / 2), length = PIECES / 64;

@@ -100,6 +100,7 @@ void uplink(const struct words *words)
 	udp = socket(AF_INET, SOCK_DGRAM, 0);
 	for (int each = 0; each < OPEN; each++)
 		open[each] = -1;
+	ready();
 	while (!over()) {
 		struct sockaddr_in to = destination(words->bait);
 		int sock = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
