@@ -2,7 +2,7 @@
  *
  * Left out is what only ends or silences this guest: reset and power, its console, and fw_cfg,
  * whose DMA writes into this guest's own memory. The PCI configuration ports have an attack of
- * their own (`pci-config`), as has the ejection of PCI devices.
+ * their own (`pci-config`), and so have the ejection of PCI devices and their windows of ports.
  */
 #include "attack.h"
 
@@ -15,6 +15,7 @@ static const struct {
 } LEFT_OUT[] = {
 	{0x64, 0x64}, {0x92, 0x92}, {0x3f8, 0x3ff}, {0x510, 0x51b}, {0x600, 0x63f},
 	{0xb2, 0xb3}, {0xcf8, 0xcff}, {0xae00, 0xae17}, {0xb000, 0xb03f},
+	{0xc000, 0xffff},
 };
 
 /* The chips of a PC: half of all accesses go to them. */
@@ -23,7 +24,7 @@ static const struct {
 } CHIPS[] = {
 	{0x00, 16}, {0x20, 2}, {0x40, 4}, {0x60, 2}, {0x70, 2}, {0x80, 16}, {0xa0, 2}, {0xc0, 32},
 	{0x170, 8}, {0x1f0, 8}, {0x376, 1}, {0x3c0, 32}, {0x3f0, 8}, {0x4d0, 2}, {0x505, 4},
-	{0x660, 16}, {0x700, 64}, {0xa00, 32}, {0xaf00, 32}, {0xafe0, 4}, {0xb100, 64}, {0xc000, 256},
+	{0x660, 16}, {0x700, 64}, {0xa00, 32}, {0xaf00, 32}, {0xafe0, 4}, {0xb100, 64},
 };
 
 static int left_out(uint16_t port)
