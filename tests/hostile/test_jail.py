@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -103,6 +104,27 @@ def test_attempt_succeeds_with_its_layers_off(attempt: str, runner: Runner) -> N
 def test_each_layer_stops_the_attempt_alone(attempt: str, layer: str, runner: Runner) -> None:
     """The layer holds by itself, with the others that would hide its failure off."""
     assert attempt not in runner.worked(frozenset(STOPPED_BY[attempt] - {layer}))
+
+
+def private_memories() -> set[str]:
+    """Return the System V memories of the host that have no key, by number and owner."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return {
+        f"{number} of {owner}" for key, number, *_, owner in (f[:8] for f in fields) if key == "0"
+    }
+
+
+def test_the_attempts_leave_nothing_on_the_host(runner: Runner) -> None:
+    """What they make where no namespace takes it along is removed: it would hold its maker's
+    keyring, and after 200 of those its uid has no jail any more."""
+    before = private_memories()
+    worked = runner.run(frozenset({"seccomp", "ipc"}))
+    assert {"shmget", "mq-open"} <= worked, "the control: they made something"
+    end = time.monotonic() + 5  # another run's may be there for a moment
+    while (left := private_memories() - before) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == set()
 
 
 def test_every_attempt_has_its_control() -> None:
