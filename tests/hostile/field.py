@@ -274,7 +274,7 @@ class Field:
         try:
             self._begin()
         except BaseException:
-            self.cli.down()
+            self.close()
             raise
 
     def _begin(self) -> None:

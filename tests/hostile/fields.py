@@ -20,6 +20,10 @@ class Fields:
             self._field = Field(board)
         return self._field
 
+    def there(self) -> Field:
+        """Return the field that was asked for last; the usual one if there is none."""
+        return self._field or self.on("pc")
+
     def watch(self) -> Watch:
         """Return the field's observer, a new one if the last has ended."""
         assert self._field is not None

@@ -45,7 +45,6 @@ def test_a_guest_that_attacks_harms_nobody_but_itself(
 
 def test_after_all_attacks_every_law_holds(fields: Fields) -> None:
     """Canaries, memories, consoles, trail and policy are looked at once more, thoroughly."""
-    fields.on("pc")
-    fields.watch()
+    fields.there()
     verdict = fields.end()
     assert harmless(verdict), verdict.findings

@@ -87,6 +87,7 @@ int over(void)
 void ready(void)
 {
 	end = now() + seconds;
+	told = now() - 0.9; /* the first report comes soon: it may be the last */
 }
 
 void note(const char *format, ...)
@@ -191,7 +192,6 @@ int main(int argc, char **argv)
 	if (counted == MAP_FAILED)
 		return 71;
 	signal(SIGPIPE, SIG_IGN);
-	told = now();
 	seconds = strtod(argv[2], NULL);
 	ready();
 	for (unsigned each = 0; each < sizeof ATTACKS / sizeof *ATTACKS; each++)

@@ -15,7 +15,6 @@ Between them it looks by itself, again and again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -120,15 +119,19 @@ class Observer:
         """Look at the attacker's QEMU, or at what became of it."""
         if self._qemu == 0 or self._likeness is None:
             return
-        with contextlib.suppress(OSError):
-            now, children = processes.likeness(self._qemu), processes.below(self._qemu)[1:]
-            yield from processes.changes(self._likeness, now, len(children))
-            yield from self._strangers(self._its_own())
-            if processes.resident(self._qemu) > self._scene.most:
-                most = self._scene.most >> 20
-                yield Finding("hindered", f"its machine takes more than {most} MiB of the host")
+        try:
+            now = processes.likeness(self._qemu)
+        except OSError:
+            if processes.command_line(self._qemu):
+                raise
+            yield from self._ended()
             return
-        yield from self._ended()
+        children = processes.below(self._qemu)[1:]
+        yield from processes.changes(self._likeness, now, len(children))
+        yield from self._strangers(self._its_own())
+        if processes.resident(self._qemu) > self._scene.most:
+            most = self._scene.most >> 20
+            yield Finding("hindered", f"its machine takes more than {most} MiB of the host")
 
     def _its_own(self) -> list[int]:
         name = f" -name {self._scene.attacker} "

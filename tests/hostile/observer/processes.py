@@ -7,6 +7,7 @@ process: then that is said, and not passed over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,12 +96,21 @@ def likeness(pid: int) -> Likeness:
     )
     rights = {key: status[key].strip() for key in WANTED}
     try:
-        spaces = {each.name: str(each.readlink()) for each in (_PROC / str(pid) / "ns").iterdir()}
-        links = [each.readlink() for each in (_PROC / str(pid) / "fd").iterdir()]
+        spaces = _links(_PROC / str(pid) / "ns")
+        held = _links(_PROC / str(pid) / "fd").values()
     except PermissionError:
         return Likeness(status["Uid"].strip(), rights, {}, None)
-    given = frozenset(text for link in links if _GIVEN.fullmatch(text := str(link)))
+    given = frozenset(link for link in held if _GIVEN.fullmatch(link))
     return Likeness(status["Uid"].strip(), rights, spaces, given)
+
+
+def _links(folder: Path) -> dict[str, str]:
+    """Return where the links of a directory lead; one may be closed while it is looked at."""
+    found = {}
+    for each in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[each.name] = str(each.readlink())
+    return found
 
 
 def resident(pid: int) -> int:
