@@ -74,6 +74,82 @@ def test_a_flood_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch, ours
     go(main())
 
 
+def told(name: str, **data: object) -> bytes:
+    """Return an event as QEMU writes it."""
+    head = {"timestamp": {"seconds": 1, "microseconds": 2}, "event": name}
+    return json.dumps({**head, "data": data}).encode() + b"\r\n"
+
+
+FLOOD = told("ACPI_DEVICE_OST", info={"device": "d0", "slot": "0"}) * 2000
+
+
+def test_events_that_nobody_waits_for_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of them, as a guest can make it, is dropped at once; answers and what a machine
+    hears of come through it."""
+    parsed = []
+
+    def parse(text: bytes) -> object:
+        parsed.append(text)
+        return json.JSONDecoder().decode(text.decode())
+
+    monkeypatch.setattr(json, "loads", parse)
+
+    async def main() -> None:
+        async with adoption() as a:
+            await a.qmp.adopt()
+            parsed.clear()
+            a.qemu.say["query-status"] = lambda order: FLOOD + returns("mine")(order) + FLOOD
+            assert await a.qmp.execute("query-status") == "mine"
+            await asyncio.get_running_loop().sock_sendall(
+                a.qemu.sock, told("DEVICE_DELETED", device="x") + FLOOD + told("SHUTDOWN")
+            )
+            assert await a.qmp.execute("query-status") == "mine"
+            assert [name for name, _ in a.events] == ["DEVICE_DELETED", "SHUTDOWN"]
+            assert len(parsed) == 4
+
+    go(main())
+
+
+def test_what_is_dropped_leaves_the_loop_to_others_too() -> None:
+    """Of what lies there already only so much is dropped until others have their turn."""
+
+    async def main() -> None:
+        session, turns = Client("a"), 0
+        reader = session._reader = asyncio.StreamReader(limit=1 << 20)
+        reader.feed_data(FLOOD * 5 + b'{"return": {}}\r\n')
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.get_running_loop().create_task(others())
+        assert dict(await session._do_recv()) == {"return": {}}
+        task.cancel()
+        most = PIECE * module.DROPPED // MIN_COST
+        assert turns >= FLOOD.count(b"\n") * 5 // most
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("line", "dropped"),
+    [
+        (told("VSERPORT_CHANGE", open=True), True),
+        (told("SHUTDOWN", reason="guest-reset"), False),
+        (told("DEVICE_DELETED", device="x"), False),
+        (b'{"return": {"timestamp": 1}, "id": "1"}\r\n', False),
+        (b'{"error": {"desc": "{\\"timestamp\\": "}}\r\n', False),
+        (b'{"event": "STOP", "timestamp": {}}\r\n', False),
+        (b"\r\n", False),
+    ],
+)
+def test_only_an_event_that_nobody_waits_for_is_dropped(line: bytes, dropped: bool) -> None:
+    """Whatever else QEMU says is parsed, as it ever was."""
+    assert module._is_unwanted(line) is dropped
+
+
 STRANGE = {
     "unknown": {"return": 1, "id": "x\nskerry: the operator ended it\x1b[2K"},
     "refused": {"error": {"class": "x", "desc": "\x1b[2K"}, "id": "\x1b[2K"},
