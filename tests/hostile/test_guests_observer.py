@@ -279,6 +279,12 @@ def test_the_table_says_what_was_seen_and_no_date(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+    table.write(page, [table.Row("flood", "q35", 30.0, 99, "contained", "-")])
+    table.write(page, [table.Row("flood", "pc", 30.0, 130_400, "contained", "new")])
+    text = page.read_text()
+    assert "| flood | q35 | 30 | 99 |" in text, "what was not run stays"
+    assert "| flood | pc | 30 | 130 k | contained | new |" in text
+    assert "1.2 M" not in text
     page.write_text("nothing")
     with pytest.raises(ValueError, match="lacks the marks"):
         table.write(page, [])

@@ -109,33 +109,42 @@ void windows(const struct words *words)
 	}
 }
 
-static int spaces[MAX_WINDOWS];
+static struct {
+	int file, bridge;
+} spaces[MAX_WINDOWS];
 
 static void open_space(const char *device, void *more)
 {
 	char path[128];
+	uint8_t class = 0;
 	int file;
 
 	(void)more;
 	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", device);
 	file = open(path, O_RDWR);
-	if (file >= 0 && found < MAX_WINDOWS)
-		spaces[found++] = file;
+	if (file < 0 || found == MAX_WINDOWS || pread(file, &class, 1, 0xb) != 1)
+		return;
+	spaces[found].file = file;
+	spaces[found++].bridge = class == 6;
 }
 
 void config(const struct words *words)
 {
 	each_pci(open_space, NULL);
+	ready();
 	while (found > 0 && !over()) {
-		int file = spaces[below(found)];
+		unsigned each = below(found);
 		uint64_t value = odd_number();
 		off_t at = below(4) ? below(256) : below(4096);
 		size_t width = (size_t)1 << below(3);
 
+		/* The board's own bridges soon take the memory from under this guest: rarely, so. */
+		if (spaces[each].bridge && below(20000))
+			continue;
 		if (below(2)) {
-			if (pwrite(file, &value, width, at) > 0)
+			if (pwrite(spaces[each].file, &value, width, at) > 0)
 				count(1);
-		} else if (pread(file, &value, width, at) > 0) {
+		} else if (pread(spaces[each].file, &value, width, at) > 0) {
 			count(1);
 		}
 	}
