@@ -192,7 +192,7 @@ def standing_still(pid: int) -> Iterator[None]:
 
 def test_a_guest_that_does_nothing_is_contained(field: Field) -> None:
     """Every look, the thorough one too, finds nothing; and it did look."""
-    idle = Attack("idle", "nothing")
+    idle = Attack("idle", "nothing", fresh=True)
     with field.watched() as watch:
         assert watch.ready.qemu == of(field, "attacker") > 0
         field.attack(idle, watch, 1)
