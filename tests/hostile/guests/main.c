@@ -160,8 +160,10 @@ void each_pci(void (*look)(const char *device, void *more), void *more)
 
 static void idle(const struct words *words)
 {
-	while (!over())
+	while (!over()) {
 		usleep(100000);
+		count(1);
+	}
 }
 
 static const struct {
