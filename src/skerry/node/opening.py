@@ -158,7 +158,8 @@ async def open_node(
     monitor.channels.skip(standing.channel)
     resources.follow(monitor, setup)
     relays.lost = partial(_cut_if_there, monitor)
-    node = Node(setup, monitor, machines.make, world.clock, keeper, resources)
+    node = Node(setup, monitor, machines.make, world.clock, keeper, resources, journal)
+    exits.push_async_callback(node.hypercalls.close)
     node.measured = machines.measured
     prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
@@ -175,6 +176,7 @@ async def open_node(
     )
     await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
     await node.coalitions.resume()
+    node.hypercalls.resume()
     return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
 
 

@@ -17,15 +17,9 @@ from typing import NamedTuple
 from skerry.errors import MachineError, SkerryError, StateError
 from skerry.machine.agent import Agent
 from skerry.machine.console import RESTARTED, Console, Tail
+from skerry.machine.control import ControlPort
 from skerry.machine.qemu.blocks import Blocks
-from skerry.machine.qemu.command import (
-    AGENT_FD,
-    CONSOLE_FD,
-    QMP_FD,
-    Accel,
-    QemuSpec,
-    command,
-)
+from skerry.machine.qemu.command import SOCKET_FDS, Accel, QemuSpec, command
 from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.firmware import VARIABLES_FD, open_variables
@@ -42,7 +36,7 @@ from skerry.wire.rights import refuse_descriptors
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
 
-SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
+SOCKETS = dict(zip(KEPT, (*SOCKET_FDS, 2), strict=True))
 """Our ends of a machine's sockets by name, and the numbers of QEMU's ends."""
 
 LAST_WORDS_S = 1.0
@@ -61,11 +55,12 @@ class _Start(NamedTuple):
 class QemuMachine:
     """Implements `monitor.protocols.Machine`. Make it inside a running event loop.
 
-    `console` and `agent` exist once `prepare` has returned.
+    `console`, `agent` and `control` exist once `prepare` has returned.
     """
 
     console: Console
     agent: Agent
+    control: ControlPort
     _start: _Start | None = None
 
     def __init__(self, spec: QemuSpec, launcher: Launcher, incarnation: str = "") -> None:
@@ -84,7 +79,7 @@ class QemuMachine:
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: Process | None = None
         self._qmp = Qmp(name, self._event)
-        self._readers: tuple[Tail | Agent, ...] = ()
+        self._readers: tuple[Tail | Agent | ControlPort, ...] = ()
         ports = Ports(name, self._qmp)
         self._memories = SharedMemories(
             name, self._qmp, ports, lambda: self._process, self._condemn
@@ -155,8 +150,8 @@ class QemuMachine:
         """Take over a machine that an earlier node started; `adopt` must follow.
 
         `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
-        four belong to the machine from now on. `exited`, `kill`, `console` and `agent` work at
-        once. Raises `MachineError` if one is missing; then kill the process.
+        belong to the machine from now on. `exited`, `kill`, `console`, `agent` and `control` work
+        at once. Raises `MachineError` if one is missing; then kill the process.
         """
         machine = cls.__new__(cls)
         machine._set_up(name, "tcg")
@@ -310,8 +305,9 @@ class QemuMachine:
         self._qmp.hold(ours["qmp"])
         self.console = Console(ours["console"], note)
         self.agent = Agent(ours["agent"])
+        self.control = ControlPort(ours["control"])
         self._stderr = Tail(ours["stderr"], STDERR_KEPT)
-        self._readers = self._stderr, self.console, self.agent
+        self._readers = self._stderr, self.console, self.agent, self.control
 
     async def _launch(
         self, start: _Start, pairs: Mapping[int, tuple[socket.socket, socket.socket]]
