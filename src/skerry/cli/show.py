@@ -46,20 +46,24 @@ def ps(as_json: bool) -> None:
 )
 @json_option
 def channels(verbose: bool, as_json: bool) -> None:
-    """List the channels: number, kind, source → sink (or ↔), since when, how long, decided by."""
+    """List the channels: number, kind, source → sink (or ↔), since when, how long, decided by.
+
+    ASKED is the service by whose name the source's guest asked for it.
+    """
     rows = ask(Channels())
     if as_json:
         emit(rows)
         return
     more = ("STATE", "OVERFLOW", "BACK") if verbose else ()
     table(
-        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "LEFT", "RECORD", *more),
+        ("ID", "KIND", "BETWEEN", "PORT", "ASKED", "GENERATION", "SINCE", "LEFT", "RECORD", *more),
         [
             (
                 row["id"],
                 row["kind"],
                 f"{row['source']} {_arrow(row)} {row['sink']}",
                 row["port"],
+                row["asked"] or "-",
                 row["generation"],
                 ago(row["seconds"]),
                 "-" if row["left_s"] is None else ago(row["left_s"]),

@@ -64,7 +64,8 @@ class Bucket:
             if self._left >= 1.0:
                 self._left -= 1.0
                 return
-            await asyncio.sleep((1.0 - self._left) / RATE)
+            # Never for so short that the clock would stand still.
+            await asyncio.sleep(max(0.001, (1.0 - self._left) / RATE))
 
 
 class Caller:

@@ -197,10 +197,11 @@ class Hypercalls:
         return wire.Answer("ok", fields=wire.fields(channel=channel.number, port=port))
 
     def _tell_server(self, channel: Channel) -> None:
-        """Tell a server of a stream, when it takes it."""
+        """Tell a server of a stream, when it takes it; of one that is cut by then it hears not."""
         server = self._callers.get(channel.sink)
         if server is not None and channel.asked:
-            server.connected.add(channel.number)
+            live = {other.number for other in self._monitor.channels.of(channel.sink)}
+            server.connected = (server.connected & live) | {channel.number}
             server.tell()
 
     def _close(self, domain: Domain, argument: str) -> wire.Answer:

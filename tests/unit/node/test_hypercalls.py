@@ -358,7 +358,7 @@ def test_a_domain_serves_no_more_names_than_it_may(tmp_path: Path) -> None:
     play(tmp_path, scene, system=SYSTEM + more)
 
 
-def test_the_oldest_refusals_are_forgotten(tmp_path: Path, monkeypatch: object) -> None:
+def test_the_oldest_refusals_are_forgotten(tmp_path: Path) -> None:
     """A guest that collects refusals costs bounded memory."""
 
     async def scene(host: Services) -> None:
@@ -404,9 +404,7 @@ def test_a_paused_or_dead_server_holds_up_neither_the_node_nor_the_caller(tmp_pa
     play(tmp_path, scene)
 
 
-def test_a_machine_that_never_takes_its_end_fails_the_call_in_time(
-    tmp_path: Path, monkeypatch: object
-) -> None:
+def test_a_machine_that_never_takes_its_end_fails_the_call_in_time(tmp_path: Path) -> None:
     """The others are answered meanwhile, and nothing is left bound."""
 
     async def scene(host: Services) -> None:
@@ -417,7 +415,7 @@ def test_a_machine_that_never_takes_its_end_fails_the_call_in_time(
         async def attach(*_: object) -> None:
             await hangs.wait()
 
-        ledger.machine.attach = attach  # type: ignore[method-assign] # a machine that hangs
+        ledger.machine.attach = attach  # type: ignore[assignment, method-assign] # a machine that hangs
         hypercalls.CALL_S, before = 0.2, hypercalls.CALL_S
         try:
             asked = bank.send("connect ledger")
