@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
-from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, SOCKET_FDS, QemuSpec, command
+from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD, SOCKET_FDS, QemuSpec, command
 from skerry.machine.qemu.nics import mac
 
 READY = b"skerry: ready"
