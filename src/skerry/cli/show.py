@@ -14,14 +14,22 @@ from skerry.wire.control import Channels, Health, Ps
 @click.command()
 @json_option
 def ps(as_json: bool) -> None:
-    """List the domains: name, label, machine, state, memory, since, and why one ended."""
+    """List the domains: name, label, machine, state, memory, since, and why one ended.
+
+    OFFERS, where there is any: the services that a domain serves.
+    """
     rows = ask(Ps())
     ill = [helper for helper in ask(Health()) if helper["state"] != "running"]
     if as_json:
         emit([*rows, *ill])
         return
+    offers = any(row["offers"] for row in rows)
     table(
-        ("NAME", "LABEL", "MACHINE", "STATE", "MEMORY", "SINCE", "REASON"),
+        (
+            *("NAME", "LABEL", "MACHINE", "STATE", "MEMORY", "SINCE"),
+            *(["OFFERS"] if offers else []),
+            "REASON",
+        ),
         [
             (
                 row["name"],
@@ -30,6 +38,7 @@ def ps(as_json: bool) -> None:
                 row["state"],
                 size(row["memory"]),
                 ago(row["seconds"]) if row["seconds"] is not None else "-",
+                *([", ".join(row["offers"]) or "-"] if offers else []),
                 row["reason"] or "",
             )
             for row in rows

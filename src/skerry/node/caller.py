@@ -8,7 +8,6 @@ whether it reads or not; and whatever becomes of one call, the next is answered.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -140,8 +139,14 @@ class Caller:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            with contextlib.suppress(IndexError):
-                while True:
-                    await self._port.write(await self._news(self))
-                    await self._port.write(self._answers.popleft())
-                    self._free.release()
+            await self._port.write(await self._new())
+            while self._answers:
+                await self._port.write(self._answers.popleft())
+                self._free.release()
+
+    async def _new(self) -> bytes:
+        try:
+            return await self._news(self)
+        except Exception:  # a defect of ours; it is answered all the same
+            log.exception("%s was not told what is new", self.domain.name)
+            return b""

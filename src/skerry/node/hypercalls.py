@@ -59,6 +59,7 @@ class Hypercalls:
         self._quantum_s = quantum_s
         self._callers: dict[Domain, Caller] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_due = False
 
     def attend(self, domain: Domain) -> None:
         """Serve a domain whose machine has a port for it, until it ends. Idempotent."""
@@ -89,11 +90,13 @@ class Hypercalls:
     def withdrawn(self, name: str, why: str) -> None:
         """What was granted over a domain ends: `Binder.withdrawn`."""
         self.services.withdrawn(self._monitor.domains.get(name), why)
-        # In the next step the domain has its new label, if it is given one.
-        asyncio.get_running_loop().call_soon(self.follow)
+        if not self._is_due:  # in the next step the domain has its new label, if it gets one
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self.follow)
 
     def follow(self) -> None:
         """A label, the policy or the file is another: end what no longer holds, and say so."""
+        self._is_due = False
         self.services.follow()
         for caller in self._callers.values():
             caller.tell()

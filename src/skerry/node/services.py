@@ -47,6 +47,10 @@ class Services:
         """Return who serves a name now."""
         return self._offers.get(name)
 
+    def of(self, domain: Domain | None) -> list[str]:
+        """Return the names that a domain serves."""
+        return [name for name, server in self._offers.items() if server is domain]
+
     def may_offer(self, domain: Domain, name: str) -> bool:
         """Say whether a domain may serve a name: it lives, and has the label that the file says."""
         return domain.state in ALIVE and self._setup().services.get(name) == domain.label
@@ -62,7 +66,7 @@ class Services:
                 raise Taken(f"domain {other.name} serves {name}")
             if name in self._offers:
                 return
-            if sum(server is domain for server in self._offers.values()) >= OFFERS_MAX:
+            if len(self.of(domain)) >= OFFERS_MAX:
                 raise LimitReached(f"domain {domain.name} has its {OFFERS_MAX} services")
             about = {"service": name, "domain": domain.name, "label": str(domain.label)}
             await self._monitor.mediator.audit.append("offered", about)
@@ -88,7 +92,7 @@ class Services:
 
     def withdrawn(self, domain: Domain | None, why: str) -> None:
         """End what a domain serves: `Binder.withdrawn`."""
-        for name in [name for name, server in self._offers.items() if server is domain]:
+        for name in self.of(domain):
             self._withdraw(name, why)
 
     def follow(self) -> None:

@@ -128,7 +128,8 @@ def call(identity: str, verb: Verb, argument: str = "") -> bytes:
 
 
 def encode(identity: str, answer: Answer) -> bytes:
-    """Return the lines of an answer. What could act on a terminal in a text is escaped."""
+    """Return the lines of an answer. What is not printable in a text is escaped, so that it stays
+    one line; the rest is as it is, so that a label is that label."""
     head = f"{VERSION} {identity}"
     lines = [f"{head} is {key} {_plain(text)}" for key, text in answer.fields]
     lines.append(" ".join(filter(None, (head, answer.end, answer.code))))
@@ -136,8 +137,12 @@ def encode(identity: str, answer: Answer) -> bytes:
 
 
 def _plain(text: str) -> str:
-    shown = escape(text)
+    shown = text if text.isprintable() else "".join(map(_char, text))
     return shown if len(shown) <= TEXT_MAX else shown[: TEXT_MAX - 1] + "…"
+
+
+def _char(char: str) -> str:
+    return char if char.isprintable() else escape(char)
 
 
 def fields(**texts: object) -> tuple[tuple[str, str], ...]:

@@ -43,6 +43,9 @@ def test_a_stream_that_a_guest_asked_for_is_listed_with_its_service(served: Cli)
     served.ok("connect", "bank", "ledger", "--name", "by-hand")
     rows = {row["port"]: row for row in served.rows("channels")}
     assert {name: row["asked"] for name, row in rows.items()} == {port: "ledger", "by-hand": None}
+    offers = {row["name"]: row["offers"] for row in served.rows("ps")}
+    assert (offers["ledger"], offers["bank"]) == (["ledger"], [])
+    assert "OFFERS" in served.ok("ps")
     table = served.ok("channels")
     assert "ASKED" in table
     assert [line.split()[6] for line in table.splitlines()[1:]] == ["ledger", "-"]

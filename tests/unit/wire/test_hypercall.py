@@ -85,7 +85,10 @@ def test_a_long_line_is_one_answer_and_its_rest_is_no_call() -> None:
 
 @given(IDS, st.lists(st.text(max_size=6000), max_size=4))
 def test_no_text_makes_a_line_of_its_own(identity: str, texts: list[str]) -> None:
-    """Whatever a text holds, it is the rest of one line, bounded, and safe to be shown."""
+    """Whatever a text holds, it is the rest of one line, bounded and printable.
+
+    A printable one is not changed.
+    """
     answer = Answer("denied", "CODE", tuple(("key", text) for text in texts))
     lines = wire.encode(identity, answer).decode().split("\n")
     assert len(lines) == len(texts) + 2
@@ -94,3 +97,6 @@ def test_no_text_makes_a_line_of_its_own(identity: str, texts: list[str]) -> Non
         assert line.startswith(f"1 {identity} is key ")
         assert line.isprintable()
         assert len(line) <= wire.TEXT_MAX + 40
+    for line, text in zip(lines, texts, strict=False):
+        if text.isprintable() and len(text) <= wire.TEXT_MAX:
+            assert line == f"1 {identity} is key {text}"
