@@ -11,7 +11,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
+from skerry.label import Label
 from skerry.machine.control import ControlPort
 from skerry.monitor.domain import Domain
 from skerry.wire import hypercall as wire
@@ -36,15 +38,14 @@ Handle = Callable[["Caller", wire.Call], Awaitable[wire.Answer]]
 News = Callable[["Caller"], Awaitable[bytes]]
 
 
-class Refusal:
-    """What a guest was told of a refusal, and whom it is about.
+class Refusal(NamedTuple):
+    """What a guest was told of a refusal, and the label, as it was then, whom it is about.
 
     `explanation` is None where it was told nothing but that there is no such service.
     """
 
-    def __init__(self, explanation: Explanation | None = None, about: Domain | None = None) -> None:
-        self.explanation = explanation
-        self.about = about
+    explanation: Explanation | None = None
+    about: Label | None = None
 
 
 class Bucket:

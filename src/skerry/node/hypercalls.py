@@ -192,10 +192,7 @@ class Hypercalls:
         if self.services.server(name) is not server or domain.state not in ALIVE:
             return wire.Answer("failed", "UNAVAILABLE")  # meanwhile
         port = f"{name}.{self._monitor.channels.next_port().removeprefix('ch')}"
-        try:
-            channel = await self._monitor.bind(domain.name, server.name, port=port, asked=name)
-        except Denied as error:
-            return await self._denied(caller, error, server)
+        channel = await self._monitor.bind(domain.name, server.name, port=port, asked=name)
         self._tell_server(channel)
         return wire.Answer("ok", fields=wire.fields(channel=channel.number, port=port))
 
@@ -222,11 +219,10 @@ class Hypercalls:
         refusal = caller.refusals.get(record)
         if refusal is None:
             return wire.Answer("failed", "NO-RECORD")
-        explanation, about = refusal.explanation, refusal.about
-        if explanation is None:
+        if refusal.explanation is None:
             return wire.Answer("ok", fields=_nothing(record))
-        seen = about is not None and await self._sees(caller.domain.label, about.label)
-        return wire.Answer("ok", fields=_fields(explanation, seen))
+        told = await self._told(caller, refusal.explanation, refusal.about)
+        return wire.Answer("ok", fields=told)
 
     async def _may(self, domain: Domain, server: Domain) -> bool:
         parties = {"source": domain.label, "sink": server.label}
@@ -239,7 +235,7 @@ class Hypercalls:
         self, caller: Caller, server: Domain, call: wire.Call, began: float
     ) -> wire.Answer:
         """Refuse a stream on record, in the words that the caller may hear."""
-        domain, name = caller.domain, call.argument
+        domain, name, label = caller.domain, call.argument, server.label
         about = {"domain": domain.name, "sink": server.name, "asked": name}
         try:
             await self._monitor.mediator.permit(
@@ -249,8 +245,8 @@ class Hypercalls:
         except Denied as error:
             service = self._setup().system.services.get(name)
             public = service is not None and service.public
-            if public or await self._sees(domain.label, server.label):
-                return await self._denied(caller, error, server)
+            if public or await self._sees(domain.label, label):
+                return await self._denied(caller, error, label if server.label == label else None)
             return await self._no_service(caller, call, began, "", error.record)
 
     async def _no_service(
@@ -282,14 +278,26 @@ class Hypercalls:
             quanta = max(1, math.ceil(took / self._quantum_s))
             await asyncio.sleep(quanta * self._quantum_s - took)
 
-    async def _denied(self, caller: Caller, error: Denied, about: Domain | None) -> wire.Answer:
+    async def _denied(self, caller: Caller, error: Denied, about: Label | None) -> wire.Answer:
         """Explain a denial as far as the caller may see whom it is about."""
         explanation = explain_error(error)
-        seen = about is not None and isinstance(error, Refused)
-        seen = seen and about is not None and await self._sees(caller.domain.label, about.label)
+        if not isinstance(error, Refused):
+            about = None  # its sentence is in the words of the host, which are not for a guest
         if explanation.record:
             caller.refused(explanation.record, Refusal(explanation, about))
-        return wire.Answer("denied", explanation.code, _fields(explanation, seen))
+        told = await self._told(caller, explanation, about)
+        return wire.Answer("denied", explanation.code, told)
+
+    async def _told(
+        self, caller: Caller, explanation: Explanation, about: Label | None
+    ) -> tuple[tuple[str, str], ...]:
+        """Return an explanation's fields for a guest; the permissions are words of one text."""
+        seen = about is not None and await self._sees(caller.domain.label, about)
+        told = explanation.for_guest(seen)
+        permissions = told.get("permissions")
+        if isinstance(permissions, list):
+            told["permissions"] = " ".join(map(str, permissions))
+        return wire.fields(**told)
 
     async def _sees(self, label: Label, other: Label) -> bool:
         return await may_see(self._monitor.mediator, label, other)
@@ -301,12 +309,3 @@ class Hypercalls:
 
 def _nothing(record: int) -> tuple[tuple[str, str], ...]:
     return wire.fields(code=NO_SERVICE, sentence=_NOTHING, record=record)
-
-
-def _fields(explanation: Explanation, seen: bool) -> tuple[tuple[str, str], ...]:
-    """Return an explanation's fields for a guest; several permissions are words of one text."""
-    told = explanation.for_guest(seen)
-    permissions = told.get("permissions")
-    if isinstance(permissions, list):
-        told["permissions"] = " ".join(map(str, permissions))
-    return wire.fields(**told)

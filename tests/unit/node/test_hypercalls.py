@@ -175,6 +175,23 @@ def test_why_hides_the_labels_again_from_who_may_see_no_more(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+def test_why_never_tells_a_label_that_the_guest_might_not_see_then(tmp_path: Path) -> None:
+    """Though it may see the domain by now, which has another label. The control: it may see it."""
+
+    async def scene(host: Services) -> None:
+        stranger, owner = host.guest("stranger"), host.node.setup.owner
+        await host.guest("ledger").call("offer board")
+        said = await stranger.call("connect board")
+        await host.node.relabel(owner, "ledger", "op")
+        again = await stranger.call(f"why {said.fields['record']}")
+        assert set(again.fields) == {"code", "sentence", "record"}
+        await host.node.relabel(owner, "stranger", "op")
+        again = await stranger.call(f"why {said.fields['record']}")
+        assert "ledger" in str(again.fields["rule"] + again.fields["target"])
+
+    play(tmp_path, scene)
+
+
 def test_a_stream_is_closed_from_either_end_and_by_nobody_else(tmp_path: Path) -> None:
     """A stranger's number, an unknown one and a declared channel are one answer."""
 
