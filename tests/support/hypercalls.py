@@ -137,6 +137,8 @@ class Guest:
             self._line(line.decode())
 
     def _line(self, line: str) -> None:
+        if not line:
+            return
         version, identity, end, *rest = line.split(" ", 4)
         assert version == "1"
         if end == "is":

@@ -137,6 +137,7 @@ class Caller:
         self._wake.set()
 
     async def _write(self) -> None:
+        await self._port.write(b"\n")  # ends a line that an earlier node left half written
         while True:
             await self._wake.wait()
             self._wake.clear()

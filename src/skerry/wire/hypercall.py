@@ -6,7 +6,7 @@ everything itself, so that neither side need know when the other was started ane
 
 A line is words separated by one space, ended by a newline. It begins with the version and an ID:
 1 to 16 of `0-9a-z`, chosen by the guest and given back with the answer. NAME is a
-service's, 1 to 31 of `a-z0-9-`. Empty lines mean nothing.
+service's, 1 to 31 of `a-z0-9-`. Empty lines mean nothing, either way.
 
 Guest to node, at most `CALL_MAX` bytes:
     1 ID label              who am I
