@@ -191,7 +191,9 @@ class Hypercalls:
             raise full
         if self.services.server(name) is not server or domain.state not in ALIVE:
             return wire.Answer("failed", "UNAVAILABLE")  # meanwhile
-        port = f"{name}.{self._monitor.channels.next_port().removeprefix('ch')}"
+        # From here to its entering the table `bind` does not wait: the number is its.
+        number = self._monitor.channels.made("stream", domain, server, name, False).number
+        port = f"{name}.{number}"
         channel = await self._monitor.bind(domain.name, server.name, port=port, asked=name)
         self._tell_server(channel)
         return wire.Answer("ok", fields=wire.fields(channel=channel.number, port=port))
