@@ -189,7 +189,9 @@ def test_streams_and_offers_go_on_when_the_node_is_killed(node: Cli) -> None:
     port = inside(node, "bank", call)
     until(node, "ledger", f"[ -e {port} ]")
     os.kill(peer(node.home / "run/control.sock"), signal.SIGKILL)
-    while {row["state"] for row in node.rows("ps")} != {"running"}:  # they are adopted
+    end = time.monotonic() + 30
+    while (shown := {row["state"] for row in node.rows("ps")}) != {"running"}:  # they are adopted
+        assert "ended" not in shown and time.monotonic() < end, node.rows("ps")
         time.sleep(0.2)
     rows = {row["port"]: row for row in node.rows("channels")}
     assert rows[port.rpartition("/")[2]]["asked"] == "spare"
