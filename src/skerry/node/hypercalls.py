@@ -20,7 +20,7 @@ from skerry.monitor.monitor import Monitor
 from skerry.monitor.table import Channel
 from skerry.node.caller import Caller, Refusal
 from skerry.node.journal import NodeJournal
-from skerry.node.services import Services, Taken
+from skerry.node.offers import Offers, Taken
 from skerry.node.setup import Setup
 from skerry.node.sight import may_see
 from skerry.wire import hypercall as wire
@@ -53,7 +53,7 @@ class Hypercalls:
         quantum_s: float = QUANTUM_S,
     ) -> None:
         """`setup` returns what is in force; without a quantum, answers come when they are ready."""
-        self.services = Services(monitor, setup, journal)
+        self.services = Offers(monitor, setup, journal)
         self._monitor = monitor
         self._setup = setup
         self._quantum_s = quantum_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from skerry.node import caller, hypercalls, services
+from skerry.node import caller, hypercalls, offers
 from skerry.wire import control as wire
 from tests.support.hypercalls import POLICY, SYSTEM, Services, play
 from tests.support.reconciling import up
@@ -361,13 +361,13 @@ def test_limits_refuse_by_name_and_come_back(tmp_path: Path) -> None:
 
 def test_a_domain_serves_no_more_names_than_it_may(tmp_path: Path) -> None:
     """One more is refused; one that is closed makes room."""
-    names = [f"s{number}" for number in range(services.OFFERS_MAX + 1)]
+    names = [f"s{number}" for number in range(offers.OFFERS_MAX + 1)]
     more = "".join(f'[services.{name}]\noffered-by = "ledger"\n' for name in names)
 
     async def scene(host: Services) -> None:
         ledger = host.guest("ledger")
         said = [await ledger.call(f"offer {name}") for name in names]
-        assert [one.end for one in said] == ["ok"] * services.OFFERS_MAX + ["denied"]
+        assert [one.end for one in said] == ["ok"] * offers.OFFERS_MAX + ["denied"]
         assert said[-1].code == "LIMIT-REACHED"
         await ledger.call(f"close {names[0]}")
         assert (await ledger.call(f"offer {names[-1]}")).end == "ok"

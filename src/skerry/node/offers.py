@@ -31,7 +31,7 @@ class Taken(SkerryError):
     """Another domain with the same label serves this name."""
 
 
-class Services:
+class Offers:
     """The services of one node. `journal` is None for a node that is never started again."""
 
     def __init__(
