@@ -213,8 +213,8 @@ def _resources(setup: Setup, wanted: Setup) -> dict[str, object]:
 def _services(setup: Setup, wanted: Setup) -> dict[str, object]:
     """Return each service as it is declared, with its label under the wanted policy."""
     return {
-        name: (service.public, carry(wanted.stack, setup.services[name], setup.stack))
-        for name, service in setup.system.services.items()
+        name: (service.public, carry(wanted.stack, setup.names[name], setup.stack))
+        for name, service in setup.system.names.items()
     }
 
 

@@ -53,7 +53,7 @@ class Hypercalls:
         quantum_s: float = QUANTUM_S,
     ) -> None:
         """`setup` returns what is in force; without a quantum, answers come when they are ready."""
-        self.services = Offers(monitor, setup, journal)
+        self.offers = Offers(monitor, setup, journal)
         self._monitor = monitor
         self._setup = setup
         self._quantum_s = quantum_s
@@ -81,7 +81,7 @@ class Hypercalls:
 
     def resume(self) -> None:
         """After a restart: serve again what goes on, and who served."""
-        self.services.resume()
+        self.offers.resume()
         for domain in self._monitor.domains.values():
             self.attend(domain)
         for channel in self._monitor.channels:  # whether it was told of them, nobody knows
@@ -89,7 +89,7 @@ class Hypercalls:
 
     def withdrawn(self, name: str, why: str) -> None:
         """What was granted over a domain ends: `Binder.withdrawn`."""
-        self.services.withdrawn(self._monitor.domains.get(name), why)
+        self.offers.withdrawn(self._monitor.domains.get(name), why)
         if not self._is_due:  # in the next step the domain has its new label, if it gets one
             self._is_due = True
             asyncio.get_running_loop().call_soon(self.follow)
@@ -97,7 +97,7 @@ class Hypercalls:
     def follow(self) -> None:
         """A label, the policy or the file is another: end what no longer holds, and say so."""
         self._is_due = False
-        self.services.follow()
+        self.offers.follow()
         for caller in self._callers.values():
             caller.tell()
 
@@ -170,14 +170,14 @@ class Hypercalls:
 
     async def _offer(self, caller: Caller, call: wire.Call) -> wire.Answer:
         began, name = asyncio.get_running_loop().time(), call.argument
-        if not self.services.may_offer(caller.domain, name):
+        if not self.offers.may_offer(caller.domain, name):
             return await self._no_service(caller, call, began, "it may not offer this name")
-        await self.services.offer(caller.domain, name)
+        await self.offers.offer(caller.domain, name)
         return wire.Answer("ok", fields=wire.fields(service=name))
 
     async def _connect(self, caller: Caller, call: wire.Call) -> wire.Answer:
         began, name = asyncio.get_running_loop().time(), call.argument
-        domain, server = caller.domain, self.services.server(name)
+        domain, server = caller.domain, self.offers.server(name)
         if server is domain:
             return wire.Answer("failed", "OWN-SERVICE")
         if server is None:
@@ -189,7 +189,7 @@ class Hypercalls:
             full = LimitReached(f"domain {domain.name} has its {STREAMS_MAX} streams")
             self._monitor.mediator.failed(HOOK, full, domain=domain.name, asked=name)
             raise full
-        if self.services.server(name) is not server or domain.state not in ALIVE:
+        if self.offers.server(name) is not server or domain.state not in ALIVE:
             return wire.Answer("failed", "UNAVAILABLE")  # meanwhile
         # From here to its entering the table `bind` does not wait: the number is its.
         number = self._monitor.channels.made("stream", domain, server, name, False).number
@@ -208,7 +208,7 @@ class Hypercalls:
 
     def _close(self, domain: Domain, argument: str) -> wire.Answer:
         if not argument.isdecimal():
-            is_closed = self.services.close(domain, argument)
+            is_closed = self.offers.close(domain, argument)
             return wire.Answer("ok") if is_closed else wire.Answer("failed", "NO-OFFER")
         number = int(argument)
         for channel in self._monitor.channels.of(domain):
@@ -245,7 +245,7 @@ class Hypercalls:
             )
             return wire.Answer("failed", "UNAVAILABLE")  # the policy changed in between
         except Denied as error:
-            service = self._setup().system.services.get(name)
+            service = self._setup().system.names.get(name)
             public = service is not None and service.public
             if public or await self._sees(domain.label, label):
                 return await self._denied(caller, error, label if server.label == label else None)

@@ -39,7 +39,7 @@ class KeptSetup(msgspec.Struct, frozen=True):
     owner: Label
     policy_key: bytes
     consoles: Mapping[str, Label]
-    services: Mapping[str, Label] = {}
+    names: Mapping[str, Label] = {}
 
 
 def save_setup(folder: pathlib.Path, setup: Setup) -> str:
@@ -52,7 +52,7 @@ def save_setup(folder: pathlib.Path, setup: Setup) -> str:
         setup.owner,
         setup.policy_key,
         setup.consoles,
-        setup.services,
+        setup.names,
     )
     content = msgspec.msgpack.encode(kept, enc_hook=str)
     path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
@@ -97,7 +97,7 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
         warnings,
         kept.policy_key,
         kept.consoles,
-        kept.services,
+        kept.names,
     )
 
 

@@ -369,7 +369,7 @@ class Node(Changing):
                     "memory": spec.memory,
                     "seconds": self._clock() - domain.since if domain else None,
                     "reason": domain.end.reason if domain and domain.end else None,
-                    "offers": self.hypercalls.services.of(domain),
+                    "offers": self.hypercalls.offers.of(domain),
                 }
             )
         return rows

@@ -53,7 +53,7 @@ class Offers:
 
     def may_offer(self, domain: Domain, name: str) -> bool:
         """Say whether a domain may serve a name: it lives, and has the label that the file says."""
-        return domain.state in ALIVE and self._setup().services.get(name) == domain.label
+        return domain.state in ALIVE and self._setup().names.get(name) == domain.label
 
     async def offer(self, domain: Domain, name: str) -> None:
         """Let a domain that may do so serve a name. Idempotent.
@@ -97,7 +97,7 @@ class Offers:
 
     def follow(self) -> None:
         """Let nothing go on that the file and the labels, as they are now, do not give."""
-        services = self._setup().services
+        services = self._setup().names
         for name, server in list(self._offers.items()):
             if services.get(name) != server.label or server.state in ENDING:
                 self._withdraw(name, "the file or its label says otherwise now")

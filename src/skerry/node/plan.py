@@ -100,7 +100,7 @@ class Planner:
 
     async def service(self, name: str, setup: Setup) -> Step:
         """Say which domains may serve a name, and which of the others may be bound to them."""
-        label = setup.services[name]
+        label = setup.names[name]
         domains = {domain: setup.labels[domain] for domain in setup.system.domains}
         servers = [domain for domain, own in domains.items() if own == label]
         asking = []
@@ -133,7 +133,7 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
         source, sink = setup.labels[channel.source], setup.labels[channel.sink]
         waits = not {channel.source, channel.sink} <= started
         steps.append(await planner.bind(channel, source, sink, later=waits))
-    return [*steps, *[await planner.service(name, setup) for name in setup.services]]
+    return [*steps, *[await planner.service(name, setup) for name in setup.names]]
 
 
 def words(channel: ChannelSpec) -> str:

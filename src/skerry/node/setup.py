@@ -31,7 +31,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     `labels` maps each domain and resource to its label, `operators` each uid to its label; `owner`
     is the label of the user who runs this; `consoles` the label of each console that has one of its
-    own, by its domain, `services` the label that may serve each; `warnings` say what the policy
+    own, by its domain, `names` the label that may serve each service; `warnings` say what the policy
     lacks for domains. Where there is a `policy_key` (32 bytes, Ed25519), it has signed every
     policy.
     """
@@ -44,7 +44,7 @@ class Setup(msgspec.Struct, frozen=True):
     warnings: tuple[Problem, ...] = ()
     policy_key: bytes = b""
     consoles: Mapping[str, Label] = {}
-    services: Mapping[str, Label] = {}
+    names: Mapping[str, Label] = {}
 
     @property
     def stack(self) -> Stack:
@@ -163,7 +163,7 @@ def _setup(
     }
     services = {
         name: reader.read(service.offered_by, system.line(("services", name, "offered-by")))
-        for name, service in system.services.items()
+        for name, service in system.names.items()
     }
     operators = {
         uid: reader.read(label, system.operator_line(uid))
@@ -239,7 +239,7 @@ def carried(setup: Setup, policy: Policy) -> Setup:
         operators={uid: new(label) for uid, label in setup.operators.items()},
         owner=new(setup.owner),
         consoles={name: new(label) for name, label in setup.consoles.items()},
-        services={name: new(label) for name, label in setup.services.items()},
+        names={name: new(label) for name, label in setup.names.items()},
     )
 
 

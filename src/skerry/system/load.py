@@ -32,6 +32,7 @@ from skerry.system.model import (
     RawLabel,
     System,
 )
+from skerry.system.names import read_names
 from skerry.system.resources import (
     check_domains,
     read_resources,
@@ -39,7 +40,6 @@ from skerry.system.resources import (
     with_slots,
 )
 from skerry.system.section import NAME, NAME_WORDS, Report, Section, echo, meant
-from skerry.system.services import read_services
 from skerry.system.toml_lines import parse_toml
 
 MAX_FILE = 1 << 20
@@ -101,7 +101,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         domains=domains,
         channels=channels,
         resources=resources,
-        services=read_services(top.section("services")),
+        names=read_names(top.section("services")),
         asserts=tuple(_assertion(s, {**domains, **resources}) for s in top.sections("assert")),
         accept_missing=_jail(top.section("jail")),
         operators=operators,

@@ -192,7 +192,7 @@ class System(msgspec.Struct, frozen=True):
     domains: Mapping[str, DomainSpec]
     channels: tuple[ChannelSpec, ...] = ()
     resources: Mapping[str, ResourceSpec] = {}
-    services: Mapping[str, ServiceSpec] = {}
+    names: Mapping[str, ServiceSpec] = {}
     asserts: tuple[Assertion, ...] = ()
     accept_missing: tuple[str, ...] = ()
     operators: Mapping[int, RawLabel] = {}

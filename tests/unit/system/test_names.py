@@ -10,7 +10,7 @@ from skerry.errors import InputError
 from skerry.node.setup import load_setup
 from skerry.system.load import parse_system
 from skerry.system.model import ServiceSpec
-from skerry.system.services import MAX_SERVICE_NAME, MAX_SERVICES
+from skerry.system.names import MAX_SERVICE_NAME, MAX_SERVICES
 from tests.support.hypercalls import POLICY
 from tests.support.hypercalls import SYSTEM as SERVED
 
@@ -29,13 +29,13 @@ def test_a_service_is_a_name_and_the_label_that_may_serve_it() -> None:
     text = (
         '[services.ledger]\noffered-by = "l"\n[services.board]\noffered-by = "l"\npublic = true\n'
     )
-    assert parse_system(SYSTEM + text, Path("/x/system.toml")).services == {
+    assert parse_system(SYSTEM + text, Path("/x/system.toml")).names == {
         "ledger": ServiceSpec("ledger", "l"),
         "board": ServiceSpec("board", "l", public=True),
     }
     longest = "a" * MAX_SERVICE_NAME
     text = f'[services.{longest}]\noffered-by = "l"\n'
-    assert set(parse_system(SYSTEM + text, Path("/x/system.toml")).services) == {longest}
+    assert set(parse_system(SYSTEM + text, Path("/x/system.toml")).names) == {longest}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_one_service_too_many_is_an_error() -> None:
     lines = [f'[services.s{number}]\noffered-by = "l"\n' for number in range(MAX_SERVICES + 1)]
     assert any("257 services; there can be 256" in problem for problem in problems("".join(lines)))
     fine = parse_system(SYSTEM + "".join(lines[1:]), Path("/x/system.toml"))
-    assert len(fine.services) == MAX_SERVICES
+    assert len(fine.names) == MAX_SERVICES
 
 
 def test_the_label_that_may_serve_is_one_of_the_policy(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ MAX_SERVICE_NAME = 20
 longer one is an error."""
 
 
-def read_services(section: Section) -> dict[str, ServiceSpec]:
+def read_names(section: Section) -> dict[str, ServiceSpec]:
     """Read every `[services.NAME]`."""
     services: dict[str, ServiceSpec] = {}
     for name in section.names():
