@@ -31,8 +31,8 @@ class Setup(msgspec.Struct, frozen=True):
 
     `labels` maps each domain and resource to its label, `operators` each uid to its label; `owner`
     is the label of the user who runs this; `consoles` the label of each console that has one of its
-    own, by its domain, `names` the label that may serve each service; `warnings` say what the policy
-    lacks for domains. Where there is a `policy_key` (32 bytes, Ed25519), it has signed every
+    own, by its domain, `names` the label that may serve each service; `warnings` say what the
+    policy lacks for domains. Where there is a `policy_key` (32 bytes, Ed25519), it has signed every
     policy.
     """
 
