@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
 from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD, SOCKET_FDS, QemuSpec, command
 from skerry.machine.qemu.nics import mac
+from skerry.machine.qemu.template import Template, ram_arguments
 
 READY = b"skerry: ready"
 """What a guest prints on its console when its init has started the agent."""
@@ -37,9 +39,10 @@ class BareQemu:
         ports: Mapping[str, socket.socket] = {},
         cards: Mapping[str, socket.socket] = {},
         tpm: socket.socket | None = None,
+        template: Template | None = None,
     ) -> None:
         """Start it; `ports` and `cards` are its streams and links by name, `tpm` the control
-        channel of a swtpm; their sockets are taken over."""
+        channel of a swtpm; their sockets are taken over. With a `template`, `restore` follows."""
         pairs = {fd: socket.socketpair() for fd in SOCKET_FDS}
         far = {fd: pair[1] for fd, pair in pairs.items()}
         self._near = {fd: pair[0] for fd, pair in pairs.items()}
@@ -58,18 +61,43 @@ class BareQemu:
             argv += ["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"]
         inherited = [*far.values(), *ports.values(), *cards.values()]
         inherited += [tpm] if tpm is not None else []
+        fds = [sock.fileno() for sock in inherited]
+        if template is not None:
+            fds.append(template.own_open())
+            argv += [*ram_arguments(spec.memory, fds[-1], share=False), "-incoming", "defer"]
         # Ends the machine should this process be killed: its standard input then ends.
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", "read pid; read end; kill -KILL $pid"], stdin=subprocess.PIPE
         )
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, pass_fds=[sock.fileno() for sock in inherited]
-        )
+        self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=fds)
+        if template is not None:
+            os.close(fds[-1])
         assert self._guard.stdin is not None
         self._guard.stdin.write(b"%d\n" % self._process.pid)
         self._guard.stdin.flush()
         for sock in inherited:
             sock.close()
+
+    def restore(self, state: bytes) -> None:
+        """Go on where a template was saved. Raises `SkerryError` with QEMU's words."""
+        file = os.memfd_create("state")
+        os.write(file, state)
+        os.lseek(file, 0, os.SEEK_SET)
+        with self._near[QMP_FD].makefile("rb") as answers:
+            self._order(answers, "qmp_capabilities", {})
+            shared = {"capability": "x-ignore-shared", "state": True}
+            self._order(answers, "migrate-set-capabilities", {"capabilities": [shared]})
+            self._order(answers, "getfd", {"fdname": "state"}, file)
+            os.close(file)
+            self._order(answers, "migrate-incoming", {"uri": "fd:state"})
+            while self._order(answers, "query-status", {})["status"] == "inmigrate":
+                time.sleep(0.001)
+            self._order(answers, "cont", {})
+
+    async def answered(self) -> None:
+        """Wait until the agent in the guest answers."""
+        self._agent = Agent(self._near[AGENT_FD])
+        await self._agent.ready(BOOT_S)
 
     def plug_pipe(self, name: str, end: int) -> None:
         """Add a port on an end of a pipe, which is taken over: what can't be said at the start.

@@ -9,6 +9,10 @@ from bench.measure import Row
 
 ROWS = {
     "start-vs-bare": ("start", "start"),
+    "warm-start-extra-ms": ("template", "extra"),
+    "warm-start-vs-libvirt": ("template", "warm_versus_libvirt"),
+    "cold-start-vs-libvirt": ("template", "cold_versus_libvirt"),
+    "clones-pss-mb": ("template", "clones_pss"),
     "stream-vs-bare": ("stream", "throughput"),
     "link-vs-bare": ("link", "throughput"),
     "uplink-vs-passt": ("uplink", "throughput"),
@@ -21,6 +25,7 @@ ROWS = {
     "stream-core-cpu-ms": ("stream", "core_cpu"),
     "decide-cached-us": ("decide", "cached"),
     "decide-acm-us": ("decide", "uncached"),
+    "ask-guest-vs-process": ("ask", "guest"),
     "ps-seconds": ("running", "ps_seconds"),
     "node-rss-mb": ("running", "node_rss"),
     "helpers-pss-mb": ("running", "helpers_pss"),

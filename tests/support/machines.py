@@ -103,7 +103,7 @@ class Host:
         )
         return msgspec.structs.replace(spec, **changes)
 
-    def confinement(self, spec: QemuSpec) -> Confinement:
+    def confinement(self, spec: QemuSpec, template: bool = False) -> Confinement:
         """Confine a machine as the product does, accepting only what this host cannot give."""
         files = {} if spec.firmware else {KERNEL: spec.kernel, INITRD: spec.initrd}
         return Confinement(
@@ -111,7 +111,7 @@ class Host:
             identity=self._identities.take(spec.name) if self._identities else own(),
             binds=(
                 *((str(file), inside) for inside, file in files.items()),
-                *own_descriptors(spec.machine),
+                *own_descriptors(spec.machine, template),
             ),
             accepted=frozenset({"cgroup"} if self._identities else {"cgroup", "uid"}),
         )
@@ -121,6 +121,14 @@ class Host:
         if not jailed:
             return BareLauncher(self.client)
         return JailedLauncher(self.client, self.confinement(spec))
+
+    def clones(self, spec: QemuSpec) -> JailedLauncher:
+        """Start a clone, or the source of a template, as the product does."""
+        return JailedLauncher(self.client, self.confinement(spec, template=True))
+
+    def watch(self, machine: QemuMachine) -> None:
+        """End a machine that somebody else has made, with the run."""
+        self._machines.append(machine)
 
     async def make(
         self, name: str, *, jailed: bool = True, incarnation: str = "", **changes: object
@@ -163,7 +171,9 @@ class Host:
 
     async def heir(self, name: str, incarnation: str) -> QemuMachine:
         """Be the next node, and take the machine over."""
-        machine = QemuMachine.heir(name, incarnation, *await self.inherit(incarnation))
+        machine = QemuMachine.heir(
+            name, f"label-of-{name}", incarnation, *await self.inherit(incarnation)
+        )
         self._machines.append(machine)
         return machine
 

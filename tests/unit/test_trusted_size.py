@@ -29,6 +29,8 @@ PARTS = {
         "xsm/flask/*.py",
         "policy/engine.py",
         "policy/service.py",
+        "policy/guest.py",
+        "wire/port.py",
         "policy/messages.py",
         "policy/manager.py",
         "policy/client.py",

@@ -20,7 +20,8 @@ from skerry.machine.console import RESTARTED
 from skerry.machine.qemu import qmp
 from skerry.machine.qemu.command import command
 from skerry.machine.qemu.launch import kept_names
-from skerry.machine.qemu.machine import SOCKETS, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.sockets import SOCKETS
 from skerry.machine.qemu.sync import GIVEN
 from tests.support.machines import BOOT_S, Host, descendants, sh
 
@@ -266,7 +267,7 @@ def test_an_end_without_a_node_is_known_to_the_next(host: Host, orphan: Orphan, 
         if how == "kill":
             process.kill()
         status = await asyncio.wait_for(process.exited, 20)
-        machine = QemuMachine.heir(how, incarnation, process, kept)
+        machine = QemuMachine.heir(how, how, incarnation, process, kept)
         end = await asyncio.wait_for(machine.exited, 5)
         assert end.status == status == (0 if how == "guest" else -signal.SIGKILL)
         assert end.reason == (

@@ -1,7 +1,7 @@
 """`audit` and `why`: read, prove, export and explain the trail.
 
-The trail is files; none of this needs a running node. What stands in it may come from guests,
-so it is escaped wherever people see it; as JSON it is ASCII anyway.
+The trail is files; only what asks the replica needs a running node. What stands in it may come from
+guests, so it is escaped wherever people see it; as JSON it is ASCII anyway.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from skerry.audit.head import read_head
 from skerry.audit.read import MAX_TAIL, find_line, first_kept, follow_lines, read_lines, read_tail
 from skerry.audit.record import Record, RecordError, parse_record, record_json
 from skerry.audit.show import details, summary
-from skerry.cli.common import counted, json_option
+from skerry.cli.common import ask, counted, emit, json_option
 from skerry.errors import NotFound, SkerryError
 from skerry.node.paths import audit_file, audit_head
+from skerry.wire.control import Replica
 from skerry.wire.escape import escape
 from skerry.xsm.explain import Explanation
 from skerry.xsm.request import Answer, Rule
@@ -76,8 +77,33 @@ def _line(untrusted_line: bytes, as_json: bool) -> str:
     return record_json(record) if as_json else summary(record)
 
 
+@audit.command()
+@json_option
+def replica(as_json: bool) -> None:
+    """Say how the audit replica stands: its head, what it keeps, and what is wrong (exit 1)."""
+    found = ask(Replica())
+    if as_json:
+        emit([found])
+    else:
+        click.echo(f"head     record {found['n']}  {found['hash']}")
+        click.echo(f"keeps    from record {found['first']} on")
+        click.echo(f"behind   {max(0, found['trail']['n'] - found['n'])} records")
+        for first, last in found["gaps"]:
+            click.echo(f"gap      records {first} to {last} never came")
+        if found["more_gaps"]:
+            click.echo(f"gap      and {found['more_gaps']} more")
+        if found["left_out"]:
+            click.echo(f"full     {found['left_out']} records found no room")
+    if found["state"] == "broken":
+        raise SkerryError(
+            f"the audit replica is broken: {escape(found['reason'])}",
+            fix="the trail is not what was replicated: keep the node's files as evidence",
+        )
+
+
 @audit.command("verify")
 @click.option("--head", metavar="HASH", help="A record's hash, known from elsewhere.")
+@click.option("--replica", is_flag=True, help="Hold it against the head that the replica has.")
 @click.option(
     "--key",
     "keys",
@@ -87,13 +113,20 @@ def _line(untrusted_line: bytes, as_json: bool) -> str:
 )
 @json_option
 @file_option
-def verify_(head: str | None, keys: tuple[Path, ...], as_json: bool, file: Path | None) -> None:
+def verify_(
+    head: str | None, replica: bool, keys: tuple[Path, ...], as_json: bool, file: Path | None
+) -> None:
     """Prove the trail, or name the first broken record (exit 1).
 
     A missing end shows only against a head that was noted elsewhere: the node's own trail is held
-    against the head that the node noted, any trail against HEAD and its signed checkpoints.
+    against the head that the node noted, any trail against HEAD, the replica's, and its signed
+    checkpoints.
     """
     path = file or audit_file()
+    if replica and head is not None:
+        raise click.UsageError("--replica is a --head of its own")
+    if replica:
+        head = str(ask(Replica())["hash"])
     if head is not None:
         head = head.lower()
         if not is_hash(head):

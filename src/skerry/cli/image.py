@@ -35,6 +35,7 @@ cache_option = click.option(
         "verify": "skerry.cli.image_sign:verify",
         "sign": "skerry.cli.image_sign:sign",
         "keygen": "skerry.cli.image_sign:keygen",
+        "template": "skerry.cli.template:template",
     },
     summaries={
         "build": "Build an image from a file, or a preset.",
@@ -44,6 +45,7 @@ cache_option = click.option(
         "verify": "Check an image's files and its signature.",
         "sign": "Sign an image.",
         "keygen": "Make a pair of keys to sign images with.",
+        "template": "Templates of booted guests: list, remove.",
     },
 )
 def image() -> None:

@@ -10,6 +10,9 @@ import click
 from skerry.cli.common import ago, ask, emit, json_option, size, table
 from skerry.wire.control import Channels, Health, Ps
 
+REPLICA = "audit replica"
+DENIED = "what needs it is denied until it is back"
+
 
 @click.command()
 @json_option
@@ -46,7 +49,8 @@ def ps(as_json: bool) -> None:
     )
     for helper in ill:
         words = f"the {helper['helper']} is {helper['state']}"
-        click.echo(f"warning: {words}: what needs it is denied until it is back", err=True)
+        after = "nothing waits for it" if helper["helper"] == REPLICA else DENIED
+        click.echo(f"warning: {words}: {after}", err=True)
 
 
 @click.command()

@@ -20,8 +20,10 @@ from skerry.monitor.table import Channel
 from skerry.node import paths
 from skerry.node.disks import list_disks, release_disk
 from skerry.node.guest import guest_of
-from skerry.node.node import Node, channel_row
+from skerry.node.node import Node
 from skerry.node.reconcile import Prepare, Reconciler
+from skerry.node.replica import replica_status
+from skerry.node.rows import channel_row
 from skerry.node.statements import make_statement
 from skerry.policy.load import MAX_POLICY_BYTES
 from skerry.policy.source import NewBooleans, NewPolicy, policy_info
@@ -66,6 +68,8 @@ class Calls:
                 return await node.ps(operator)
             case wire.Health():
                 return node.health()
+            case wire.Replica():
+                return await replica_status(node, session.uid)
             case wire.Channels():
                 return await node.channels(operator)
             case wire.PolicyShow():

@@ -154,6 +154,7 @@ async def _stand(rising: asyncio.Future[None], stop: asyncio.Event, calls: Calls
 
 async def _rise(opened: Opened, report: Reporter) -> None:
     """Adopt what an earlier service left, and bring the system up, or the rest of it."""
+    await opened.judge()
     if opened.recovery is not None:
         await opened.recovery.adopt()
         _tell(opened.recovery.found, report)

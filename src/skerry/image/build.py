@@ -8,6 +8,7 @@ jailed and without a network.
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,7 +17,18 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import InputError, Problem
-from skerry.image import closure, cpio, deb, kernel, minimal, package, selinux, spdx, store
+from skerry.image import (
+    bytecode,
+    closure,
+    cpio,
+    deb,
+    kernel,
+    minimal,
+    package,
+    selinux,
+    spdx,
+    store,
+)
 from skerry.image.package import Package
 from skerry.image.recipe import Recipe
 from skerry.image.store import Image
@@ -90,9 +102,11 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
         "busybox": store.sha256(busybox),
         **{f"guest/{n}": hashlib.sha256(data).hexdigest() for n, data in guest.items()},
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
+        **(bytecode.COMPILER if recipe.compiled else {}),
     }
-    modes = [(copied.target, copied.mode) for copied in recipe.files]
-    shape = (DROP, recipe.drop, modes, recipe.start, recipe.selinux, _cmdline(recipe))
+    modes = [(copied.target, copied.mode, copied.range) for copied in recipe.files]
+    confined = recipe.selinux, recipe.confine, sorted(recipe.ranges.items())
+    shape = (DROP, recipe.drop, modes, recipe.start, confined, recipe.compiled, _cmdline(recipe))
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
     return Inputs(recipe, ground, packages, tools, busybox, guest, files, sources, key)
@@ -171,16 +185,24 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
         names = [p.name for p in (*inputs.packages, *inputs.tools)]
         wanted = {selinux.POLICY_PACKAGE, *(p.name for p in inputs.tools)}
         found = {n: path for n, path in zip(names, debs, strict=True) if n in wanted}
-        made = selinux.make(found, inputs.busybox, work)
+        own = inputs.guest[minimal.SELINUX_CIL]
+        made = selinux.make(found, inputs.busybox, work, own, _contexts(tree, recipe))
         for entry in made:
             tree.reserve(len(entry.data), "the SELinux policy")
             tree.add(entry, SKERRY)
         _append_inittab(tree, INITTAB_SELINUX)
     _add_files(tree, inputs)
+    if recipe.compiled:
+        tell("compile its Python", 0.9)
+        (work / "bytecode").mkdir()
+        bytecode.add_to(tree, recipe.compiled, work / "bytecode")
     if recipe.init:
         _require_program(tree, recipe, "init", recipe.init)
     if recipe.start:
         _add_start(tree, recipe)
+    if recipe.ranges:
+        lines = "".join(f"{range_} {label}\n" for label, range_ in sorted(recipe.ranges.items()))
+        tree.add(cpio.file("etc/skerry/ranges", lines.encode()), SKERRY)
     return tree
 
 
@@ -200,10 +222,19 @@ def _add_files(tree: Tree, inputs: Inputs) -> None:
 
 def _add_start(tree: Tree, recipe: Recipe) -> None:
     _require_program(tree, recipe, "start", recipe.start[0][1:])
-    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in recipe.start)
-    script = f"#!/bin/sh\nexport PATH=/usr/bin:/bin:/usr/sbin:/sbin\nexec {quoted}\n"
+    words = [f"/{minimal.CONFINED}", *recipe.start] if recipe.confine else recipe.start
+    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
+    # What starts in a template would have its random numbers and its name from before it is one's.
+    awake = "while [ -e /run/skerry/asleep ] && [ ! -e /run/skerry/awake ]; do sleep 0.1; done"
+    script = f"#!/bin/sh\nexport PATH=/usr/bin:/bin:/usr/sbin:/sbin\n{awake}\nexec {quoted}\n"
     tree.add(cpio.file("lib/skerry/start", script.encode(), mode=cpio.EXECUTABLE), SKERRY)
     _append_inittab(tree, INITTAB_START)
+
+
+def _contexts(tree: Tree, recipe: Recipe) -> str:
+    """Return the file contexts of what a recipe gives a range; they count before the policy's."""
+    ranged = ((re.escape(tree.path(c.target)), c.range) for c in recipe.files if c.range)
+    return "".join(f"/{path} -- {selinux.DATA}:{range_}\n" for path, range_ in ranged)
 
 
 def _append_inittab(tree: Tree, line: bytes) -> None:

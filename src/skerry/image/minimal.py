@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from skerry.errors import SkerryError
-from skerry.image import cpio, kernel, package
+from skerry.image import cpio, kernel, package, waker
 from skerry.image.package import Package
 from skerry.image.recipe import GUEST
 from skerry.image.store import Image
@@ -29,6 +29,9 @@ CMDLINE = (
 MODULES = ("virtio_pci", "virtio_mmio", "virtio_console", "qemu_fw_cfg")
 DEVICE_MODULES = {"0x0001": "virtio_net", "0x0002": "virtio_blk"}
 """Loaded in the guest only where a virtio device of that id is there."""
+
+CONFINED = "lib/skerry/confined"
+"""What runs a command as the confined service of a guest with SELinux."""
 
 _FILES = {
     "init": ("init", cpio.EXECUTABLE),
@@ -48,8 +51,14 @@ _FILES = {
     "serve": ("lib/skerry/serve", cpio.EXECUTABLE),
     "skerry": ("bin/skerry", cpio.EXECUTABLE),
 }
-SELINUX_INIT = "presets/selinux-init"
-_PLACES = {**_FILES, SELINUX_INIT: ("lib/skerry/selinux-init", cpio.EXECUTABLE)}
+SELINUX_CIL = "presets/skerry.cil"
+_SELINUX = {
+    "presets/selinux-init": ("lib/skerry/selinux-init", cpio.EXECUTABLE),
+    "presets/confined": (CONFINED, cpio.EXECUTABLE),
+    SELINUX_CIL: ("etc/selinux/skerry.cil", cpio.PLAIN),
+}
+_WAKER = "waker"
+_PLACES = {**_FILES, **_SELINUX, _WAKER: ("lib/skerry/waker", cpio.EXECUTABLE)}
 _ACCOUNTS = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
@@ -70,9 +79,9 @@ def build_minimal(cache: Path, *, progress: Progress | None = None) -> Image:
 
 
 def guest_files(*, selinux: bool = False) -> dict[str, bytes]:
-    """Return what Skerry itself puts into a guest, by the name in `guest/`."""
-    names = sorted([*_FILES, *([SELINUX_INIT] if selinux else [])])
-    return {name: _guest_file(name) for name in names}
+    """Return what Skerry itself puts into a guest, by the name in `guest/`; one file is made."""
+    names = sorted([*_FILES, *(_SELINUX if selinux else [])])
+    return {name: _guest_file(name) for name in names} | {_WAKER: waker.program()}
 
 
 def entries(busybox: Path, guest: Mapping[str, bytes], modules: Path) -> Iterator[cpio.Entry]:

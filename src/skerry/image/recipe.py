@@ -16,7 +16,9 @@ import msgspec
 
 from skerry.errors import InputError, Problem
 from skerry.image import store
+from skerry.label import MAX_LABEL
 from skerry.system.files import read_text
+from skerry.system.model import AUDIT_DOMAIN, MANAGER_DOMAIN
 from skerry.system.section import Report, Section, echo
 from skerry.system.toml_lines import Path as Place
 from skerry.system.toml_lines import nearest_line, parse_toml
@@ -33,7 +35,7 @@ PACKAGES = 128
 """Packages of an image where `[limits]` does not say; with more no image is made."""
 
 Base = Literal["minimal", "python", "selinux"]
-PRESETS: tuple[str, ...] = get_args(Base)
+PRESETS: tuple[str, ...] = (*get_args(Base), MANAGER_DOMAIN, AUDIT_DOMAIN)
 """The images that `up` builds by itself; no other may have their names."""
 
 GUEST = Path(__file__).resolve().parents[3] / "guest"
@@ -42,17 +44,23 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,62}[a-z0-9+](=[A-Za-z0-9.+~:-]{1,8
 _EXCLUDE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,62}[a-z0-9+]")
 _MODE = re.compile(r"[0-7]{3,4}")
 _PATTERN = re.compile(r"[^/\s][^\s]{0,200}")
+_RANGE = re.compile(r"s0(:c[0-9]{1,4}([.,]c[0-9]{1,4}){0,99})?")
+_RANGE_WORDS = 'a range of the guest\'s policy, like "s0:c1,c5"'
 _PLAIN = re.compile(r"[A-Za-z0-9./_+-]+")
 _TAKEN = ("proc", "sys", "dev", "run")
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """A file of the host that goes into the image, at `target` below its root."""
+    """A file of the host that goes into the image, at `target` below its root.
+
+    `range`: where SELinux enforces, it is data of the confined service, of this range.
+    """
 
     source: Path
     target: str
     mode: int
     line: int
+    range: str = ""
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -62,7 +70,9 @@ class Recipe(msgspec.Struct, frozen=True):
     though something needs them; `drop`: patterns of paths that packages don't put in; `init`: the
     first program, in place of Skerry's; `start`: a command that the guest runs and starts again
     when it ends; `selinux`: whether the guest enforces Debian's SELinux policy, which only the base
-    `selinux` says. Sizes in bytes.
+    `selinux` says; `confine`: whether `start` runs as its confined service, in the range that the
+    domain's label has in `ranges` or, if it is a Flask label, itself; `compiled`: the folders whose
+    Python has its bytecode beside it, which only the images of services have. Sizes in bytes.
     """
 
     name: str
@@ -74,6 +84,9 @@ class Recipe(msgspec.Struct, frozen=True):
     init: str = ""
     start: tuple[str, ...] = ()
     selinux: bool = False
+    confine: bool = False
+    ranges: Mapping[str, str] = {}
+    compiled: tuple[str, ...] = ()
     max_size: int = SIZE
     max_packages: int = PACKAGES
     lines: Mapping[Place, int] = {}
@@ -92,6 +105,10 @@ def preset(name: str) -> Recipe:
     """Return the recipe of a preset."""
     if name == "minimal":
         return Recipe(name, GUEST / "init")
+    if name not in get_args(Base):
+        from skerry.image.services import service  # which builds upon the presets
+
+        return service(name)
     path = GUEST / "presets" / f"{name}.toml"
     return _parse(read_text(path, MAX_RECIPE), path, own=True)
 
@@ -122,6 +139,8 @@ def _parse(text: str, path: Path, *, own: bool) -> Recipe:
         init=_init(top),
         start=_words(top, "start"),
         selinux=own and top.flag("selinux", False),
+        confine=top.flag("confine", False),
+        ranges=_ranges(top.section("ranges")),
         max_size=limits.size("size", SIZE, "1M", "4G"),
         max_packages=limits.number("packages", PACKAGES, 0, 4096),
         lines=report.document.lines,
@@ -130,6 +149,10 @@ def _parse(text: str, path: Path, *, own: bool) -> Recipe:
     top.end()
     if recipe.init and recipe.start:
         top.problem("start", "start is what Skerry's init runs, and init stands in its place")
+    if base != "selinux":
+        _without_selinux(top, recipe)
+    elif recipe.confine and not recipe.start:
+        top.problem("confine", "confine is about what start runs, and there is none")
     if report.problems:
         raise InputError(sorted(dict.fromkeys(report.problems), key=lambda problem: problem.line))
     return recipe if base == "minimal" else _upon(preset(base), recipe)
@@ -156,6 +179,25 @@ def _upon(base: Recipe, recipe: Recipe) -> Recipe:
         start=recipe.start or base.start,
         selinux=recipe.selinux or base.selinux,
     )
+
+
+def _without_selinux(top: Section, recipe: Recipe) -> None:
+    """Report what only a guest with SELinux can do."""
+    ranged = next((copied for copied in recipe.files if copied.range), None)
+    for key, found in (("confine", recipe.confine), ("ranges", recipe.ranges), ("files", ranged)):
+        if found:
+            what = "a file's range" if key == "files" else key
+            top.problem(key, f'{what} needs SELinux in the guest: base = "selinux"')
+
+
+def _ranges(table: Section) -> dict[str, str]:
+    """Return the range of each label that has a line."""
+    ranges = {}
+    for label in table.names():
+        if not label.isprintable() or len(label) > MAX_LABEL or label != label.strip():
+            table.problem(label, f"a label is printable text, not {echo(label)}")
+        ranges[label] = table.text(label, "", _RANGE, _RANGE_WORDS)
+    return ranges
 
 
 def _name(top: Section, own: bool) -> str:
@@ -205,6 +247,7 @@ def _files(top: Section, folder: Path) -> tuple[Copied, ...]:
         if "from" in table and not (isinstance(source, str) and source and source.isprintable()):
             table.problem("from", f"from must name a file, not {echo(source)}")
         mode = table.text("mode", "0644", _MODE, 'a mode in octal, like "0755"')
+        range_ = table.text("range", "", _RANGE, _RANGE_WORDS)
         table.end()
         if target and target in seen:
             table.problem("to", f"two files go to /{target}")
@@ -212,7 +255,7 @@ def _files(top: Section, folder: Path) -> tuple[Copied, ...]:
         found = folder / source if isinstance(source, str) and "\0" not in source else folder
         if isinstance(source, str) and source.isprintable() and not found.is_file():
             table.problem("from", f"there is no file {echo(str(found))}")
-        copied.append(Copied(found, target, int(mode, 8), table.line("to")))
+        copied.append(Copied(found, target, int(mode, 8), table.line("to"), range_))
     return tuple(copied)
 
 

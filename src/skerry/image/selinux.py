@@ -37,6 +37,12 @@ CMDLINE = "security=selinux audit=1 rdinit=/lib/skerry/selinux-init"
 VERSION = 33
 """The policy's format: the newest that Debian 12's kernel and compiler both know."""
 
+OWN = "skerry"
+"""The name of our module of the policy; the package has none of that name."""
+
+DATA = "system_u:object_r:skerry_data_t"
+"""The context, but for its range, of the confined service's data."""
+
 MODULE_MAX = 32 << 20
 """Longest module in bytes, unpacked; with a longer one no image is made."""
 
@@ -46,12 +52,15 @@ _NOBODY = 65534
 _CONFIG = b"SELINUX=enforcing\nSELINUXTYPE=default\n"
 
 
-def make(debs: Mapping[str, Path], busybox: Path, work: Path) -> list[cpio.Entry]:
+def make(
+    debs: Mapping[str, Path], busybox: Path, work: Path, own: bytes, contexts: str
+) -> list[cpio.Entry]:
     """Return the compiled policy, its file contexts and `/etc/selinux/config`.
 
     `debs`: the fetched packages by name, those of `TOOLS` among them; `busybox`: the shell of the
-    jail; `work`: a directory of ours, on a file system that programs may run from. Raises
-    `SkerryError` with the tool's last words.
+    jail; `work`: a directory of ours, on a file system that programs may run from; `own`: a module
+    in CIL beside the package's; `contexts`: lines of file contexts that count before all others.
+    Raises `SkerryError` with the tool's last words.
     """
     root, modules = work / "tools", work / "modules"
     for one in (root, modules):
@@ -59,15 +68,19 @@ def make(debs: Mapping[str, Path], busybox: Path, work: Path) -> list[cpio.Entry
     for name, deb in debs.items():
         package.unpack(deb, root if name != POLICY_PACKAGE else work / "policy")
     names = _write_modules(debs[POLICY_PACKAGE], work / "policy", modules)
+    (modules / f"{OWN}.cil").write_bytes(own)
     _open_to_nobody(work, modules)
     converter = next((f"/{p.relative_to(root)}" for p in root.glob("usr/lib*/selinux/hll/pp")), "")
     _run(root, modules, busybox, ["/w/busybox", "sh", "-c", _CONVERT, "sh", converter])
     compiled = ["-m", "-c", str(VERSION), "-o", "/w/policy", "-f", "/w/contexts"]
-    sources = [f"/w/{name}.cil" for name in names]
+    sources = [f"/w/{name}.cil" for name in (*names, OWN)]
     _run(root, modules, busybox, ["/usr/bin/secilc", *compiled, *sources])
     return [
         cpio.file(f"{_ROOT}/policy/policy.{VERSION}", (modules / "policy").read_bytes()),
-        cpio.file(f"{_ROOT}/contexts/files/file_contexts", (modules / "contexts").read_bytes()),
+        cpio.file(
+            f"{_ROOT}/contexts/files/file_contexts",
+            (modules / "contexts").read_bytes() + contexts.encode(),
+        ),
         cpio.file("etc/selinux/config", _CONFIG),
     ]
 

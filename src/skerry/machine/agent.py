@@ -15,6 +15,7 @@ import contextlib
 import inspect
 import secrets
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -136,6 +137,15 @@ class Agent:
             ) from None
         finally:
             self._forget(number, run)
+
+    def wake(self, name: str, label: str) -> None:
+        """Tell the guest who it is, if it is a clone that has not awoken. Never waits.
+
+        What is sent later finds it awake. Raises `MachineError` if its machine is gone.
+        """
+        self._check()
+        self._unsent += wire.wake(int(time.time()), secrets.token_bytes(wire.SEED), name, label)
+        self._flush()
 
     async def poweroff(self) -> None:
         """Ask the guest to switch itself off. Returns when the request is on its way."""

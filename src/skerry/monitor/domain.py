@@ -42,9 +42,9 @@ class Domain:
     """One incarnation of a domain: a start that was asked for, until its machine has ended.
 
     `admitted` is true from the Chinese Wall's yes until the machine has ended: only then does the
-    label count as running. `gone` is set once the end was noted. `since` is the clock's time of
-    the last change of state, `started` that of the start that was asked for, in seconds. `keeps`
-    and `written` are a resource's.
+    label count as running; that of the node's own services never does. `gone` is set once the end
+    was noted. `since` is the clock's time of the last change of state, `started` that of the start
+    that was asked for, in seconds. `keeps` and `written` are a resource's.
     """
 
     keeps = False

@@ -3,11 +3,16 @@
 The rule (laws 2 to 4): an effect happens only after every question was allowed, the allow is on
 disk, and neither the policy nor a party's label changed meanwhile. A refusal is recorded too, and
 is a refusal even when it can't be.
+
+One answer is the core's own: the two domains that the node itself rests on (`SERVICES`) start where
+no policy manager can be asked yet. That is all: of everything else about them the policy is asked,
+which knows no such label, and so denies it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -18,7 +23,15 @@ from skerry.monitor.table import OTHERS
 from skerry.xsm.explain import Explanation, Refused, explain
 from skerry.xsm.flask.avc import AvcMessages
 from skerry.xsm.hooks import HOOKS
-from skerry.xsm.request import Verdict
+from skerry.xsm.request import Answer, Verdict
+
+MANAGER, AUDIT = (Label((("core", f"core.{name}"),)) for name in ("policy-manager", "audit"))
+SERVICES: Final = frozenset({MANAGER, AUDIT})
+"""The labels of the policy manager's domain and of the audit replica's. They have no part for any
+module, so no policy defines one, and no text that an operator gives is read as one."""
+
+BOOTSTRAP = Answer("core", True, "BOOTSTRAP", "the node starts its own service as itself")
+"""The answer of the fixed rule: operator and domain are the same one of `SERVICES`."""
 
 MAX_TRIES = 8
 """How often a question is asked again because the policy or a label changed meanwhile."""
@@ -98,9 +111,7 @@ class Mediator:
 
     async def touch(self, hook: str, parties: Parties) -> None:
         """Remember in the walls what an allowed operation exchanges. Raises a `Denied`."""
-        admission = HOOKS[hook].admission
-        if admission == "start":
-            old = parties["domain"]
+        if HOOKS[hook].admission == "start" and (old := parties["domain"]) not in SERVICES:
             await self.decider.touch(old, parties.get("new", old))
         for other in exchanged(hook, parties):
             await self.decider.touch(parties["source"], other)
@@ -141,6 +152,8 @@ async def judge(
     policy: Judge, hook: str, parties: Parties, running: tuple[Label, ...] = ()
 ) -> Verdict:
     """Return a policy's verdict of a hook with its Chinese Wall question; nothing is recorded."""
+    if hook in ("domain_create", "domain_unpause") and {*parties.values()} in ({MANAGER}, {AUDIT}):
+        return Verdict(hook, True, (), (BOOTSTRAP,), policy.generation)
     admission = HOOKS[hook].admission
     others = exchanged(hook, parties)
     asked = {role: label for role, label in parties.items() if not role.startswith(OTHERS)}

@@ -18,7 +18,7 @@ from skerry.label import Label
 from skerry.monitor.bind import Binder
 from skerry.monitor.domain import ALIVE, Domain, State, end_of
 from skerry.monitor.journal import Journal
-from skerry.monitor.mediate import MAX_TRIES, exchanged
+from skerry.monitor.mediate import MAX_TRIES, SERVICES, exchanged
 from skerry.monitor.protocols import (
     AuditLog,
     Bridges,
@@ -117,7 +117,7 @@ class Monitor(Binder):
             )
             if domain.state is not State.STARTING:
                 raise StateError(f"domain {domain.name} was ended while it was being started")
-            domain.admitted = True
+            domain.admitted = domain.label not in SERVICES
 
     async def _prepare(self, domain: Domain) -> None:
         machine = domain.require({State.STARTING}, "prepare it")
@@ -135,7 +135,7 @@ class Monitor(Binder):
     def readmit(self, domain: Domain, machine: Machine) -> None:
         """Let a domain that stood before a restart count, and be ended; `adopted` must follow."""
         self.domains[domain.name] = domain
-        domain.admitted = True
+        domain.admitted = domain.label not in SERVICES
         self._watch(domain, machine)
 
     def adopted(self, domain: Domain, state: State) -> None:
@@ -189,23 +189,20 @@ class Monitor(Binder):
 
     async def resume(self, operator: Label, name: str) -> None:
         """Let a domain's processors run, for the first time or after a pause."""
-        domain = self.domain(name)
-        domain.require({State.PAUSED}, "resume it")
-        await self.use("domain_unpause", operator, name)
-        machine = domain.require({State.PAUSED}, "resume it")
-        await machine.resume()
-        if domain.state is State.PAUSED:
-            domain.move(State.RUNNING, self._clock())
+        await self._switch("domain_unpause", operator, name, State.PAUSED, State.RUNNING)
 
     async def pause(self, operator: Label, name: str) -> None:
         """Stop a domain's processors; it keeps its memory and its channels."""
-        domain = self.domain(name)
-        domain.require({State.RUNNING}, "pause it")
-        await self.use("domain_pause", operator, name)
-        machine = domain.require({State.RUNNING}, "pause it")
-        await machine.pause()
-        if domain.state is State.RUNNING:
-            domain.move(State.PAUSED, self._clock())
+        await self._switch("domain_pause", operator, name, State.RUNNING, State.PAUSED)
+
+    async def _switch(self, hook: str, operator: Label, name: str, old: State, new: State) -> None:
+        domain, what = self.domain(name), "resume it" if new is State.RUNNING else "pause it"
+        domain.require({old}, what)
+        await self.use(hook, operator, name)
+        machine = domain.require({old}, what)
+        await (machine.resume() if new is State.RUNNING else machine.pause())
+        if domain.state is old:
+            domain.move(new, self._clock())
 
     async def stop(self, name: str, deadline_s: float) -> None:
         """Cut a domain's channels, ask its guest to end, and end it when the deadline passes."""

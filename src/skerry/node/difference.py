@@ -189,6 +189,7 @@ def _settings(now: Setup, wanted: Setup) -> tuple[str, ...]:
         "operators": (operators, wanted.operators),
         "the policy key": (now.policy_key, wanted.policy_key),
         "the image key": (old.image_signer, new.image_signer),
+        "share-templates-across-labels": (old.share_templates, new.share_templates),
         "limits": (old.limits, new.limits),
         "alarms": (old.alarms, new.alarms),
         "resources": (_resources(now, wanted), _resources(wanted, wanted)),

@@ -155,7 +155,7 @@ def accepted_layers(system: System) -> frozenset[str]:
     They are those of its domains. Where no domain needs a jail the helpers are confined as far as
     the host can.
     """
-    jailed = any(domain.machine != "simulator" for domain in system.domains.values())
+    jailed = any(domain.machine != "simulator" for domain in system.machines)
     return frozenset(system.accept_missing if jailed else LAYERS)
 
 

@@ -22,6 +22,7 @@ from skerry.jail.identity import Identity, IdentityPool, open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
 from skerry.machine.qemu.root import own_descriptors, qemu_root
+from skerry.machine.qemu.template import CLONE_CALLS
 from skerry.machine.qemu.tpm import TPM_CALLS
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
@@ -42,7 +43,7 @@ class Inmate(msgspec.Struct, frozen=True):
     """What a machine's jail is made from: `files` are those it may read, by their places inside.
 
     `memory` in bytes, `cpu` in hundredths of a core; `kvm`: it may use KVM, `uefi`: it needs that,
-    `tpm`: it may have a TPM.
+    `tpm`: it may have a TPM, `template`: its memory is that of a template.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Inmate(msgspec.Struct, frozen=True):
     uefi: bool = False
     cpu: int = 0
     tpm: bool = False
+    template: bool = False
 
 
 class MachineJail(msgspec.Struct, frozen=True):
@@ -163,20 +165,23 @@ class MachineJails:
         self, inmate: Inmate, identity: Identity, groups: tuple[str, ...], kvm: Path | None
     ) -> Confinement:
         profile = PROFILES["qemu-kvm" if kvm else "qemu"]
+        if inmate.template:
+            other = {call.number for call in CLONE_CALLS}
+            profile = (*(call for call in profile if call.number not in other), *CLONE_CALLS)
         return Confinement(
-            str(self._root(inmate)),
+            str(self.root(inmate)),
             identity,
             profile=(*profile, *TPM_CALLS) if inmate.tpm else profile,
             binds=(
                 *((str(file), inside) for inside, file in inmate.files.items()),
-                *own_descriptors(inmate.board),
+                *own_descriptors(inmate.board, inmate.template),
             ),
             devices=((str(kvm), str(device.KVM)),) if kvm else (),
             cgroups=groups,
             accepted=self._accepted,
         )
 
-    def _root(self, inmate: Inmate) -> Path:
+    def root(self, inmate: Inmate) -> Path:
         """Return QEMU's root, compared with the host's files once in the life of a node.
 
         A root never changes, and to read all that goes into it costs as much as the whole jail.

@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
+
+import msgspec
 
 from skerry.errors import MachineError, SkerryError
 from skerry.image.store import Image
 from skerry.label import Label
 from skerry.machine.qemu.accel import PROBE_MEMORY, PROBE_S, guest_runs, kvm_runs
+from skerry.machine.qemu.cloned import Clone, Source
 from skerry.machine.qemu.command import Accel, Board, QemuSpec
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.root import INITRD, KERNEL
@@ -23,9 +27,10 @@ from skerry.machine.qemu.tsc import tsc_khz
 from skerry.monitor.protocols import Bridges, Machine
 from skerry.node import paths, prefixes
 from skerry.node.images import measure, require_image, require_image_signed
-from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJails
+from skerry.node.jails import KVM_FIX, NO_KVM, Identities, Inmate, MachineJail, MachineJails
 from skerry.node.selftest import self_test
 from skerry.node.standing import DomainEntry, Footprint
+from skerry.node.templates import Templates, kind_of
 from skerry.supervisor.client import Process, SupervisorClient
 from skerry.system.model import DomainSpec, System
 
@@ -57,11 +62,12 @@ class Machines:
         self._footprints: WeakKeyDictionary[Machine, Footprint] = WeakKeyDictionary()
         self._identities = identities
         self._jails: MachineJails | None = None
+        self.templates = Templates(paths.templates_dir())
         self._untested = False  # there are jails that no self-test has passed
         self._make_jails()
 
     def _make_jails(self) -> None:
-        jailed = any(domain.machine == "qemu" for domain in self._system.domains.values())
+        jailed = any(domain.machine == "qemu" for domain in self._system.machines)
         if jailed and self._jails is None:
             accepted = self._system.accept_missing
             self._jails = MachineJails(self._supervisor, accepted, self._identities)
@@ -84,7 +90,7 @@ class Machines:
         """Judge what is loaded under another system's image key. Raises `ImageUnsigned`."""
         key = self._system.image_signer
         if key and key != before.image_signer:
-            for name in sorted({d.image for d in self._system.domains.values()}):
+            for name in sorted({d.image for d in self._system.machines}):
                 if name in self._images:
                     require_image_signed(self._images[name], key)
 
@@ -99,7 +105,8 @@ class Machines:
         image = self._images.get(domain.image)
         if domain.machine != "qemu" or image is None:
             return {}
-        return {"image": measure(image, self._system.image_signer)}
+        measured = {"image": measure(image, self._system.image_signer)}
+        return measured | ({"template": True} if domain.template else {})
 
     async def prepare(self, streams: Bridges, system: System, report: Report) -> Callable[[], None]:
         """Make ready what another system's domains run on, beside those that run.
@@ -132,6 +139,7 @@ class Machines:
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""
+        self.templates.close()
         if self._jails is not None:
             await self._jails.close()
 
@@ -149,7 +157,7 @@ class Machines:
         Without this call everything runs under TCG. Raises `MachineError` if a domain asks for
         KVM and can't have it, before anything starts.
         """
-        asked = {(d.image, d.accel) for d in self._system.domains.values() if d.machine == "qemu"}
+        asked = {(d.image, d.accel) for d in self._system.machines if d.machine == "qemu"}
         usable = any(accel != "tcg" for _, accel in asked) and self._has_kvm()
         for name in self._images:
             wanted = {accel for image, accel in asked if image == name}
@@ -235,13 +243,33 @@ class Machines:
             uefi=spec.firmware == "uefi",
             cpu=domain.cpu,
             tpm=spec.tpm,
+            template=domain.template,
         )
         jail = jails.make(inmate)
         incarnation = f"{prefixes.DOMAIN}{domain.name}/{secrets.token_hex(4)}"
         machine = QemuMachine(spec, jail.launcher, incarnation)
+        if image is not None and domain.template:
+            machine = self._clone(spec, inmate, image, jail, incarnation)
         made = Footprint(incarnation, machine.kind, jail.uid, jail.groups, jail.device)
         self._watch(machine, made)
         return machine
+
+    def _clone(
+        self, spec: QemuSpec, inmate: Inmate, image: Image, jail: MachineJail, incarnation: str
+    ) -> Clone:
+        """Return a machine that begins from a template, which its start makes if need be."""
+        jails, templates = self._jails, self.templates
+        assert jails is not None  # it has one
+        kind = kind_of(spec, image, jails.root(inmate).name, self._system.share_templates)
+
+        def boot() -> Source:
+            made = jails.make(msgspec.structs.replace(inmate, name="template"))
+            source = Source(spec, made.launcher)
+            source.exited.add_done_callback(lambda _: jails.ended(made.groups, made.device))
+            return source
+
+        find = partial(templates.find, spec.name, kind, boot)
+        return Clone(spec, jail.launcher, incarnation, find, partial(templates.refused, kind))
 
     def heir(self, entry: DomainEntry, process: Process, kept: Mapping[str, int]) -> QemuMachine:
         """Return the machine of a domain that an earlier node started; `adopt` must follow.
@@ -249,7 +277,9 @@ class Machines:
         Raises `MachineError` if something of it is missing.
         """
         footprint = entry.footprint
-        machine = QemuMachine.heir(entry.name, footprint.incarnation, process, kept)
+        machine = QemuMachine.heir(
+            entry.name, str(entry.label), footprint.incarnation, process, kept
+        )
         self._watch(machine, footprint)
         return machine
 

@@ -14,11 +14,10 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from skerry.channel.one_way import BACK_BITS_S
 from skerry.errors import Denied, MachineError, NotFound, SkerryError, StateError
 from skerry.label import Label
-from skerry.machine.qemu.nics import CARDS, mac
-from skerry.monitor.domain import ALIVE, State
+from skerry.machine.qemu.template import TemplateUnusable
+from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.monitor import Monitor, Relabelled
 from skerry.monitor.protocols import COLD, Machine
 from skerry.monitor.table import Channel
@@ -27,6 +26,7 @@ from skerry.node.guest import Guest, guest_of
 from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
 from skerry.node.resources import Resources
+from skerry.node.rows import channel_row, domain_row
 from skerry.node.setup import Setup
 from skerry.node.sight import may_see
 from skerry.system.model import ChannelSpec, DomainSpec
@@ -86,6 +86,8 @@ class Node(Changing):
     ) -> None:
         super().__init__(setup, monitor, clock, keeper, resources, journal)
         self.helpers: dict[str, Helper] = {}
+        self.services = setup.system.services
+        """The node's own domains; they are no part of the file's, and end with the node alone."""
         self._make = make
         self.measured: Callable[[DomainSpec], Mapping[str, object]] = lambda _spec: {}
         self._greetings: WeakKeyDictionary[Guest, asyncio.Future[None]] = WeakKeyDictionary()
@@ -144,9 +146,16 @@ class Node(Changing):
             report({"event": "refused", "what": refusal.what, "text": refusal.text})
         return started.refused
 
+    async def start_own(self, spec: DomainSpec, label: Label) -> Domain:
+        """Start one of the node's own domains, as itself, as far as *paused*."""
+        make = partial(self._make, spec, label)
+        about = self.measured(spec)
+        return await self.monitor.start(label, spec.name, label, make, about=about)
+
     async def start(self, operator: Label, name: str) -> Started:
         """Start one domain of the file and bind the channels declared for it."""
-        self.known(name)
+        if self.known(name) is self.services.get(name):
+            raise StateError(f"{name} is the node's own domain, which it starts by itself")
         cold = await self._start_paused(operator, name)
         started = await self._bind_declared(operator, {name})
         await self.monitor.resume(operator, name)
@@ -157,8 +166,16 @@ class Node(Changing):
         return domain is not None and domain.state is State.PAUSED
 
     async def _start_paused(self, operator: Label, name: str) -> Started:
-        """Start a domain, with what its machine takes only before it is made."""
-        spec, label = self.known(name), self.setup.labels[name]
+        """Start a domain, from its template if it can be, with what it takes only before."""
+        spec = self.known(name)
+        try:
+            return await self._start_as(operator, spec)
+        except TemplateUnusable:  # the trail says why
+            await self.monitor.domain(name).gone.wait()
+            return await self._start_as(operator, msgspec.structs.replace(spec, template=False))
+
+    async def _start_as(self, operator: Label, spec: DomainSpec) -> Started:
+        name, label = spec.name, self.setup.labels[spec.name]
         started = Started((), ())
 
         async def bind_cold() -> None:
@@ -257,9 +274,9 @@ class Node(Changing):
         }
 
     def known(self, name: str) -> DomainSpec:
-        """Return a domain of the file. Raises `NotFound`."""
+        """Return a domain of the file, or one of the node's own. Raises `NotFound`."""
         try:
-            return self.setup.system.domains[name]
+            return self.services.get(name) or self.setup.system.domains[name]
         except KeyError:
             known = ", ".join(self.setup.system.domains)
             raise NotFound(f"there is no domain {name}", fix=f"the file has: {known}") from None
@@ -312,8 +329,12 @@ class Node(Changing):
         return alive
 
     def alive(self) -> list[str]:
-        """Return the domains that have not ended, those that are starting or stopping too."""
-        return [d.name for d in self.monitor.domains.values() if d.state is not State.ENDED]
+        """Return the domains that have not ended, those that are starting or stopping too.
+
+        The node's own are not among them.
+        """
+        domains = [d for d in self.monitor.domains.values() if d.name not in self.services]
+        return [d.name for d in domains if d.state is not State.ENDED]
 
     async def end(self, name: str, deadline_s: float) -> None:
         """Stop a domain, whatever it is doing, and return when it has ended."""
@@ -352,27 +373,20 @@ class Node(Changing):
         return await may_see(self.monitor.mediator, operator, label)
 
     async def ps(self, operator: Label) -> list[dict[str, object]]:
-        """List the domains of the file that the operator may see."""
-        rows: list[dict[str, object]] = []
+        """List the domains of the file that the operator may see, and the node's own.
+
+        Those stand in no policy that could hide them, and `health` tells every operator of them.
+        """
+        now, domains = self._clock(), self.monitor.domains
+        rows = []
         for name, spec in self.setup.system.domains.items():
-            domain = self.monitor.domains.get(name)
+            domain = domains.get(name)
             label = domain.label if domain else self.setup.labels[name]
-            if not await self.may_see(operator, label):
-                continue
-            machine = domain.machine if domain else None
-            rows.append(
-                {
-                    "name": name,
-                    "label": str(label),
-                    "machine": machine.kind if machine else spec.machine,
-                    "state": domain.state.value if domain else "defined",
-                    "memory": spec.memory,
-                    "seconds": self._clock() - domain.since if domain else None,
-                    "reason": domain.end.reason if domain and domain.end else None,
-                    "offers": self.hypercalls.offers.of(domain),
-                }
-            )
-        return rows
+            if await self.may_see(operator, label):
+                offers = self.hypercalls.offers.of(domain)
+                rows.append(domain_row(spec, str(label), domain, now, offers))
+        own = self.services.values()
+        return rows + [domain_row(s, str(s.label), domains.get(s.name), now) for s in own]
 
     def health(self) -> list[dict[str, str]]:
         """Say of each process that serves the node in which state it is."""
@@ -388,28 +402,3 @@ class Node(Changing):
 
     def _channel_row(self, channel: Channel) -> dict[str, object]:
         return channel_row(channel, self._clock())
-
-
-def channel_row(channel: Channel, now: float) -> dict[str, object]:
-    """Return a channel as `skerry channels` lists it."""
-    return {
-        "id": channel.number,
-        "kind": channel.kind,
-        "source": channel.source.name,
-        "sink": channel.sink.name,
-        "one_way": channel.one_way,
-        "size": channel.size or None,
-        "mac": {end.name: mac(end.name, channel.port) for end in channel.machines}
-        if channel.kind in CARDS
-        else None,
-        "asked": channel.asked or None,
-        "dropped": getattr(channel.bridge, "dropped", None),
-        "port": channel.port,
-        "state": "stranded" if channel.stranded else channel.phase.value,
-        "overflow": channel.overflow if channel.one_way else None,
-        "back_bits_s": BACK_BITS_S[channel.overflow] if channel.one_way else None,
-        "generation": channel.generation,
-        "record": channel.record,
-        "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
-        "left_s": None if channel.for_s is None else max(0.0, channel.since + channel.for_s - now),
-    }

@@ -46,7 +46,9 @@ from skerry.node.reconcile import Prepare
 from skerry.node.recording import Recording
 from skerry.node.recover import Recovery, end_unknown
 from skerry.node.relays import Relays
+from skerry.node.replica import Trail
 from skerry.node.resources import MakeUses, Resources
+from skerry.node.services import Services
 from skerry.node.setup import Setup
 from skerry.node.standing import MAX_MAKERS, Standing
 from skerry.node.written import Written
@@ -79,18 +81,25 @@ class World(NamedTuple):
 HOST = World()
 
 
+async def _nothing() -> None:
+    """Do nothing: it is done already."""
+
+
 class Opened(msgspec.Struct, frozen=True):
     """A node that can serve; `recovery` is that of a restart, None for a fresh node.
 
-    After a restart `recovery.adopt` must follow; what stands can be taken away before. Set
+    After a restart `judge` and then `recovery.adopt` must follow; what stands can be taken away
+    before, and nothing is allowed until `judge` has returned (which is at once, but where the
+    policy manager's domain must be reached first). It raises what `Recovery.judge` does. Set
     `journal.over` when everything was ended: then nothing of it is left behind.
     """
 
     node: Node
     prepare: Prepare
-    trail: AuditLog
+    trail: Trail
     journal: NodeJournal
     recovery: Recovery | None
+    judge: Callable[[], Awaitable[None]] = _nothing
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -128,6 +137,7 @@ async def open_node(
     DEATHS.late = partial(note_late, trail)
     machines = world.machines(setup.system, supervisor, identities)
     exits.push_async_callback(machines.close)
+    machines.templates.note = trail.note
     layers = await _try_out(machines, streams, report, life.fresh)
     first = _first_record(setup, layers, machines.measures())
     await _record(trail, first, life.fresh)
@@ -139,8 +149,7 @@ async def open_node(
         await keeper.keep(setup, standing.generation)
         await _keep_token(supervisor, standing.token, identities.lock)
     await keeper.settle(setup, setup, standing.generation, {})
-    manager = await world.manager(helpers, setup.policy, trail.note, standing.generation)
-    exits.push_async_callback(manager.close)
+    services, manager = await _deciders(world, helpers, streams, life, trail, journal, exits)
     written = await asyncio.to_thread(Written, paths.written_file())
     resources = Resources(world.makers(relays.serve), written)
     journal.written = resources.save
@@ -174,10 +183,12 @@ async def open_node(
         relays.watch,
         bridges.adopt,
     )
-    await recovery.run(lambda: manager.candidate(setup.stack, setup.policy.sources))
-    await node.coalitions.resume()
-    node.hypercalls.resume()
-    return Opened(node, prepare, trail, journal, None if life.fresh else recovery)
+    services.join(node, recovery.adopt_now)
+    recovery.take_over()
+
+    judge = partial(_judge, services, manager, recovery, node, life.fresh, report)
+    judging = await _now_or_later(judge, later=services.decides and not life.fresh)
+    return Opened(node, prepare, trail, journal, None if life.fresh else recovery, judging)
 
 
 def note_late(trail: AuditLog, what: str, waited_s: float) -> None:
@@ -205,7 +216,7 @@ async def _begin(system: Path, state: Path, supervisor: SupervisorClient, world:
 
 async def _open_trail(
     world: World, helpers: Helpers, life: Life, exits: contextlib.AsyncExitStack
-) -> AuditLog:
+) -> Trail:
     if world.trail is not None:
         trail = await asyncio.to_thread(world.trail, paths.audit_file(), world.disk)
         exits.push_async_callback(asyncio.to_thread, trail.close)
@@ -214,6 +225,53 @@ async def _open_trail(
     recording = await Recording.open(helpers.start, audit, insist=life.fresh)
     exits.push_async_callback(recording.close)
     return recording.trail
+
+
+async def _deciders(
+    world: World,
+    helpers: Helpers,
+    streams: StreamBridges,
+    life: Life,
+    trail: Trail,
+    journal: NodeJournal,
+    exits: contextlib.AsyncExitStack,
+) -> tuple[Services, ClosedDecider]:
+    """Return the node's own domains, and the policy manager: begun, or to begin in its domain."""
+    policy, generation = life.setup.policy, life.standing.generation
+    services = Services(life.setup.system.services, streams, trail)
+    exits.push_async_callback(services.close)
+    own = services.manager(policy, generation)
+    manager = own or await world.manager(helpers, policy, trail.note, generation)
+    exits.push_async_callback(manager.close)
+    exits.callback(lambda: services.leave(journal.over))
+    return services, manager
+
+
+async def _now_or_later(
+    judge: Callable[[], Awaitable[None]], later: bool
+) -> Callable[[], Awaitable[None]]:
+    """Do it, unless it is for later; return what is left to be done."""
+    if later:
+        return judge
+    await judge()
+    return _nothing
+
+
+async def _judge(
+    services: Services,
+    manager: ClosedDecider,
+    recovery: Recovery,
+    node: Node,
+    fresh: bool,
+    report: Report,
+) -> None:
+    """Have the node's own domains serve it, and then what stands judged."""
+    await services.rise(fresh, report)
+    setup = node.setup
+    await recovery.judge(lambda: manager.candidate(setup.stack, setup.policy.sources))
+    services.judged()
+    await node.coalitions.resume()
+    node.hypercalls.resume()
 
 
 async def _try_out(

@@ -139,6 +139,11 @@ def written_file() -> Path:
     return state_dir() / "written.json"
 
 
+def templates_dir() -> Path:
+    """Return the directory of the templates that domains are cloned from."""
+    return state_dir() / "templates"
+
+
 def control_socket() -> Path:
     """Return the control socket's path.
 

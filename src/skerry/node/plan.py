@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from skerry.label import Label
-from skerry.monitor.mediate import Parties, exchanged, explain_for, judge
+from skerry.monitor.mediate import SERVICES, Parties, exchanged, explain_for, judge
 from skerry.monitor.protocols import Judge
 from skerry.monitor.table import hook_of
 from skerry.node.setup import Setup
@@ -123,6 +123,10 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
     """
     planner = Planner(manager, setup.owner, touch=manager.touch)
     steps: list[Step] = []
+    labels = {str(label): label for label in SERVICES}
+    for name, spec in setup.system.services.items():  # as themselves, before all others
+        own = labels[str(spec.label)]
+        steps.append(await Planner(manager, own).start(name, own, later=False))
     started: set[str] = set(setup.system.resources)
     for name, domain in setup.system.domains.items():
         later = not domain.autostart

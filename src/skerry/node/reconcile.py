@@ -268,7 +268,8 @@ class _Run:
         now = self._node.setup
         self._node.resources.follow(monitor, now)
         monitor.limit(now.system.limits.domains, now.system.limits.channels)
-        for name in [name for name in monitor.domains if name not in now.system.domains]:
+        known = {*now.system.domains, *self._node.services}
+        for name in [name for name in monitor.domains if name not in known]:
             del monitor.domains[name]
         uids = before.operators.keys() | now.operators.keys()
         relabelled = {u for u in uids if before.operators.get(u) != now.operators.get(u)}
@@ -291,6 +292,11 @@ def _read(now: Setup, untrusted: SystemFiles) -> Setup:
         was, will = (", ".join(sorted(setup.stack.names)) for setup in (now, wanted))
         raise StateError(
             f"the policy's modules change from {was} to {will}, and with them every label",
+            fix="stop the system with `skerry down` and start it anew",
+        )
+    if now.system.services != wanted.system.services:
+        raise StateError(
+            "the homes of the policy manager and of the audit replica are those of the first `up`",
             fix="stop the system with `skerry down` and start it anew",
         )
     _check_key(now, wanted, untrusted.key)

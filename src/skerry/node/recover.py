@@ -20,7 +20,7 @@ from skerry.channel.memory import MemoryBridge, Twin
 from skerry.device.helper import Process as Serving
 from skerry.errors import SkerryError
 from skerry.machine.qemu.launch import KEPT, kept_names
-from skerry.monitor.domain import Domain, State
+from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Bridge, Candidate, Machine
 from skerry.monitor.revise import UNDECIDED, Fall
@@ -121,20 +121,31 @@ class Recovery:
         self._watch = watch
         self._bridge_of = adopt
         self._machines: dict[str, tuple[Domain, Heir]] = {}
+        self._adopting: dict[Domain, asyncio.Future[None]] = {}
 
     async def run(self, in_force: Callable[[], Candidate]) -> Recovered:
-        """Undo, cut, judge; `adopt` must follow. Waits for no machine.
+        """Take over what stands, and have it judged: `take_over`, then `judge`."""
+        self.take_over()
+        return await self.judge(in_force)
+
+    def take_over(self) -> None:
+        """Undo, cut, and let all else count; `judge` and `adopt` must follow. Asks nobody.
 
         From here on all that stands can be taken away. A domain is *starting* until it is adopted,
         so nothing new is given to it. Raises nothing that one machine or channel is the cause of.
-        `in_force` gives the policy that judges. Raises `DeciderUnavailable` where nobody does; the
-        node must end then, because what was adopted runs unjudged.
         """
         for entry in list(self._journal.standing.domains.values()):
             self._readmit(entry)
         for channel in list(self._journal.standing.channels.values()):
             self._readmit_channel(channel)
         self._undo()
+
+    async def judge(self, in_force: Callable[[], Candidate]) -> Recovered:
+        """Have what stands judged by the policy that `in_force` gives. Waits for no machine.
+
+        Raises `DeciderUnavailable` where nobody judges; the node must end then, because what was
+        taken over runs unjudged.
+        """
         fall = await self._judge(in_force)
         for refused, why in fall.channels.items():
             self.found.channels.remove(refused.number)
@@ -150,9 +161,23 @@ class Recovery:
             await asyncio.sleep(JUDGE_PAUSE_S)
         return await self._monitor.judge_again(in_force())
 
+    async def adopt_now(self, name: str) -> bool:
+        """Take up one machine before the others; say whether there is one, and it goes on."""
+        for domain, machine in self._machines.values():
+            if domain.name == name:
+                await self._adoption(domain, machine)
+                return domain.state in ALIVE
+        return False
+
+    def _adoption(self, domain: Domain, machine: Heir) -> asyncio.Future[None]:
+        """Take up one machine, once, whoever asks for it."""
+        if domain not in self._adopting:
+            self._adopting[domain] = asyncio.ensure_future(self._adopt(domain, machine))
+        return self._adopting[domain]
+
     async def adopt(self) -> None:
         """Take up the control of every machine, and say in the trail what was found."""
-        await asyncio.gather(*(self._adopt(*each) for each in self._machines.values()))
+        await asyncio.gather(*(self._adoption(*each) for each in self._machines.values()))
         live = {channel.number for channel in self._monitor.channels}
         for number in [number for number in self.found.channels if number not in live]:
             self.found.channels.remove(number)

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
+from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration
 from skerry.label import Label
 from skerry.policy import link as linking
 from skerry.policy import messages
@@ -77,6 +77,8 @@ class RemoteManager:
     ) -> None:
         """Raises `PolicyError` if the history kept is damaged. `begin` it before it is asked."""
         self.generation = generation
+        self.held = ""
+        """Why nothing is decided now, though there is a manager; empty: it is."""
         self._start = start
         self._policy = policy
         self._keeper = Keeper(store)
@@ -129,6 +131,14 @@ class RemoteManager:
             raise
         self._link, self._process = link, process
         self._since = asyncio.get_running_loop().time()
+
+    async def resume(self) -> None:
+        """Begin as `begin` does, but for a failure: then it counts as lost, and is tried again."""
+        try:
+            await self.begin()
+        except SkerryError as error:
+            self._notice("manager-lost", {"why": error.message, "generation": self.generation})
+            self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     async def close(self) -> None:
         """End the process and start no other."""
@@ -222,6 +232,8 @@ class RemoteManager:
 
     async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
         """Decide a hook for these parties, without the Chinese Wall. Raises only `Denied`."""
+        if self.held:
+            raise DeciderUnavailable(self.held, fix="try again in a moment")
         key: Key = key_of(hook, parties)
         found = self._verdicts.get(key)
         if found is not None:

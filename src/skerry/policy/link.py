@@ -2,8 +2,8 @@
 
 The rules this module keeps: sending never waits; an order is answered, or fails at once when the
 manager is gone, or when its time is over. While one is overdue the manager counts as frozen: every
-new order fails at once, until it answers something. A late answer is dropped. Whatever is not an
-answer ends the link.
+new order fails at once, until it answers something. A late answer is dropped. Orders are answered
+once and in their order: whatever else comes ends the link.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Link:
         self._tell_frozen = frozen
         self._answer_s = answer_s
         self._loop = asyncio.get_running_loop()
-        self._last = 0
+        self._last = self._answered = 0
         self._waiting: dict[int, tuple[asyncio.Future[Reply], asyncio.TimerHandle]] = {}
         self._untrusted = bytearray()
         self._unsent = bytearray()
@@ -128,8 +128,9 @@ class Link:
             self.end(error.message)
 
     def _take(self, answer: messages.Answer) -> None:
-        if not 0 < answer.number <= self._last:
+        if not self._answered < answer.number <= self._last:
             raise WireError("it answered what it was not asked")
+        self._answered = answer.number
         if self.is_frozen:
             self.is_frozen = False
             self._tell_frozen(False)

@@ -1,4 +1,4 @@
-"""The policy manager's process: one engine behind one socket.
+"""The policy manager's process: one engine behind one socket (in a domain: `guest`).
 
 The rules this module keeps: every order gets one answer, in order; whatever fails is told as a
 denial, and a broken order or the end of the socket ends the process, which holds nothing that the
@@ -10,6 +10,7 @@ Run as a helper (`node.helpers`), with the socket as descriptor `SOCKET`.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration, WireError
 from skerry.policy import messages
@@ -145,17 +146,17 @@ def _failure(error: Exception) -> Failure:
     return Failure(DeciderUnavailable.code, f"the policy manager failed: {words}", "")
 
 
-def serve(sock: socket.socket) -> None:
-    """Answer until the socket ends. Raises `WireError` for a broken order."""
+def serve(read: Callable[[], bytes], write: Callable[[bytearray], object]) -> None:
+    """Answer until `read` returns nothing. Raises `WireError` for a broken order."""
     service = Service()
     untrusted = bytearray()
-    while chunk := sock.recv(_CHUNK):
+    while chunk := read():
         untrusted += chunk
         answers = bytearray()
         while (body := messages.take(untrusted, messages.MAX_ORDER)) is not None:
             answers += _packed(service.answer(messages.order(body)))
         if answers:
-            sock.sendall(answers)
+            write(answers)
 
 
 def _packed(answer: Answer) -> bytes:
@@ -169,4 +170,4 @@ def main() -> None:
     """Run the process until the node ends."""
     prctl(PR_SET_DUMPABLE, 0)
     with socket.socket(fileno=SOCKET) as sock:
-        serve(sock)
+        serve(lambda: sock.recv(_CHUNK), sock.sendall)

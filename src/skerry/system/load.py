@@ -26,6 +26,7 @@ from skerry.system.model import (
     ChannelKind,
     ChannelSpec,
     DomainSpec,
+    Home,
     Limits,
     MachineKind,
     Overflow,
@@ -107,12 +108,17 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         operators=operators,
         operator_keys=uids,
         limits=limits,
-        audit=_audit(top.section("audit")),
+        audit=_audit(top),
         alarms=alarms,
         policy_key=_key(top, "policy-key", path.parent),
         image_key=_key(top, "image-key", path.parent),
+        share_templates=_node(top.section("node")),
+        manager=top.choice("policy-manager", "process", Home),
         lines=report.document.lines,
     )
+    for key, taken in (("domains", domains), ("resources", resources)):
+        for name in system.services.keys() & taken.keys():
+            top.report((key, name), f"{name} is the node's own domain here; name it otherwise")
     if len(domains) > limits.domains:
         top.problem("domains", f"{len(domains)} domains, but limits.domains is {limits.domains}")
     if len(channels) > limits.channels:
@@ -174,8 +180,11 @@ def _domain(table: Section, name: str) -> DomainSpec:
         accel=table.choice("accel", "auto", Accel),
         machine=table.choice("machine", "qemu", MachineKind),
         autostart=table.flag("autostart", True),
+        template=table.flag("template", False),
         boot=boot,
     )
+    if domain.template and (boot != "kernel" or domain.machine != "qemu"):
+        table.problem("template", "only a QEMU that boots the kernel of an image has a template")
     table.texts("uses")  # read with the resources
     table.end()
     return domain
@@ -316,11 +325,22 @@ def _limits(table: Section) -> Limits:
     return limits
 
 
-def _audit(table: Section) -> Audit:
+def _node(table: Section) -> bool:
+    share = table.flag("share-templates-across-labels", False)
+    table.end()
+    return share
+
+
+def _audit(top: Section) -> Audit:
+    """Read `audit = "domain"`, or the table in which that is `home`."""
     default = Audit()
+    if isinstance(top.value("audit"), str):
+        return Audit(home=top.choice("audit", default.home, Home))
+    table = top.section("audit")
     audit = Audit(
         rotate=table.size("rotate", default.rotate, "1M", "1T"),
         keep=table.number("keep", default.keep, 1, 256),
+        home=table.choice("home", default.home, Home),
     )
     table.end()
     return audit

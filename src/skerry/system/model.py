@@ -28,6 +28,7 @@ Board = Literal["auto", "microvm", "q35", "pc"]
 Accel = Literal["auto", "tcg", "kvm"]
 Boot = Literal["kernel", "bios", "uefi"]
 MachineKind = Literal["qemu", "simulator"]
+Home = Literal["process", "domain"]
 
 DUMMY_POLICY = "dummy"
 """The word that stands for the module without a file in `policy`."""
@@ -41,6 +42,13 @@ MAX_CHANNELS = 4096
 MAX_DOMAIN_CHANNELS = 64
 """Channels and uses of one domain where its `channels` does not say; one more is refused, and not
 recorded as a decision, because none is taken."""
+
+MANAGER_DOMAIN, AUDIT_DOMAIN = "policy-manager", "audit"
+"""The names of the node's own domains, and of their images; a file's domain can't have them."""
+
+MANAGER_MEMORY, AUDIT_MEMORY = 512 << 20, 256 << 20
+"""Bytes of memory of the node's own domains: the manager's holds several policies at once, the
+replica's the newest part of the trail."""
 
 AUDIT_ROTATE = 64 << 20
 """Bytes at which a segment of the audit trail is closed where `[audit]` does not say."""
@@ -73,7 +81,7 @@ class DomainSpec(msgspec.Struct, frozen=True):
     `boot`: what starts it, the kernel of its `image`, or a firmware that reads the first disk of
     its `uses`; then `image` is empty. `cpu`: hundredths of a core that all of its machine may use,
     0 for no limit; `channels`: most channels and uses. `console`: the console's own label, empty
-    for none.
+    for none. `template`: it begins from a copy of a guest that has booted.
     """
 
     name: str
@@ -89,6 +97,7 @@ class DomainSpec(msgspec.Struct, frozen=True):
     cpu: int = 0
     channels: int = MAX_DOMAIN_CHANNELS
     console: RawLabel = ""
+    template: bool = False
     slots: bool = False
     """Whether something of the file needs a board with slots: a disk, a network, a memory."""
     tpm: bool = False
@@ -171,10 +180,14 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """`[audit]`: a segment is closed at `rotate` bytes, and `keep` closed ones are kept."""
+    """`[audit]`: a segment is closed at `rotate` bytes, and `keep` closed ones are kept.
+
+    `home`: whether a replica of the trail lives in a domain of its own.
+    """
 
     rotate: int = AUDIT_ROTATE
     keep: int = AUDIT_KEEP
+    home: Home = "process"
 
 
 class System(msgspec.Struct, frozen=True):
@@ -183,7 +196,9 @@ class System(msgspec.Struct, frozen=True):
     `path` is the file itself; `policy` holds absolute paths or `DUMMY_POLICY`; `operators` maps a
     uid to its label; `accept_missing` names the layers of the jail that may be absent; every policy
     must be signed by `policy_key`, the absolute path of a public key, where there is one, and every
-    image by `image_key`, whose 32 bytes are `image_signer` once the file was read.
+    image by `image_key`, whose 32 bytes are `image_signer` once the file was read. `manager`: where
+    the policy manager lives. `share_templates`: domains of different labels may begin from one
+    template.
     """
 
     path: pathlib.Path
@@ -203,12 +218,32 @@ class System(msgspec.Struct, frozen=True):
     policy_key: str = ""
     image_key: str = ""
     image_signer: bytes = b""
+    share_templates: bool = False
+    manager: Home = "process"
     lines: Mapping[Path, int] = {}
+
+    @property
+    def services(self) -> dict[str, DomainSpec]:
+        """The node's own domains, by name; their labels are the core's, and in no policy."""
+        homes = (
+            (MANAGER_DOMAIN, self.manager, MANAGER_MEMORY),
+            (AUDIT_DOMAIN, self.audit.home, AUDIT_MEMORY),
+        )
+        return {
+            name: DomainSpec(name, f"core.{name}", image=name, memory=memory)
+            for name, home, memory in homes
+            if home == "domain"
+        }
+
+    @property
+    def machines(self) -> tuple[DomainSpec, ...]:
+        """All domains that get a machine: the file's and the node's own."""
+        return (*self.domains.values(), *self.services.values())
 
     @property
     def images(self) -> frozenset[str]:
         """The images that domains boot from."""
-        found = self.domains.values()
+        found = self.machines
         return frozenset(d.image for d in found if d.machine == "qemu" and d.boot == "kernel")
 
     def line(self, path: Path) -> int:

@@ -232,7 +232,7 @@ def with_slots(
 def check_domains(
     top: Section, domains: Mapping[str, DomainSpec], channels: Collection[ChannelSpec]
 ) -> None:
-    """Report the domains that lack the disk they boot from, or have more channels than they may."""
+    """Report the domains that lack what they boot from, or have more than they may."""
     for name, domain in domains.items():
         table = top.section("domains").section(name)
         own = [channel for channel in channels if name in (channel.source, channel.sink)]
@@ -241,3 +241,5 @@ def check_domains(
             table.problem("channels", f"domain {name!r} has {what}")
         if domain.boot != "kernel" and not any(channel.kind == "disk" for channel in own):
             table.problem("boot", f'boot = "{domain.boot}" needs a disk: name one in uses')
+        if domain.template and domain.tpm:
+            table.problem("template", "a domain with a TPM has no template: its TPM is its own")

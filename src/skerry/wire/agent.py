@@ -14,6 +14,10 @@ Host to guest:
     run ID            start it, in a session of its own, as root in /root
     kill ID           end it and all in its process group
     poweroff ID       write everything out and switch the machine off; no answer
+    wake ID DATA .    to a clone of a template, before anything else: who it is; no answer. DATA is
+                      bytes, each as \\ and 3 octal digits: Unix seconds (8, little-endian), 64
+                      random ones to mix in, its name, a newline, its label, a newline. A guest
+                      that is awake passes it over
 Guest to host:
     hello 1 NONCE     the answer, with the version
     out ID B64        from standard output, in order, at most 3,000 bytes
@@ -52,6 +56,9 @@ STDIN_MAX = 1 << 20
 STALE_MAX = 16 << 20
 """Most bytes before the agent's first answer; beyond it the port is given up. A microvm's port
 alone holds 4 MiB of what an earlier host did not take."""
+
+SEED = 64
+"""Random bytes that a clone gets; it takes no other number."""
 
 _HELLO = re.compile(rb"hello ([0-9]{1,4}) ([0-9]{16})")
 _EXIT = re.compile(rb"exit ([0-9]{8}) ([0-9]{1,3})")
@@ -164,6 +171,14 @@ def kill(number: int) -> bytes:
 def poweroff() -> bytes:
     """Return the line that switches the guest off."""
     return f"poweroff {0:08}\n".encode()
+
+
+def wake(seconds: int, seed: bytes, name: str, label: str) -> bytes:
+    """Return the line that a clone awakes by. The newline before it ends a torn line."""
+    assert len(seed) == SEED
+    data = seconds.to_bytes(8, "little") + seed + f"{name}\n{label}\n".encode()
+    octal = "".join(f"\\{byte:03o}" for byte in data)
+    return f"\nwake {0:08} {octal} .\n".encode()
 
 
 def _command(number: int, words: bytes, stdin: bytes) -> Iterator[bytes]:

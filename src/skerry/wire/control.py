@@ -212,6 +212,10 @@ class TpmStatement(_Message, frozen=True, tag="tpm-statement"):
     nonce: Annotated[bytes, Meta(min_length=MIN_NONCE, max_length=MAX_NONCE)]
 
 
+class Replica(_Message, frozen=True, tag="replica"):
+    """Say how the audit replica stands."""
+
+
 class Restart(_Message, frozen=True, tag="restart"):
     """Let another process of the service take over; domains and channels go on."""
 
@@ -219,7 +223,7 @@ class Restart(_Message, frozen=True, tag="restart"):
 Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
     | Kill | Pause | Resume | Relabel | Connect | Cut | Disks | ReleaseDisk | Exec | Console | Down
-    | Reconcile | Restart | TpmStatement | ForgetDisk
+    | Reconcile | Restart | TpmStatement | ForgetDisk | Replica
 )  # fmt: skip
 
 

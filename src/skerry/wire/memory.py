@@ -64,14 +64,18 @@ def make(length: int, one_way: bool) -> int:
     try:
         os.ftruncate(made, length)
         os.fchmod(made, OPEN_MODE)
-        if one_way:
-            # Else the writer sees by the time of access when the reader reads.
-            fcntl.ioctl(made, _FS_IOC_SETFLAGS, struct.pack("l", _FS_NOATIME))
+        if one_way:  # else the writer sees when the reader reads
+            hide_access(made)
         fcntl.fcntl(made, fcntl.F_ADD_SEALS, LENGTH | (0 if one_way else fcntl.F_SEAL_SEAL))
     except BaseException:
         os.close(made)
         raise
     return made
+
+
+def hide_access(memory: int) -> None:
+    """Keep no time of access of a file in memory. Raises `OSError` (Linux before 6.0)."""
+    fcntl.ioctl(memory, _FS_IOC_SETFLAGS, struct.pack("l", _FS_NOATIME))
 
 
 def reader(memory: int) -> int:

@@ -81,3 +81,24 @@ def test_the_use_of_a_resource_is_planned_and_touches_no_label_of_it(tmp_path: P
     steps = asyncio.run(make_plan(setup, PolicyManager(setup.stack, MemoryHistory())))
     found = [(step.what, step.allowed) for step in steps if step.action == "bind"]
     assert ("x uses disk (disk)", True) in found
+
+
+def test_the_node_s_own_domains_are_planned_first_and_count_in_no_wall(tmp_path: Path) -> None:
+    """By the core's fixed rule; what follows is planned as without them."""
+    (tmp_path / "policy.toml").write_text(POLICY.format(history="true"))
+    planned = []
+    for homes in ("", 'policy-manager = "domain"\naudit = "domain"\n'):
+        name, rest = SYSTEM.lstrip().split("\n", 1)
+        (tmp_path / "system.toml").write_text(f"{name}\n{homes}{rest}")
+        setup = load_setup(tmp_path / "system.toml")
+        manager = PolicyManager(setup.stack, MemoryHistory())
+        planned.append(asyncio.run(make_plan(setup, manager)))
+    without, (manager_step, audit_step, *rest_of_it) = planned
+    for step, what in ((manager_step, "policy-manager"), (audit_step, "audit")):
+        assert (step.action, step.what, step.allowed, step.code) == (
+            "start",
+            what,
+            True,
+            "BOOTSTRAP",
+        )
+    assert rest_of_it == without

@@ -49,6 +49,8 @@ from tests.unit.control.test_calls import (
     ticks,
 )
 
+SHARING = "[node]\nshare-templates-across-labels = true\n"
+
 
 def test_who_may_not_load_a_policy_changes_nothing_of_what_the_owner_fixed(
     tmp_path: Path,
@@ -63,6 +65,7 @@ def test_who_may_not_load_a_policy_changes_nothing_of_what_the_owner_fixed(
             ("the policy", system, wider),
             ("operators", system + '"uid:4000001" = "op"\n', APART),
             ("limits", system + "[limits]\ndomains = 3\n", APART),
+            ("share-templates-across-labels", system + SHARING, APART),
             ("alarms", system + '[alarm.x]\nstop = ["a"]\n', APART),
             ("assertions", system + '[[assert]]\nnever = "a -> z"\n', APART),
             ("services", system + '[services.x]\noffered-by = "red"\n', APART),

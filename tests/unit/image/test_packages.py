@@ -47,7 +47,7 @@ def packages(home: Path, *more: str, excluded: str = "") -> dict[str, str]:
         return {p.name: p.version for p in closure(home, parse_recipe(text, home / "app.toml"))}
 
 
-@pytest.mark.parametrize("name", ["python", "selinux"])
+@pytest.mark.parametrize("name", ["python", "selinux", "policy-manager"])
 def test_a_preset_is_the_same_bytes_whoever_builds_it(name: str, fresh: Path) -> None:
     """The one in the tests' cache and one made anew, in every file and in the description."""
     one = build(cache(), preset(name))

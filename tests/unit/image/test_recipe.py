@@ -149,3 +149,60 @@ def test_the_page_shows_a_recipe(folder: Path) -> None:
     (folder / "ledger.py").write_text("")
     recipe = read(folder, text)
     assert (recipe.name, recipe.start[0]) == ("ledger", "/usr/bin/python3")
+
+
+CONFINED = """\
+name = "ledger"
+base = "selinux"
+start = ["/usr/local/bin/ledger"]
+confine = true
+
+[[files]]
+from = "app.py"
+to = "/srv/red"
+range = "s0:c1"
+
+[ranges]
+"bank-a" = "s0:c1"
+"acm=b c,flask=u:r:t" = "s0:c2.c5,c9"
+"""
+
+
+def test_a_confined_service_has_ranges_by_label(folder: Path) -> None:
+    """Those of its data and those that labels get."""
+    recipe = read(folder, CONFINED)
+    assert (recipe.selinux, recipe.confine) == (True, True)
+    assert recipe.ranges == {"bank-a": "s0:c1", "acm=b c,flask=u:r:t": "s0:c2.c5,c9"}
+    assert recipe.files[0].range == "s0:c1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ('"s0:c2.c5,c9"', '"s1"', 13, "a range of the guest's policy"),
+        ('"s0:c2.c5,c9"', '"s0:c1 x"', 13, "a range of the guest's policy"),
+        ('"s0:c2.c5,c9"', "3", 13, "a range of the guest's policy"),
+        ('"acm=b c,flask=u:r:t"', '" x"', 13, "a label is printable text"),
+        ('"acm=b c,flask=u:r:t"', '"x\\ny"', 13, "a label is printable text"),
+        ('range = "s0:c1"', 'range = "c1"', 9, "a range of the guest's policy"),
+        ("confine = true", "confine = 1", 4, "true or false"),
+    ],
+)
+def test_a_wrong_range_is_named_at_its_line(
+    old: str, new: str, line: int, words: str, folder: Path
+) -> None:
+    """One wrong line in a recipe that is right otherwise."""
+    found = problems(folder, CONFINED.replace(old, new, 1))
+    assert [at for at, _ in found] == [line]
+    assert words in found[0][1]
+
+
+def test_ranges_need_selinux_in_the_guest(folder: Path) -> None:
+    """Each of the three that only such a guest can keep is named; so is a service to confine."""
+    found = problems(folder, CONFINED.replace("selinux", "minimal"))
+    assert sorted(line for line, _ in found) == [4, 6, 11]
+    assert all("needs SELinux in the guest" in words for _, words in found)
+    found = problems(
+        folder, CONFINED.replace("start =", "packages =").replace("/usr/local/bin/", "")
+    )
+    assert found == [(4, "confine is about what start runs, and there is none")]

@@ -14,9 +14,10 @@ import pytest
 from skerry.errors import MachineError
 from skerry.machine.qemu import qmp as module
 from skerry.machine.qemu.command import MAX_PORTS
-from skerry.machine.qemu.machine import SOCKETS, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import QemuRefused
+from skerry.machine.qemu.sockets import SOCKETS
 from skerry.machine.qemu.sync import GIVEN, SYNC_MAX, TAIL_MAX
 from tests.support.qmp import Order, adoption, event, go, refuses, returns
 
@@ -248,9 +249,9 @@ def test_a_machine_whose_sockets_were_not_all_kept_is_not_taken_over() -> None:
             if missing:
                 os.close(kept.pop(f"d/a/1.{missing}"))
                 with pytest.raises(MachineError, match="did not keep its qmp"):
-                    QemuMachine.heir("a", "d/a/1", Ended(), kept)
+                    QemuMachine.heir("a", "a", "d/a/1", Ended(), kept)
             else:
-                machine = QemuMachine.heir("a", "d/a/1", Ended(), kept)
+                machine = QemuMachine.heir("a", "a", "d/a/1", Ended(), kept)
                 assert (await machine.exited).reason == "QEMU ended, and nobody can say how"
 
     go(main())

@@ -14,7 +14,8 @@ import pytest
 from skerry.errors import MachineError
 from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.launch import Process
-from skerry.machine.qemu.machine import SOCKETS, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.sockets import SOCKETS
 from skerry.monitor.domain import State
 from tests.support.monitor import World, label
 

@@ -54,6 +54,7 @@ def _replaced(**fields: object) -> Callable[[Verdict], Verdict]:
         lambda order, true: b"\0\0\0\0",
         lambda order, true: messages.packed(Answer(order.number + 1, true.what)),
         lambda order, true: messages.packed(Answer(0, true.what)),
+        lambda order, true: messages.packed(Answer(1, true.what)),
         lambda order, true: messages.packed(Answer(order.number, Answered(()))),
         lambda order, true: messages.packed(Answer(order.number, Answered(((None, None),)))),
         lambda order, true: messages.packed(Answer(order.number, messages.Made(1, "x"))),
@@ -217,3 +218,25 @@ def test_what_is_being_loaded_is_not_forgotten_for_what_is_only_tried() -> None:
     assert [number for number in range(2, 9) if is_held(number)] == [2, 7, 8]
     propose(9, loading=True)
     assert [number for number in range(2, 10) if is_held(number)] == [7, 8, 9]
+
+
+def test_a_manager_that_floods_is_ended_by_its_second_answer() -> None:
+    """An order is answered once, so what it says beyond that costs the node one message.
+
+    The control: a manager that answers once is asked again and again.
+    """
+
+    async def scene(times: int, denied: bool) -> None:
+        def says(order: Order, true: Answer) -> bytes:
+            return messages.packed(true) * times
+
+        async with lied_to(BANKS, says) as (manager, _, notes):
+            assert (await manager.decide("domain_pause", PAUSE)).allowed
+            if denied:
+                await until(lambda: "manager-lost" in notes)
+            else:
+                assert (await manager.decide("channel_two_way", TALK)).allowed
+                assert notes == []
+
+    run(lambda: scene(1000, True))
+    run(lambda: scene(1, False))

@@ -11,7 +11,8 @@ import pytest
 
 from skerry.channel.transport import passes_descriptor, unix_pair_holds
 from skerry.device.disk.daemon import Control
-from skerry.machine.qemu.machine import SOCKETS, QemuMachine
+from skerry.machine.qemu.machine import QemuMachine
+from skerry.machine.qemu.sockets import SOCKETS
 from skerry.wire import rights
 from skerry.wire.rights import refuse_descriptors
 from tests.unit.machine_qemu.test_adoption import Ended
@@ -55,7 +56,7 @@ def test_no_end_that_the_node_has_of_a_qemu_takes_a_descriptor() -> None:
     async def run() -> None:
         pairs = {kept: socket.socketpair() for kept in SOCKETS}
         ours = {f"i.{kept}": os.dup(near.fileno()) for kept, (near, _) in pairs.items()}
-        machine = QemuMachine.heir("a", "i", Ended(), ours)
+        machine = QemuMachine.heir("a", "a", "i", Ended(), ours)
         for kept, (near, far) in pairs.items():
             assert passes_descriptor(far, near) is not unix_pair_holds(), kept
         assert passes_descriptor(*pairs["qmp"])

@@ -43,7 +43,7 @@ _RESIDUE = "mem-merge=off,dump-guest-core=off"
 
 class QemuSpec(msgspec.Struct, frozen=True):
     """What one QEMU machine is; `memory` in bytes, `tsc_khz` 0 for none given to the guest, `tpm`:
-    it may have a TPM.
+    it may have a TPM. Without a `label` its guest is told neither that nor its name.
 
     It has a kernel and an initrd, or a `firmware` that looks for a disk; then no agent either.
     """
@@ -91,7 +91,8 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     if spec.firmware is None:
         argv += _port("agent", AGENT_FD, AGENT_PORT)
     argv += _port("control", CONTROL_FD, CONTROL_PORT)
-    for item, text in (("label", spec.label), ("name", spec.name)):
+    identity = (("label", spec.label), ("name", spec.name)) if spec.label else ()
+    for item, text in identity:
         argv += ["-fw_cfg", f"name=opt/skerry/{item},string={_comma(text)}"]
     return argv
 

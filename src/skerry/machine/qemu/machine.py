@@ -19,15 +19,16 @@ from skerry.machine.agent import Agent
 from skerry.machine.console import RESTARTED, Console, Tail
 from skerry.machine.control import ControlPort
 from skerry.machine.qemu.blocks import Blocks
-from skerry.machine.qemu.command import SOCKET_FDS, Accel, QemuSpec, command
+from skerry.machine.qemu.command import Accel, QemuSpec, command
 from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.firmware import VARIABLES_FD, open_variables
-from skerry.machine.qemu.launch import KEPT, Launcher, Process
+from skerry.machine.qemu.launch import Launcher, Process
 from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.shared import SharedMemories
+from skerry.machine.qemu.sockets import SOCKETS, Pairs, socket_pairs
 from skerry.machine.qemu.tpm import Tpms
 from skerry.monitor.protocols import Exit, Kind
 from skerry.wire.memory import Identity
@@ -36,9 +37,6 @@ from skerry.wire.rights import refuse_descriptors
 STDERR_KEPT = 4096
 """Bytes of QEMU's error output that are kept for the reason of its end."""
 
-SOCKETS = dict(zip(KEPT, (*SOCKET_FDS, 2), strict=True))
-"""Our ends of a machine's sockets by name, and the numbers of QEMU's ends."""
-
 LAST_WORDS_S = 1.0
 """How long the sockets of an ended QEMU may take to be read to their end."""
 
@@ -46,7 +44,9 @@ GO_ON_S = 1.0
 """The pause before a QEMU that does not answer is told again to run on, in seconds."""
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
+    """What a machine is started from."""
+
     spec: QemuSpec
     launcher: Launcher
     incarnation: str
@@ -61,7 +61,7 @@ class QemuMachine:
     console: Console
     agent: Agent
     control: ControlPort
-    _start: _Start | None = None
+    _start: Start | None = None
 
     def __init__(self, spec: QemuSpec, launcher: Launcher, incarnation: str = "") -> None:
         """Describe a machine that is to be started.
@@ -69,12 +69,13 @@ class QemuMachine:
         With an `incarnation` its process and our ends of its sockets are kept by the supervisor
         from the start on, under `launch.kept_names(incarnation)`, until they are dropped.
         """
-        self._set_up(spec.name, spec.accel)
+        self._set_up(spec.name, spec.accel, spec.label)
         self._has_agent = spec.firmware is None
-        self._start = _Start(spec, launcher, incarnation)
+        self._start = Start(spec, launcher, incarnation)
 
-    def _set_up(self, name: str, accel: Accel) -> None:
+    def _set_up(self, name: str, accel: Accel, label: str) -> None:
         self._name = name
+        self._label = label
         self._accel = accel
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: Process | None = None
@@ -90,6 +91,7 @@ class QemuMachine:
         self._devices |= dict.fromkeys(CARDS, Nics(name, self._qmp))
         self._devices["disk"] = Blocks(name, self._qmp)
         self._running = self._killed = False
+        self._asleep = False  # it may be a clone whose guest does not know who it is
         self._has_agent = True
         self._shutdown_cause = self._condemned = ""
         self._watcher: asyncio.Task[None] | None = None
@@ -120,7 +122,7 @@ class QemuMachine:
             raise StateError(f"{self._name}: a machine is prepared once, before its end")
         with contextlib.ExitStack() as theirs:
             try:
-                pairs = _pairs(theirs)
+                pairs = socket_pairs(theirs)
                 self._take({kept: pairs[fd][0] for kept, fd in SOCKETS.items()})
                 await self._launch(start, pairs)
             except OSError as error:
@@ -136,25 +138,26 @@ class QemuMachine:
             await self._qmp.connect()
         except MachineError as error:
             await asyncio.wait({self._exited}, timeout=LAST_WORDS_S)  # it may say why itself
-            self.kill()
+            self._kill()
             end = await asyncio.shield(self._exited)
             raise MachineError(f"{self._name}: QEMU did not start: {end.reason}") from error
         except BaseException:
-            self.kill()
+            self._kill()
             raise
 
     @classmethod
     def heir(
-        cls, name: str, incarnation: str, process: Process, kept: Mapping[str, int]
+        cls, name: str, label: str, incarnation: str, process: Process, kept: Mapping[str, int]
     ) -> QemuMachine:
-        """Take over a machine that an earlier node started; `adopt` must follow.
+        """Take over a machine of an earlier node's, whose domain has this label; then `adopt` it.
 
         `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
         belong to the machine from now on. `exited`, `kill`, `console`, `agent` and `control` work
         at once. Raises `MachineError` if one is missing; then kill the process.
         """
         machine = cls.__new__(cls)
-        machine._set_up(name, "tcg")
+        machine._set_up(name, "tcg", label)
+        machine._asleep = True
         ours = {item: kept.get(f"{incarnation}.{item}", -1) for item in SOCKETS}
         if missing := [item for item, fd in ours.items() if fd < 0]:
             for fd in ours.values():
@@ -196,6 +199,8 @@ class QemuMachine:
         self._running = untrusted_status.get("running") is True
         for devices in self._each():
             await devices.find()
+        if self._running:
+            self._wake()
 
     @property
     def running(self) -> bool:
@@ -213,8 +218,16 @@ class QemuMachine:
 
     async def resume(self) -> None:
         """Let the processors run."""
+        self._wake()
         await self._qmp.execute("cont")
         self._running = True
+
+    def _wake(self) -> None:
+        """Have a clone awake before it hears anything else; a guest that is awake stays so."""
+        with contextlib.suppress(SkerryError):  # without its agent nobody hears of it again
+            if self._asleep and self._has_agent:
+                self.agent.wake(self._name, self._label)
+        self._asleep = False
 
     async def pause(self) -> None:
         """Stop the processors; memory and ports stay."""
@@ -252,6 +265,9 @@ class QemuMachine:
 
     def kill(self) -> None:
         """End the process at once: SIGKILL through its pidfd."""
+        self._kill()
+
+    def _kill(self) -> None:
         if self._exited.done():
             return
         self._killed = True
@@ -309,13 +325,11 @@ class QemuMachine:
         self._stderr = Tail(ours["stderr"], STDERR_KEPT)
         self._readers = self._stderr, self.console, self.agent, self.control
 
-    async def _launch(
-        self, start: _Start, pairs: Mapping[int, tuple[socket.socket, socket.socket]]
-    ) -> None:
+    async def _launch(self, start: Start, pairs: Pairs) -> None:
         near = {kept: pairs[fd][0].fileno() for kept, fd in SOCKETS.items()}
         fds = {fd: far.fileno() for fd, (_, far) in pairs.items()}
         names = {f"{start.incarnation}.{kept}": fd for kept, fd in near.items()}
-        more, given = self._tpms.at_launch(max(fds) + 1)
+        more, given = self._at_launch(start.spec, max(fds) + 1)
         fds |= given
         argv = [*command(start.spec, start.launcher.path), *more]
         null = os.open(os.devnull, os.O_RDONLY)
@@ -333,6 +347,10 @@ class QemuMachine:
                 os.close(variables)
         self._tpms.launched()
         self._run(process)
+
+    def _at_launch(self, spec: QemuSpec, first: int) -> tuple[list[str], Mapping[int, int]]:
+        """Return what else QEMU is started with: arguments, and descriptors from `first` on."""
+        return self._tpms.at_launch(first)
 
     def _run(self, process: Process) -> None:
         """Be the machine of this process from now on."""
@@ -385,15 +403,3 @@ class QemuMachine:
         elif name == "DEVICE_DELETED":
             for devices in self._each():
                 devices.deleted(untrusted_data.get("device"))
-
-
-def _pairs(theirs: contextlib.ExitStack) -> dict[int, tuple[socket.socket, socket.socket]]:
-    """Make a pair for each of QEMU's ends, which `theirs` closes. If it raises, none is left."""
-    pairs = {}
-    with contextlib.ExitStack() as ours:
-        for fd in SOCKETS.values():
-            near, far = pairs[fd] = socket.socketpair()
-            ours.enter_context(near)
-            theirs.enter_context(far)
-        ours.pop_all()
-    return pairs

@@ -24,13 +24,14 @@ KERNEL, INITRD = "/k/kernel", "/k/initrd"
 """Mount points in QEMU's root."""
 
 DESCRIPTORS = "/proc/self/fd"
-"""Where a QEMU with slots finds its own descriptors by name, to map a memory; nothing else of
-/proc is there. Bound from the jail's own process, so it needs no /proc of its own."""
+"""Where a QEMU that may have to map a memory finds its own descriptors by name: one with slots, or
+of a template. Nothing else of /proc is there. Bound from the jail's own process, so it needs no
+/proc of its own."""
 
 
-def own_descriptors(machine: str) -> tuple[tuple[str, str], ...]:
+def own_descriptors(machine: str, template: bool = False) -> tuple[tuple[str, str], ...]:
     """Return what a jail with this root binds so that `DESCRIPTORS` is there, if it is to be."""
-    return ((DESCRIPTORS, DESCRIPTORS),) if machine == "pc" else ()
+    return ((DESCRIPTORS, DESCRIPTORS),) if machine == "pc" or template else ()
 
 
 def qemu_root(directory: Path, machine: str, kvm: bool = False, uefi: bool = False) -> Path:
@@ -48,7 +49,7 @@ def qemu_root(directory: Path, machine: str, kvm: bool = False, uefi: bool = Fal
             raise JailError(f"{CODE} is not installed", fix="install ovmf")
         blobs.append(CODE)
     points = (KERNEL, INITRD, *([str(KVM)] if kvm else []))
-    points += tuple(f"{inside}/" for _, inside in own_descriptors(machine))
+    points += (f"{DESCRIPTORS}/",)
     name = f"qemu-{machine}{'-uefi' if uefi else ''}"
     return build(directory, name, programs, blobs, points)
 

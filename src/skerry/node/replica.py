@@ -1,0 +1,197 @@
+"""Keeps the audit replica's domain standing and fed, and asks it how it stands.
+
+The rules: nobody who records waits for it; its loss, its return and each gap are records; its feed
+goes one way, and what it says of itself is asked for apart, bounded, and believed of nothing but
+itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from skerry.audit.chain import Link
+from skerry.audit.feed import Feed
+from skerry.audit.guest import STATUS
+from skerry.audit.replica import MAX_STATUS, read_status
+from skerry.channel.one_way import PIPE_BYTES
+from skerry.errors import Denied, MachineError, StateError
+from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.protocols import AuditLog
+from skerry.node.guest import guest_of
+from skerry.node.node import Node
+from skerry.policy.client import FIRST_PAUSE_S, HEALTHY_S, LAST_PAUSE_S
+
+HELPER = "audit replica"
+"""What `ps` calls it."""
+
+BEHIND = 1024
+"""Records that a replica may lag without being called behind."""
+
+SERVES_S = 60.0
+"""How long the replica's service may take to begin, once its guest answers, in seconds."""
+
+ASK_S = 5.0
+"""How long the replica's guest may take to say how it stands, in seconds."""
+
+
+class Trail(AuditLog, Protocol):
+    """A trail that a feed can follow."""
+
+    @property
+    def path(self) -> Path:
+        """The live segment's file."""
+
+    @property
+    def head(self) -> Link:
+        """The last record that is on the disk."""
+
+
+class Own(Protocol):
+    """The replica's domain (`services.OwnDomain`)."""
+
+    async def stand(self) -> Domain:
+        """Return it, alive. Raises `SkerryError`."""
+
+    async def give(self, domain: Domain, end: int) -> None:
+        """Give it the other end of its port. Raises `SkerryError`."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Replication:
+    """The replica, from its first start to the end of the node."""
+
+    def __init__(self, node: Node, own: Own, trail: Trail) -> None:
+        self._node, self._own, self._trail = node, own, trail
+        self._feed: Feed | None = None
+        self._domain: Domain | None = None
+        self._why = ""
+        self._keeper: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def state(self) -> str:
+        """`running`, `behind`, or `lost` while another is being started."""
+        if self._feed is None:
+            return "lost"
+        return "behind" if self._feed.lag > BEHIND else "running"
+
+    async def begin(self, insist: bool) -> None:
+        """Start it, and from then on whenever it has ended. Raises `SkerryError` if `insist`."""
+        if insist:
+            await self._start()
+        self._keeper = asyncio.ensure_future(self._keep())
+
+    async def close(self) -> None:
+        """Stop feeding; its domain is not touched. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._stop_feeding()
+
+    async def _start(self) -> None:
+        domain = await self._own.stand()
+        given, end = os.pipe2(os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # it may stay as it is: then it waits more often
+                fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            await self._own.give(domain, given)
+            await self._serves(domain)
+        except BaseException:
+            os.close(end)
+            self._own.kill()
+            raise
+        finally:
+            os.close(given)
+        self._domain, self._why = domain, ""
+        trail = self._trail
+        self._feed = Feed(trail.path, lambda: trail.head, end, self._gap, self._unfed)
+
+    async def _serves(self, domain: Domain) -> None:
+        """Return once its service has begun. Raises `MachineError`."""
+        there = f"while [ ! -e {STATUS} ]; do sleep 0.2; done"
+        run = guest_of(domain).agent.run
+        await run(["sh", "-c", there], output=lambda *_: None, timeout_s=SERVES_S)
+
+    async def _stop_feeding(self) -> None:
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            await asyncio.to_thread(feed.close)
+
+    def _gap(self, first: int, last: int) -> None:
+        """Note, from the feed's thread, what retention removed before the replica had it."""
+        fields = {"first": first, "last": last, "why": "retention removed it first"}
+        self._loop.call_soon_threadsafe(self._trail.note, "replica-gap", fields)
+
+    def _unfed(self, why: str) -> None:
+        """End, from the feed's thread, a replica that is not fed any more; another one will be."""
+        self._why = why
+        self._loop.call_soon_threadsafe(self._own.kill)
+
+    async def _keep(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            began_s, fed, tries = self._loop.time(), 0, 0
+            if self._domain is not None:
+                await self._domain.gone.wait()
+                fed = self._feed.fed if self._feed is not None else 0
+                await self._stop_feeding()
+                end = self._domain.end
+                why = {"why": end.reason if end is not None else "it ended", "feed": self._why}
+                self._trail.note("replica-lost", {**why, "fed": fed})
+            if self._loop.time() - began_s > HEALTHY_S:
+                pause_s = FIRST_PAUSE_S
+            while self._feed is None:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
+                tries += 1
+                with contextlib.suppress(Exception):  # whatever it was, it is tried again
+                    await self._start()
+            self._trail.note("replica-back", {"tries": tries})
+
+    async def status(self) -> dict[str, object]:
+        """Ask the replica how it stands; `lag` and `trail` are what the node itself knows.
+
+        Raises `StateError` while there is none, `MachineError`, `WireError`.
+        """
+        domain, feed = self._domain, self._feed
+        if domain is None or feed is None or domain.state not in ALIVE:
+            raise StateError("the audit replica is lost", fix="it is being started again: try then")
+        untrusted = bytearray()
+
+        def take(_stream: object, piece: bytes) -> None:
+            untrusted.extend(piece)
+            if len(untrusted) > MAX_STATUS:
+                raise MachineError("the audit replica says too much of itself")
+
+        await self._node.answered(domain.name, ASK_S)
+        argv = ["cat", str(STATUS)]
+        code = await guest_of(domain).agent.run(argv, output=take, timeout_s=ASK_S)
+        if code:
+            raise MachineError(f"the audit replica does not say how it stands: exit code {code}")
+        head = self._trail.head
+        known = {"lag": feed.lag, "trail": {"n": head.n, "hash": head.hash}}
+        return {**msgspec.to_builtins(read_status(bytes(untrusted))), **known}
+
+
+async def replica_status(node: Node, uid: int) -> dict[str, object]:
+    """Return how the audit replica stands, to the node's owner, whose the trail is.
+
+    Raises `Denied`, `StateError` where there is none, and what `Replication.status` does.
+    """
+    if uid != os.getuid():
+        fix = "ask the user who runs the node"
+        raise Denied("the trail, and its replica, are the owner's", fix=fix, code="NOT-OWNER")
+    replication = node.helpers.get(HELPER)
+    if not isinstance(replication, Replication):
+        fix = 'write audit = "domain" in the system file, and start the system anew'
+        raise StateError("this system has no audit replica", fix=fix)
+    return await replication.status()

@@ -1,0 +1,53 @@
+"""Domains and channels as `skerry ps` and `skerry channels` list them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skerry.channel.one_way import BACK_BITS_S
+from skerry.machine.qemu.nics import CARDS, mac
+from skerry.monitor.domain import Domain
+from skerry.monitor.table import Channel
+from skerry.system.model import DomainSpec
+
+
+def domain_row(
+    spec: DomainSpec, label: str, domain: Domain | None, now: float, offers: Sequence[str] = ()
+) -> dict[str, object]:
+    """Return a domain as `skerry ps` lists it; None is one that was never started."""
+    machine = domain.machine if domain else None
+    return {
+        "name": spec.name,
+        "label": label,
+        "machine": machine.kind if machine else spec.machine,
+        "state": domain.state.value if domain else "defined",
+        "memory": spec.memory,
+        "seconds": now - domain.since if domain else None,
+        "reason": domain.end.reason if domain and domain.end else None,
+        "offers": list(offers),
+    }
+
+
+def channel_row(channel: Channel, now: float) -> dict[str, object]:
+    """Return a channel as `skerry channels` lists it."""
+    return {
+        "id": channel.number,
+        "kind": channel.kind,
+        "source": channel.source.name,
+        "sink": channel.sink.name,
+        "one_way": channel.one_way,
+        "size": channel.size or None,
+        "mac": {end.name: mac(end.name, channel.port) for end in channel.machines}
+        if channel.kind in CARDS
+        else None,
+        "asked": channel.asked or None,
+        "dropped": getattr(channel.bridge, "dropped", None),
+        "port": channel.port,
+        "state": "stranded" if channel.stranded else channel.phase.value,
+        "overflow": channel.overflow if channel.one_way else None,
+        "back_bits_s": BACK_BITS_S[channel.overflow] if channel.one_way else None,
+        "generation": channel.generation,
+        "record": channel.record,
+        "seconds": max(0.0, now - channel.since) if channel.since else 0.0,
+        "left_s": None if channel.for_s is None else max(0.0, channel.since + channel.for_s - now),
+    }

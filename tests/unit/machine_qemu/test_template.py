@@ -1,0 +1,133 @@
+"""How a QEMU is given a template's memory, and what a clone is before it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import msgspec
+import pytest
+
+from skerry.errors import MachineError, StateError
+from skerry.machine.qemu.cloned import Clone
+from skerry.machine.qemu.command import command
+from skerry.machine.qemu.template import Template, TemplateUnusable, make_ram, seal_now
+from skerry.monitor.domain import State
+from tests.support.monitor import World, label
+from tests.unit.machine_qemu.test_prepare import SPEC, Launcher
+
+SIZE = 1 << 20
+
+
+def template() -> Template:
+    """Return one whose memory holds a word."""
+    ram = make_ram(SIZE)
+    os.pwrite(ram, b"booted", 0)
+    seal_now(ram)
+    return Template(ram, b"state")
+
+
+def test_two_clones_share_no_place_in_the_memorys_file() -> None:
+    """Where one has read to is nothing that another sees; a duplicate (the control) shows it."""
+    one = template()
+    first, second = one.own_open(), one.own_open()
+    os.lseek(first, 4711, os.SEEK_SET)
+    assert os.lseek(second, 0, os.SEEK_CUR) == 0
+    duplicate = os.dup(first)
+    assert os.lseek(duplicate, 0, os.SEEK_CUR) == 4711
+    assert os.fstat(first).st_ino == os.fstat(second).st_ino
+    for descriptor in (first, second, duplicate):
+        os.close(descriptor)
+
+
+def test_a_clones_descriptor_changes_nothing() -> None:
+    """It can't be written, nor opened again so that it could, whoever owns it."""
+    one = template()
+    own = one.own_open()
+    again = os.open(f"/proc/self/fd/{own}", os.O_RDWR)
+    for descriptor in (own, again):
+        with pytest.raises(OSError, match=r"Bad file descriptor|not permitted"):
+            os.pwrite(descriptor, b"x", 0)
+        with pytest.raises(OSError, match=r"Invalid argument|not permitted"):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+    assert os.pread(one.ram, 6, 0) == b"booted"
+
+
+def test_a_template_does_not_tell_when_it_was_read() -> None:
+    """The time of access of its memory stays as it was when it was made."""
+    one = template()
+    before = os.fstat(one.ram).st_atime_ns
+    own = one.own_open()
+    os.pread(own, 4096, 0)
+    assert os.fstat(one.ram).st_atime_ns == before
+    os.close(own)
+
+
+def test_a_memory_that_can_be_written_is_no_template() -> None:
+    """Not even by mistake."""
+    ram = make_ram(SIZE)
+    with pytest.raises(MachineError, match="not sealed"):
+        Template(ram, b"")
+
+
+def test_a_machine_without_a_label_is_told_nothing_of_itself() -> None:
+    """What is saved of it belongs to nobody; with a label (the control) it is told both."""
+    nobody = msgspec.structs.replace(SPEC, label="")
+    assert not [word for word in command(nobody, str) if "opt/skerry" in word]
+    assert len([word for word in command(SPEC, str) if "opt/skerry" in word]) == 2
+
+
+def test_a_domain_that_is_killed_while_its_template_is_made_has_ended_at_once() -> None:
+    """Nothing is launched, the making is ended, and it does not count as running."""
+
+    async def scene() -> None:
+        world, launcher = World(), Launcher()
+        made = asyncio.Event()
+        ended = asyncio.Event()
+
+        async def find() -> Template:
+            made.set()
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.set()
+            return template()
+
+        def make() -> Clone:
+            return Clone(SPEC, launcher, "", find, lambda _why: None)
+
+        start = world.monitor.start(world.operator, "a", label("a"), make)
+        starting = asyncio.ensure_future(start)
+        await made.wait()
+        assert world.monitor.running() == (label("a"),), "the control: a wall counts it by now"
+        world.monitor.kill("a")
+        with pytest.raises(StateError, match="ended"):
+            await starting
+        await world.monitor.domain("a").gone.wait()
+        assert ended.is_set()
+        assert launcher.asked == 0
+        assert world.monitor.domain("a").state is State.ENDED
+        assert world.monitor.running() == ()
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_a_domain_without_a_template_says_so() -> None:
+    """Whoever starts it can tell that from other errors, and start it without."""
+
+    async def scene() -> None:
+        world, launcher = World(), Launcher()
+
+        async def find() -> Template:
+            raise TemplateUnusable("none")
+
+        def make() -> Clone:
+            return Clone(SPEC, launcher, "", find, lambda _why: None)
+
+        with pytest.raises(TemplateUnusable):
+            await world.monitor.start(world.operator, "a", label("a"), make)
+        await world.monitor.domain("a").gone.wait()
+        assert launcher.asked == 0
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
