@@ -94,7 +94,8 @@ def test_a_guest_knows_what_it_is_and_hears_when_that_changes(node: Cli) -> None
     """By the command and in the files; the firmware's file says what it was at the start."""
     policy = node.rows("policy", "show")[0]["digest"]
     assert asked(node, "bank", "label").stdout == "bank\n"
-    files = "cd /run/skerry; cat name label generation policy; stat -c %a label policy"
+    each = "for file in name label generation policy; do cat $file; echo; done"
+    files = f"cd /run/skerry; {each}; stat -c %a label policy"
     assert inside(node, "bank", files).split() == ["bank", "bank", "1", policy, "444", "444"]
     node.ok("relabel", "bank", "ledger")
     until(node, "bank", "[ $(cat /run/skerry/label) = ledger ]")
