@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
-from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD, QemuSpec, command
+from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD, SOCKET_FDS, QemuSpec, command
 from skerry.machine.qemu.nics import mac
 from skerry.machine.qemu.template import Template, ram_arguments
 
@@ -43,7 +43,7 @@ class BareQemu:
     ) -> None:
         """Start it; `ports` and `cards` are its streams and links by name, `tpm` the control
         channel of a swtpm; their sockets are taken over. With a `template`, `restore` follows."""
-        pairs = {fd: socket.socketpair() for fd in (QMP_FD, CONSOLE_FD, AGENT_FD)}
+        pairs = {fd: socket.socketpair() for fd in SOCKET_FDS}
         far = {fd: pair[1] for fd, pair in pairs.items()}
         self._near = {fd: pair[0] for fd, pair in pairs.items()}
         self._agent: Agent | None = None

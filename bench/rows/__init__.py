@@ -43,6 +43,7 @@ ROWS = {
     "system-graph-vs-plain": ("system_flows", "graph"),
     "revoke-8k-s": ("revoke", "revoke"),
     "revoke-vm-ms": ("revoke", "revoke_vm"),
+    "connect-ms": ("connect", "connect"),
     "adopt-s": ("adopt", "adopt"),
     "audit-per-s": ("audit", "per_second"),
     "audit-vs-fdatasync": ("audit", "one"),

@@ -20,8 +20,8 @@ ISOLATED = "system_u:system_r:isolated_domU_t"
 BUILDING = "system_u:system_r:nomigrate_t_building"
 NOMIGRATE = "system_u:system_r:nomigrate_t"
 
-AGENT = "skerry.agent"
-"""The port that every guest has; all others are channels."""
+OWN = {"skerry.agent", "skerry.control"}
+"""The ports that every guest has; all others are channels."""
 
 MORE_DOMAINS = f"""
 [domains.built]
@@ -120,7 +120,7 @@ def running(system: Path) -> Iterator[Cli]:
 
 def ports(cli: Cli, domain: str) -> set[str]:
     """Return the channels that a guest sees, by the names of their ports."""
-    return set(cli.ok("exec", domain, "--", "ls", "/dev/virtio-ports").split()) - {AGENT}
+    return set(cli.ok("exec", domain, "--", "ls", "/dev/virtio-ports").split()) - OWN
 
 
 def appears(cli: Cli, domain: str, port: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from skerry.channel.stream import StreamBridges, queued
 from skerry.errors import LimitReached, MachineError
-from skerry.machine.qemu.command import AGENT_PORT, MAX_PORTS, Board
+from skerry.machine.qemu.command import MAX_PORTS, OWN_PORTS, Board
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.ports import DETACH_S
 from tests.support.machines import Host, connect, descendants, sh
@@ -64,13 +64,13 @@ def test_a_port_comes_and_goes(host: Host, pair: Pair) -> None:
 
     async def run() -> None:
         alpha, beta = pair
-        assert (await sh(beta, f"ls {PORTS}"))[1].split() == [AGENT_PORT]
+        assert (await sh(beta, f"ls {PORTS}"))[1].split() == [*OWN_PORTS]
         bridge = await connect(host.bridges, 2, "hot", alpha, beta)
         assert "hot" in (await sh(beta, f"ls {PORTS}"))[1].split()
         for machine in pair:
             await machine.detach(2)
             await machine.detach(2)
-        assert (await sh(beta, f"ls {PORTS}"))[1].split() == [AGENT_PORT]
+        assert (await sh(beta, f"ls {PORTS}"))[1].split() == [*OWN_PORTS]
         bridge.cut()
 
     host.run(run())
@@ -138,7 +138,7 @@ def test_detach_from_a_frozen_machine_ends_by_its_deadline(host: Host, pair: Pai
             async with asyncio.timeout(DETACH_S + 2):
                 await beta.detach(5)
         await beta.detach(5)
-        assert (await sh(beta, f"ls {PORTS}"))[1].split() == [AGENT_PORT]
+        assert (await sh(beta, f"ls {PORTS}"))[1].split() == [*OWN_PORTS]
 
     host.run(run())
 
@@ -187,7 +187,7 @@ def test_a_refused_attach_leaves_nothing(host: Host, pair: Pair) -> None:
         alpha = pair[0]
         bridge = host.bridges.mint()
         await alpha.attach(6, "stream", "same", bridge.ends["source"])
-        for name in ("same", AGENT_PORT):
+        for name in ("same", *OWN_PORTS):
             with pytest.raises(MachineError):
                 await alpha.attach(7, "stream", name, bridge.ends["source"])
         await alpha.attach(7, "stream", "other", bridge.ends["source"])

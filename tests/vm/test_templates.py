@@ -132,7 +132,7 @@ def test_a_clones_clock_is_the_hosts(cli: Cli) -> None:
 def test_channels_come_after_the_restore_and_carry_bytes(cli: Cli) -> None:
     """The port that the file declares is there in both, and only that."""
     ports = set(sh(cli, "one", "ls /dev/virtio-ports").split())
-    assert ports == {"skerry.agent", "talk"}
+    assert ports == {"skerry.agent", "skerry.control", "talk"}
     sh(cli, "one", "echo hello > /dev/virtio-ports/talk")
     assert sh(cli, "two", "timeout 20 head -n1 /dev/virtio-ports/talk") == "hello\n"
 

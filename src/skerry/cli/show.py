@@ -17,14 +17,22 @@ DENIED = "what needs it is denied until it is back"
 @click.command()
 @json_option
 def ps(as_json: bool) -> None:
-    """List the domains: name, label, machine, state, memory, since, and why one ended."""
+    """List the domains: name, label, machine, state, memory, since, and why one ended.
+
+    OFFERS, where there is any: the services that a domain serves.
+    """
     rows = ask(Ps())
     ill = [helper for helper in ask(Health()) if helper["state"] != "running"]
     if as_json:
         emit([*rows, *ill])
         return
+    offers = any(row["offers"] for row in rows)
     table(
-        ("NAME", "LABEL", "MACHINE", "STATE", "MEMORY", "SINCE", "REASON"),
+        (
+            *("NAME", "LABEL", "MACHINE", "STATE", "MEMORY", "SINCE"),
+            *(["OFFERS"] if offers else []),
+            "REASON",
+        ),
         [
             (
                 row["name"],
@@ -33,6 +41,7 @@ def ps(as_json: bool) -> None:
                 row["state"],
                 size(row["memory"]),
                 ago(row["seconds"]) if row["seconds"] is not None else "-",
+                *([", ".join(row["offers"]) or "-"] if offers else []),
                 row["reason"] or "",
             )
             for row in rows
@@ -50,20 +59,24 @@ def ps(as_json: bool) -> None:
 )
 @json_option
 def channels(verbose: bool, as_json: bool) -> None:
-    """List the channels: number, kind, source → sink (or ↔), since when, how long, decided by."""
+    """List the channels: number, kind, source → sink (or ↔), since when, how long, decided by.
+
+    ASKED is the service by whose name the source's guest asked for it.
+    """
     rows = ask(Channels())
     if as_json:
         emit(rows)
         return
     more = ("STATE", "OVERFLOW", "BACK") if verbose else ()
     table(
-        ("ID", "KIND", "BETWEEN", "PORT", "GENERATION", "SINCE", "LEFT", "RECORD", *more),
+        ("ID", "KIND", "BETWEEN", "PORT", "ASKED", "GENERATION", "SINCE", "LEFT", "RECORD", *more),
         [
             (
                 row["id"],
                 row["kind"],
                 f"{row['source']} {_arrow(row)} {row['sink']}",
                 row["port"],
+                row["asked"] or "-",
                 row["generation"],
                 ago(row["seconds"]),
                 "-" if row["left_s"] is None else ago(row["left_s"]),

@@ -56,6 +56,7 @@ def check(system: Path, as_json: bool) -> None:
         "name": setup.system.name,
         "domains": len(setup.system.domains),
         "channels": len(setup.system.channels),
+        "services": len(setup.system.names),
         "assertions": count(setup.policy, setup),
         "policy": setup.stack.digest,
         "warnings": [*map(str, setup.warnings), *refused_words],
@@ -70,6 +71,8 @@ def check(system: Path, as_json: bool) -> None:
         counted(len(setup.system.channels), "channel"),
         counted(count(setup.policy, setup), "assertion") + " proven",
     ]
+    if setup.system.names:
+        counts.insert(2, counted(len(setup.system.names), "service"))
     click.echo(f"{system}: {', '.join(counts)}, no errors")
 
 

@@ -47,6 +47,9 @@ _FILES = {
     "disk": ("lib/skerry/disk", cpio.EXECUTABLE),
     "agent": ("lib/skerry/agent", cpio.EXECUTABLE),
     "command": ("lib/skerry/command", cpio.PLAIN),
+    "control": ("lib/skerry/control", cpio.EXECUTABLE),
+    "serve": ("lib/skerry/serve", cpio.EXECUTABLE),
+    "skerry": ("bin/skerry", cpio.EXECUTABLE),
 }
 SELINUX_CIL = "presets/skerry.cil"
 _SELINUX = {

@@ -102,14 +102,15 @@ class Binder:
         for_s: float | None = None,
         overflow: Overflow = "block",
         size: int = 0,
+        asked: str = "",
     ) -> Channel:
         """Bind a channel between two domains that run or are paused, and return it live.
 
         The sink may be a resource: then the channel is the source's use of it, `one_way` a use
         that only reads, and its kind the resource's. `port` is its name in the guests; empty, it
-        is the resource's or `ch<number>`. `for_s` bounds its life; `size`: see `Bridges.mint`.
-        Raises `Refused` and other `Denied`s, `StateError`, `MachineError`; then no machine holds
-        anything of it.
+        is the resource's or `ch<number>`. `for_s` bounds its life; `size`: see `Bridges.mint`;
+        `asked`: see `Channel`. Raises `Refused` and other `Denied`s, `StateError`, `MachineError`;
+        then no machine holds anything of it.
         """
         first, second = self.domain(source), self.resources.get(sink) or self.domain(sink)
         if first is second:
@@ -124,7 +125,7 @@ class Binder:
                 self._cut(old, "its port is bound anew")
                 await self.settle()
         channel = self.channels.made(kind, first, second, port, one_way)
-        channel.for_s, channel.overflow, channel.size = for_s, overflow, size
+        channel.for_s, channel.overflow, channel.size, channel.asked = for_s, overflow, size, asked
         for domain in channel.machines:
             domain.require(channel.states, "bind a channel to it")
             if len(self.channels.of(domain)) >= self.most(domain.name):
@@ -174,8 +175,7 @@ class Binder:
         channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         if channel.for_s is not None:
             left = channel.since + channel.for_s - self._clock()
-            loop = asyncio.get_running_loop()
-            channel.timer = loop.call_later(left, self._expire, channel)
+            channel.timer = asyncio.get_running_loop().call_later(left, self._expire, channel)
 
     def readmit_channel(self, channel: Channel) -> None:
         """Go on with a channel that was live before a restart; its bridge has both twins."""

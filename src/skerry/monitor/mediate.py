@@ -121,8 +121,7 @@ class Mediator:
     ) -> Explanation:
         """Record a refusal and return its explanation; what can't be recorded is refused too."""
         explanation = explain_for(verdict, parties)
-        fields = self._fields(verdict, parties, about)
-        fields["why"] = explanation.as_dict()
+        fields = self._fields(verdict, parties, about) | {"why": explanation.as_dict()}
         try:
             record = await self.audit.append("deny", fields)
         except Exception:
@@ -133,16 +132,15 @@ class Mediator:
     def _fields(
         self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
     ) -> dict[str, object]:
-        found = {
+        avc = self._avc.of(verdict)
+        return {
             "hook": verdict.hook,
             "generation": verdict.generation,
             "parties": {role: str(label) for role, label in parties.items()},
             "rules": _rules(verdict),
             **about,
+            **({"avc": avc} if avc else {}),
         }
-        if avc := self._avc.of(verdict):
-            found["avc"] = avc
-        return found
 
     def failed(self, hook: str, error: Denied, **about: object) -> None:
         """Record a denial that no module decided: a limit, a missing layer, a transport."""

@@ -47,7 +47,8 @@ class Channel:
 
     `attaching` is true while its machines are taking their ends. `for_s` bounds a grant: so many
     seconds after it went live it is cut; None is no bound. `overflow` is what a one-way stream
-    does while its sink does not read, `size` the bytes of a memory.
+    does while its sink does not read, `size` the bytes of a memory. `asked`: the service by whose
+    name the source asked for it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Channel:
         self.for_s: float | None = None
         self.overflow: Overflow = "block"
         self.size = 0
+        self.asked = ""
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -89,6 +91,7 @@ class Channel:
     def about(self) -> dict[str, object]:
         """What the trail says of it."""
         names = {"source": self.source.name, "sink": self.sink.name}
+        names |= {"asked": self.asked} if self.asked else {}
         return {"channel": self.number, "kind": self.kind, "port": self.port, **names}
 
     @property

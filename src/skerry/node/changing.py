@@ -22,6 +22,8 @@ from skerry.monitor.monitor import Monitor
 from skerry.node.assertions import AnalysisFailed
 from skerry.node.coalitions import Coalitions
 from skerry.node.consoles import asked_now, may_read, question
+from skerry.node.hypercalls import Hypercalls
+from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
 from skerry.node.proving import Proven, prove_change
 from skerry.node.resources import Resources
@@ -64,12 +66,14 @@ class Changing:
         clock: Callable[[], float],
         keeper: SetupKeeper | None = None,
         resources: Resources | None = None,
+        journal: NodeJournal | None = None,
     ) -> None:
         self.setup = setup
         self.monitor = monitor
         self.resources = resources or Resources({})
         self.sessions = Sessions()
         self.coalitions = Coalitions(monitor, self.resources)
+        self.hypercalls = Hypercalls(monitor, lambda: self.setup, journal)
         monitor.withdrawn = self._withdrawn
         monitor.most = self._most_channels
         self._keeper = keeper
@@ -77,9 +81,10 @@ class Changing:
         self._clock = clock
 
     def _withdrawn(self, name: str, why: str) -> None:
-        """End with what was granted over a domain the sessions and the uses of switches."""
+        """End with what was granted over a domain the sessions, uses of switches and offers."""
         self.sessions.cut(name, why)
         self.coalitions.withdrawn(name, why)
+        self.hypercalls.withdrawn(name, why)
 
     def _most_channels(self, name: str) -> int:
         domain = self.setup.system.domains.get(name)
@@ -184,6 +189,7 @@ class Changing:
             self.resources.stack = new.stack
             if adopting:
                 adopting.taken(before)
+            self.hypercalls.follow()
             await changing.aclose()
             apart.update(await self.coalitions.judge())
             cut = await self._judge_sessions("the policy changed")
@@ -250,6 +256,7 @@ class Changing:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)
             before, self.setup = self.setup, new
             adopting.taken(before)
+            self.hypercalls.follow()
             await self._judge_sessions("the system file changed")
             await self._settle(new)
 

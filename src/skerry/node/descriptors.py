@@ -1,7 +1,7 @@
 """Whether this host's limit of open files holds all that a system may have at once.
 
 The rule: a limit that can't be kept is an error before anything starts, and no surprise later. The
-supervisor is what holds most: both twins of each channel, and five descriptors of each machine.
+supervisor is what holds most: both twins of each channel, and six descriptors of each machine.
 """
 
 from __future__ import annotations

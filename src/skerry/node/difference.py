@@ -193,6 +193,7 @@ def _settings(now: Setup, wanted: Setup) -> tuple[str, ...]:
         "limits": (old.limits, new.limits),
         "alarms": (old.alarms, new.alarms),
         "resources": (_resources(now, wanted), _resources(wanted, wanted)),
+        "services": (_services(now, wanted), _services(wanted, wanted)),
         "assertions": (set(old.asserts), set(new.asserts)),
         "accept-missing": (set(old.accept_missing), set(new.accept_missing)),
     }
@@ -207,6 +208,14 @@ def _resources(setup: Setup, wanted: Setup) -> dict[str, object]:
             carry(wanted.stack, setup.labels[name], setup.stack),
         )
         for name, spec in setup.system.resources.items()
+    }
+
+
+def _services(setup: Setup, wanted: Setup) -> dict[str, object]:
+    """Return each service as it is declared, with its label under the wanted policy."""
+    return {
+        name: (service.public, carry(wanted.stack, setup.names[name], setup.stack))
+        for name, service in setup.system.names.items()
     }
 
 

@@ -293,6 +293,7 @@ def _entry(channel: Channel, source: str, sink: str) -> ChannelEntry:
         channel.overflow,
         getattr(channel.bridge, "uid", 0),
         channel.size,
+        channel.asked,
     )
 
 

@@ -39,6 +39,7 @@ class KeptSetup(msgspec.Struct, frozen=True):
     owner: Label
     policy_key: bytes
     consoles: Mapping[str, Label]
+    names: Mapping[str, Label] = {}
 
 
 def save_setup(folder: pathlib.Path, setup: Setup) -> str:
@@ -51,6 +52,7 @@ def save_setup(folder: pathlib.Path, setup: Setup) -> str:
         setup.owner,
         setup.policy_key,
         setup.consoles,
+        setup.names,
     )
     content = msgspec.msgpack.encode(kept, enc_hook=str)
     path = folder / f"{PREFIX}{hashlib.sha256(content).hexdigest()}"
@@ -95,6 +97,7 @@ def read_setup(folder: pathlib.Path, name: str) -> Setup:
         warnings,
         kept.policy_key,
         kept.consoles,
+        kept.names,
     )
 
 

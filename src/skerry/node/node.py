@@ -23,10 +23,12 @@ from skerry.monitor.protocols import COLD, Machine
 from skerry.monitor.table import Channel
 from skerry.node.changing import Changing, Refusal, refusal_of
 from skerry.node.guest import Guest, guest_of
+from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
 from skerry.node.resources import Resources
 from skerry.node.rows import channel_row, domain_row
 from skerry.node.setup import Setup
+from skerry.node.sight import may_see
 from skerry.system.model import ChannelSpec, DomainSpec
 
 Report = Callable[[Mapping[str, object]], None]
@@ -80,8 +82,9 @@ class Node(Changing):
         clock: Callable[[], float],
         keeper: SetupKeeper | None = None,
         resources: Resources | None = None,
+        journal: NodeJournal | None = None,
     ) -> None:
-        super().__init__(setup, monitor, clock, keeper, resources)
+        super().__init__(setup, monitor, clock, keeper, resources, journal)
         self.helpers: dict[str, Helper] = {}
         self.services = setup.system.services
         """The node's own domains; they are no part of the file's, and end with the node alone."""
@@ -181,7 +184,8 @@ class Node(Changing):
 
         make = partial(self._make, spec, label)
         about = self.measured(spec)
-        await self.monitor.start(operator, name, label, make, bind_cold, about)
+        domain = await self.monitor.start(operator, name, label, make, bind_cold, about)
+        self.hypercalls.attend(domain)
         return started
 
     async def _bind_declared(
@@ -313,7 +317,9 @@ class Node(Changing):
     async def relabel_to(self, operator: Label, name: str, label: Label) -> Relabelled:
         """Relabel a domain; what it uses of switches is judged before, pair by pair."""
         async with self.coalitions.relabelling(operator, name, label):
-            return await self.monitor.relabel(operator, name, label)
+            done = await self.monitor.relabel(operator, name, label)
+        self.hypercalls.follow()
+        return done
 
     async def down(self, deadline_s: float) -> list[str]:
         """Stop every domain at once, cleanly where the guest does it in time; name them."""
@@ -364,12 +370,7 @@ class Node(Changing):
 
     async def may_see(self, operator: Label, label: Label) -> bool:
         """Say whether the operator may list a domain with this label. Not recorded."""
-        try:
-            parties = {"operator": operator, "domain": label}
-            verdict = await self.monitor.mediator.judge("domain_getdomaininfo", parties)
-        except Denied:
-            return False
-        return verdict.allowed
+        return await may_see(self.monitor.mediator, operator, label)
 
     async def ps(self, operator: Label) -> list[dict[str, object]]:
         """List the domains of the file that the operator may see, and the node's own.
@@ -382,7 +383,8 @@ class Node(Changing):
             domain = domains.get(name)
             label = domain.label if domain else self.setup.labels[name]
             if await self.may_see(operator, label):
-                rows.append(domain_row(spec, str(label), domain, now))
+                offers = self.hypercalls.offers.of(domain)
+                rows.append(domain_row(spec, str(label), domain, now, offers))
         own = self.services.values()
         return rows + [domain_row(s, str(s.label), domains.get(s.name), now) for s in own]
 

@@ -167,7 +167,8 @@ async def open_node(
     monitor.channels.skip(standing.channel)
     resources.follow(monitor, setup)
     relays.lost = partial(_cut_if_there, monitor)
-    node = Node(setup, monitor, machines.make, world.clock, keeper, resources)
+    node = Node(setup, monitor, machines.make, world.clock, keeper, resources, journal)
+    exits.push_async_callback(node.hypercalls.close)
     node.measured = machines.measured
     prepare = partial(machines.prepare, streams)
     node.helpers["policy manager"] = manager
@@ -270,6 +271,7 @@ async def _judge(
     await recovery.judge(lambda: manager.candidate(setup.stack, setup.policy.sources))
     services.judged()
     await node.coalitions.resume()
+    node.hypercalls.resume()
 
 
 async def _try_out(

@@ -98,6 +98,19 @@ class Planner:
         asked = await judge(self._policy, "resource_attach", parties)
         return _step("bind", words(channel), (asked,), parties, later=False)
 
+    async def service(self, name: str, setup: Setup) -> Step:
+        """Say which domains may serve a name, and which of the others may be bound to them."""
+        label = setup.names[name]
+        domains = {domain: setup.labels[domain] for domain in setup.system.domains}
+        servers = [domain for domain, own in domains.items() if own == label]
+        asking = []
+        for domain, own in domains.items():
+            asked = await judge(self._policy, "channel_two_way", {"source": own, "sink": label})
+            if asked.allowed and servers not in ([], [domain]):
+                asking.append(domain)
+        what = f"{name} by {', '.join(servers) or 'nobody'}"
+        return Step("offer", f"{what}; may connect: {', '.join(asking) or 'nobody'}")
+
     async def _touched(self, one: Label, other: Label) -> None:
         if self._touch is not None:
             await self._touch(one, other)
@@ -124,7 +137,7 @@ async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:
         source, sink = setup.labels[channel.source], setup.labels[channel.sink]
         waits = not {channel.source, channel.sink} <= started
         steps.append(await planner.bind(channel, source, sink, later=waits))
-    return steps
+    return [*steps, *[await planner.service(name, setup) for name in setup.names]]
 
 
 def words(channel: ChannelSpec) -> str:

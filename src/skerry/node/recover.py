@@ -277,7 +277,7 @@ class Recovery:
         channel = Channel(entry.number, entry.kind, source, sink, entry.port, entry.one_way)
         channel.generation, channel.record = entry.generation, entry.record
         channel.since, channel.for_s, channel.bridge = entry.since, entry.for_s, bridge
-        channel.overflow, channel.size = entry.overflow, entry.size
+        channel.overflow, channel.size, channel.asked = entry.overflow, entry.size, entry.asked
         self._monitor.readmit_channel(channel)
         self.found.channels.append(entry.number)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from skerry.channel.one_way import BACK_BITS_S
 from skerry.machine.qemu.nics import CARDS, mac
 from skerry.monitor.domain import Domain
@@ -10,7 +12,7 @@ from skerry.system.model import DomainSpec
 
 
 def domain_row(
-    spec: DomainSpec, label: str, domain: Domain | None, now: float
+    spec: DomainSpec, label: str, domain: Domain | None, now: float, offers: Sequence[str] = ()
 ) -> dict[str, object]:
     """Return a domain as `skerry ps` lists it; None is one that was never started."""
     machine = domain.machine if domain else None
@@ -22,6 +24,7 @@ def domain_row(
         "memory": spec.memory,
         "seconds": now - domain.since if domain else None,
         "reason": domain.end.reason if domain and domain.end else None,
+        "offers": list(offers),
     }
 
 
@@ -37,6 +40,7 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "mac": {end.name: mac(end.name, channel.port) for end in channel.machines}
         if channel.kind in CARDS
         else None,
+        "asked": channel.asked or None,
         "dropped": getattr(channel.bridge, "dropped", None),
         "port": channel.port,
         "state": "stranded" if channel.stranded else channel.phase.value,

@@ -31,8 +31,9 @@ class Setup(msgspec.Struct, frozen=True):
 
     `labels` maps each domain and resource to its label, `operators` each uid to its label; `owner`
     is the label of the user who runs this; `consoles` the label of each console that has one of its
-    own, by its domain; `warnings` say what the policy lacks for domains. Where
-    there is a `policy_key` (32 bytes, Ed25519), it has signed every policy.
+    own, by its domain, `names` the label that may serve each service; `warnings` say what the
+    policy lacks for domains. Where there is a `policy_key` (32 bytes, Ed25519), it has signed every
+    policy.
     """
 
     system: System
@@ -43,6 +44,7 @@ class Setup(msgspec.Struct, frozen=True):
     warnings: tuple[Problem, ...] = ()
     policy_key: bytes = b""
     consoles: Mapping[str, Label] = {}
+    names: Mapping[str, Label] = {}
 
     @property
     def stack(self) -> Stack:
@@ -159,6 +161,10 @@ def _setup(
         for name, domain in system.domains.items()
         if domain.console
     }
+    services = {
+        name: reader.read(service.offered_by, system.line(("services", name, "offered-by")))
+        for name, service in system.names.items()
+    }
     operators = {
         uid: reader.read(label, system.operator_line(uid))
         for uid, label in system.operators.items()
@@ -170,7 +176,26 @@ def _setup(
     if os.getuid() not in operators:
         operators[os.getuid()] = _owner(stack, system)
     owner = operators[os.getuid()]
-    return Setup(system, policy, labels, operators, owner, tuple(warnings), required, consoles)
+    warnings += _unserved(system, labels, services)
+    return Setup(
+        system, policy, labels, operators, owner, tuple(warnings), required, consoles, services
+    )
+
+
+def _unserved(
+    system: System, labels: Mapping[str, Label], services: Mapping[str, Label]
+) -> list[Problem]:
+    """Say of which services no domain of the file has the label that may serve it."""
+    found = {labels[name] for name in system.domains}
+    return [
+        Problem(
+            str(system.path),
+            system.line(("services", name, "offered-by")),
+            f"no domain has the label {label}, so none can offer the service {name}",
+        )
+        for name, label in services.items()
+        if label not in found
+    ]
 
 
 def _signed(system: System, policy: Policy, key: KeyFile, signatures: Mapping[str, bytes]) -> bytes:
@@ -214,6 +239,7 @@ def carried(setup: Setup, policy: Policy) -> Setup:
         operators={uid: new(label) for uid, label in setup.operators.items()},
         owner=new(setup.owner),
         consoles={name: new(label) for name, label in setup.consoles.items()},
+        names={name: new(label) for name, label in setup.names.items()},
     )
 
 

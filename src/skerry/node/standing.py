@@ -49,7 +49,7 @@ class ChannelEntry(msgspec.Struct, frozen=True):
     """A live channel; `source` and `sink` are incarnations, since a name can be started again.
 
     The sink of a use is a resource's, `RESOURCE` before its name. `uid` is the host uid of its
-    relay or helper, 0 where it has none.
+    relay or helper, 0 where it has none; `asked`: see `Channel`.
     """
 
     number: int
@@ -65,6 +65,7 @@ class ChannelEntry(msgspec.Struct, frozen=True):
     overflow: Overflow = "block"
     uid: int = 0
     size: int = 0
+    asked: str = ""
 
 
 class Standing(msgspec.Struct):
@@ -73,7 +74,8 @@ class Standing(msgspec.Struct):
     `token` names the life of a supervisor that this belongs to; `setup` the file that holds the
     system and the policy in force. `channel` is the highest number that may have been given, `uid`
     the highest uid that was. `rising`: what starts by itself has not all been started yet. `makers`
-    are the nodes' process numbers, the last `MAX_MAKERS` of them.
+    are the nodes' process numbers, the last `MAX_MAKERS` of them. `offers`: the incarnation that
+    serves each service.
     """
 
     token: str = ""
@@ -85,6 +87,7 @@ class Standing(msgspec.Struct):
     makers: tuple[int, ...] = ()
     domains: dict[str, DomainEntry] = {}
     channels: dict[int, ChannelEntry] = {}
+    offers: dict[str, str] = {}
 
     def apply(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take one record into account. Raises `ValueError` for one that makes no sense."""
@@ -111,6 +114,11 @@ class Standing(msgspec.Struct):
                 self._relabel(fields["incarnation"], fields["label"])
             case "ended":
                 self.domains.pop(fields["incarnation"], None)
+                self.offers = {n: i for n, i in self.offers.items() if i != fields["incarnation"]}
+            case "offer":
+                self.offers[fields["service"]] = str(fields["incarnation"])
+            case "withdrawn":
+                self.offers.pop(fields["service"], None)
             case "channel":
                 channel = msgspec.convert(fields, ChannelEntry, strict=False)
                 self.channels[channel.number] = channel

@@ -33,6 +33,7 @@ from skerry.system.model import (
     RawLabel,
     System,
 )
+from skerry.system.names import read_names
 from skerry.system.resources import (
     check_domains,
     read_resources,
@@ -101,6 +102,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         domains=domains,
         channels=channels,
         resources=resources,
+        names=read_names(top.section("services")),
         asserts=tuple(_assertion(s, {**domains, **resources}) for s in top.sections("assert")),
         accept_missing=_jail(top.section("jail")),
         operators=operators,

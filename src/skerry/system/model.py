@@ -145,6 +145,18 @@ class ResourceSpec(msgspec.Struct, frozen=True):
     rate: int = 0
 
 
+class ServiceSpec(msgspec.Struct, frozen=True):
+    """One `[services.NAME]`: what guests may ask to be bound to by name.
+
+    Only a domain with the label `offered_by` may serve it. `public`: who is refused it is told so,
+    also where he may not see who serves it.
+    """
+
+    name: str
+    offered_by: RawLabel
+    public: bool = False
+
+
 class Assertion(msgspec.Struct, frozen=True):
     """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`."""
 
@@ -195,6 +207,7 @@ class System(msgspec.Struct, frozen=True):
     domains: Mapping[str, DomainSpec]
     channels: tuple[ChannelSpec, ...] = ()
     resources: Mapping[str, ResourceSpec] = {}
+    names: Mapping[str, ServiceSpec] = {}
     asserts: tuple[Assertion, ...] = ()
     accept_missing: tuple[str, ...] = ()
     operators: Mapping[int, RawLabel] = {}

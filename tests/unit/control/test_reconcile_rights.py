@@ -68,6 +68,7 @@ def test_who_may_not_load_a_policy_changes_nothing_of_what_the_owner_fixed(
             ("share-templates-across-labels", system + SHARING, APART),
             ("alarms", system + '[alarm.x]\nstop = ["a"]\n', APART),
             ("assertions", system + '[[assert]]\nnever = "a -> z"\n', APART),
+            ("services", system + '[services.x]\noffered-by = "red"\n', APART),
             ("accept-missing", system + '[jail]\naccept-missing = ["uid"]\n', APART),
             ("the name", system.replace('name = "calls"', 'name = "other"'), APART),
             ("the definition of c", system + MORE + "autostart = false\n", APART),

@@ -23,7 +23,7 @@ def test_limits_that_the_host_cannot_hold_are_one_clear_error(
     has(monkeypatch, 4096)
     with pytest.raises(LimitReached, match="4096 open files") as caught:
         check_descriptors(Limits(domains=100, channels=4096))
-    most = (4096 - 600 - 6 * 100) // 2
+    most = (4096 - 600 - 7 * 100) // 2
     assert f"limits.channels to {most} or less" in caught.value.fix
     check_descriptors(Limits(domains=100, channels=most))
     with pytest.raises(LimitReached):

@@ -14,21 +14,25 @@ from typing import Literal
 import msgspec
 
 from skerry.machine.qemu.firmware import Firmware, firmware_files, firmware_machine
+from skerry.wire.hypercall import PORT as CONTROL_PORT
 
 Board = Literal["auto", "microvm", "q35", "pc"]
 Accel = Literal["tcg", "kvm"]
 
 BINARY = "/usr/bin/qemu-system-x86_64"
 
-QMP_FD, CONSOLE_FD, AGENT_FD = 3, 4, 5
+SOCKET_FDS = QMP_FD, CONSOLE_FD, AGENT_FD, CONTROL_FD = 3, 4, 5, 6
 """Where QEMU finds its sockets; 0 is /dev/null, 1 and 2 are the bounded error output."""
 
 AGENT_PORT = "skerry.agent"
 """The port of the guest's agent; no channel may have this name."""
 
-MAX_PORTS = 29
+OWN_PORTS = (AGENT_PORT, CONTROL_PORT)
+"""The ports that a machine is made with; no channel may have these names."""
+
+MAX_PORTS = 28
 """Channels of one domain: a virtio-serial bus has 31 ports, of which 0 is reserved (for a
-console) and one is the agent's."""
+console), one is the agent's and one leads to the node."""
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """QEMU's own filter of system calls, under the jail's."""
@@ -89,10 +93,10 @@ def command(spec: QemuSpec, path: Callable[[Path], str]) -> list[str]:
     argv += [*_socket("qmp", QMP_FD), "-mon", "chardev=qmp,mode=control"]
     argv += [*_socket("console", CONSOLE_FD), "-serial", "chardev:console"]
     bus = "virtio-serial-device" if spec.machine == "microvm" else "virtio-serial-pci"
-    argv += ["-device", f"{bus},id=ports,max_ports={MAX_PORTS + 2}"]
+    argv += ["-device", f"{bus},id=ports,max_ports={MAX_PORTS + 1 + len(OWN_PORTS)}"]
     if spec.firmware is None:
-        port = f"virtserialport,bus=ports.0,id=agent,chardev=agent,name={AGENT_PORT}"
-        argv += [*_socket("agent", AGENT_FD), "-device", port]
+        argv += _port("agent", AGENT_FD, AGENT_PORT)
+    argv += _port("control", CONTROL_FD, CONTROL_PORT)
     identity = (("label", spec.label), ("name", spec.name)) if spec.label else ()
     for item, text in identity:
         argv += ["-fw_cfg", f"name=opt/skerry/{item},string={_comma(text)}"]
@@ -114,6 +118,11 @@ def _cmdline(spec: QemuSpec) -> str:
 
 def _socket(name: str, descriptor: int) -> list[str]:
     return ["-chardev", f"socket,id={name},fd={descriptor}"]
+
+
+def _port(name: str, descriptor: int, shown: str) -> list[str]:
+    port = f"virtserialport,bus=ports.0,id={name},chardev={name},name={shown}"
+    return [*_socket(name, descriptor), "-device", port]
 
 
 def _comma(text: str) -> str:

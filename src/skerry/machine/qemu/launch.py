@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-KEPT = ("qmp", "console", "agent", "stderr")
+KEPT = ("qmp", "console", "agent", "control", "stderr")
 """Our ends of a machine's sockets, as they are called behind its incarnation and a dot."""
 
 

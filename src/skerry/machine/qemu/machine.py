@@ -17,6 +17,7 @@ from typing import NamedTuple
 from skerry.errors import MachineError, SkerryError, StateError
 from skerry.machine.agent import Agent
 from skerry.machine.console import RESTARTED, Console, Tail
+from skerry.machine.control import ControlPort
 from skerry.machine.qemu.blocks import Blocks
 from skerry.machine.qemu.command import Accel, QemuSpec, command
 from skerry.machine.qemu.devices import Devices
@@ -54,11 +55,12 @@ class Start(NamedTuple):
 class QemuMachine:
     """Implements `monitor.protocols.Machine`. Make it inside a running event loop.
 
-    `console` and `agent` exist once `prepare` has returned.
+    `console`, `agent` and `control` exist once `prepare` has returned.
     """
 
     console: Console
     agent: Agent
+    control: ControlPort
     _start: Start | None = None
 
     def __init__(self, spec: QemuSpec, launcher: Launcher, incarnation: str = "") -> None:
@@ -78,7 +80,7 @@ class QemuMachine:
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process: Process | None = None
         self._qmp = Qmp(name, self._event)
-        self._readers: tuple[Tail | Agent, ...] = ()
+        self._readers: tuple[Tail | Agent | ControlPort, ...] = ()
         ports = Ports(name, self._qmp)
         self._memories = SharedMemories(
             name, self._qmp, ports, lambda: self._process, self._condemn
@@ -150,8 +152,8 @@ class QemuMachine:
         """Take over a machine of an earlier node's, whose domain has this label; then `adopt` it.
 
         `kept` holds, among others, our ends of its sockets by the names of `kept_names`; these
-        four belong to the machine from now on. `exited`, `kill`, `console` and `agent` work at
-        once. Raises `MachineError` if one is missing; then kill the process.
+        belong to the machine from now on. `exited`, `kill`, `console`, `agent` and `control` work
+        at once. Raises `MachineError` if one is missing; then kill the process.
         """
         machine = cls.__new__(cls)
         machine._set_up(name, "tcg", label)
@@ -319,8 +321,9 @@ class QemuMachine:
         self._qmp.hold(ours["qmp"])
         self.console = Console(ours["console"], note)
         self.agent = Agent(ours["agent"])
+        self.control = ControlPort(ours["control"])
         self._stderr = Tail(ours["stderr"], STDERR_KEPT)
-        self._readers = self._stderr, self.console, self.agent
+        self._readers = self._stderr, self.console, self.agent, self.control
 
     async def _launch(self, start: Start, pairs: Pairs) -> None:
         near = {kept: pairs[fd][0].fileno() for kept, fd in SOCKETS.items()}

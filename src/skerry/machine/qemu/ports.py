@@ -13,7 +13,7 @@ import re
 
 from skerry.errors import LimitReached, MachineError, StateError
 from skerry.machine.ends import direction
-from skerry.machine.qemu.command import AGENT_PORT, MAX_PORTS
+from skerry.machine.qemu.command import MAX_PORTS, OWN_PORTS
 from skerry.machine.qemu.plug import Plug, numbers
 from skerry.machine.qemu.qmp import QemuRefused, Qmp
 from skerry.machine.qemu.sync import GIVEN
@@ -75,8 +75,8 @@ class Ports:
         The port gets this `number`, or the next that is free. Raises `MachineError`, `StateError`,
         `LimitReached`; then the guest has no such port.
         """
-        if port == AGENT_PORT:
-            raise MachineError(f"the port {AGENT_PORT} is the agent's", fix="choose another name")
+        if port in OWN_PORTS:
+            raise MachineError(f"the port {port} is the host's own", fix="choose another name")
         if channel in self._ports:
             raise StateError(f"{self._name}: channel {channel} is attached already")
         if len(self._ports) >= MAX_PORTS:

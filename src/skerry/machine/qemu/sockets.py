@@ -6,10 +6,10 @@ import contextlib
 import socket
 from collections.abc import Mapping
 
-from skerry.machine.qemu.command import AGENT_FD, CONSOLE_FD, QMP_FD
+from skerry.machine.qemu.command import SOCKET_FDS
 from skerry.machine.qemu.launch import KEPT
 
-SOCKETS = dict(zip(KEPT, (QMP_FD, CONSOLE_FD, AGENT_FD, 2), strict=True))
+SOCKETS = dict(zip(KEPT, (*SOCKET_FDS, 2), strict=True))
 """Our ends of a machine's sockets by name, and the numbers of QEMU's ends."""
 
 Pairs = Mapping[int, tuple[socket.socket, socket.socket]]

@@ -27,6 +27,9 @@ POLL_S = 0.002
 Output = Callable[[Literal["out", "err"], bytes], Awaitable[None] | None]
 
 
+_ENDS = {b"ok": 0, b"denied": 3, b"failed": 1}
+"""The exit code of each end of a call."""
+
 _T = TypeVar("_T")
 
 
@@ -40,9 +43,11 @@ class End(NamedTuple):
 class SimulatedGuest:
     """What runs inside: tests write and read its ports and its console directly."""
 
-    def __init__(self, console: socket.socket) -> None:
+    def __init__(self, console: socket.socket, control: socket.socket) -> None:
         console.setblocking(False)
+        control.setblocking(False)
         self._console = console
+        self._control = control
         self._ports: dict[str, End] = {}
         self.running = self._frozen = False
         self.awake = asyncio.Event()
@@ -99,6 +104,20 @@ class SimulatedGuest:
         except OSError:
             return b""
 
+    def call(self, data: bytes) -> int:
+        """Write to its node without waiting; return how many bytes were taken."""
+        try:
+            return self._control.send(data) if self.awake.is_set() else 0
+        except OSError:
+            return 0
+
+    def answers(self) -> bytes:
+        """Return what the node has said and was not read yet."""
+        try:
+            return self._control.recv(PIECE) if self.awake.is_set() else b""
+        except OSError:
+            return b""
+
     def freeze(self) -> None:
         """Stop reading and writing without a word, as a hung guest does."""
         self._frozen = True
@@ -134,6 +153,7 @@ class SimulatedGuest:
         for port in self.ports():
             self.unplug(port)
         self._console.close()
+        self._control.close()
 
     def end_of(self, port: str) -> End:
         """Return what a port is. Raises `MachineError` if there is no such port."""
@@ -150,12 +170,13 @@ class SimulatedGuest:
 
 
 class SimulatedAgent:
-    """Runs `echo`, `send`, `recv`, `ports`, `true`, `false`, in the shape of `machine.agent`."""
+    """Runs `echo`, `send`, `recv`, `ports`, `call`, `true`, `false`, as `machine.agent` does."""
 
     def __init__(self, guest: SimulatedGuest, exited: asyncio.Future[Exit]) -> None:
         self._guest = guest
         self._exited = exited
         self._closed = False
+        self._calls = 0
 
     def close(self) -> None:
         """End the commands under way, as those of an earlier host are ended."""
@@ -206,10 +227,28 @@ class SimulatedAgent:
                     return 0, "out", b""
                 case [b"recv", port]:
                     return 0, "out", await self._receive(port.decode())
+                case [b"call", *rest]:
+                    return await self._call(rest)
         except (MachineError, EOFError, UnicodeError) as error:
             return 1, "err", f"{error}\n".encode()
-        known = b"echo TEXT, send PORT TEXT, recv PORT, ports, true, false"
+        known = b"echo TEXT, send PORT TEXT, recv PORT, ports, call VERB [NAME], true, false"
         return 127, "err", b"not a command here; the simulator knows: " + known + b"\n"
+
+    async def _call(self, words: list[bytes]) -> tuple[int, Literal["out", "err"], bytes]:
+        """Call the node, and return the answer as it came; what it says unasked is left out."""
+        self._calls += 1
+        head = b"1 s%d " % self._calls
+        self._guest.call(b"%b%b\n" % (head, b" ".join(words)))
+        said, answer = b"", b""
+        while True:
+            *lines, said = (said + self._guest.answers()).split(b"\n")
+            for line in lines:
+                if line.startswith(head):
+                    answer += line.removeprefix(head) + b"\n"
+                    if (end := line.split()[2]) in _ENDS:
+                        return _ENDS[end], "out", answer
+            await asyncio.sleep(POLL_S)
+            self._check()
 
     async def _send(self, port: str, data: bytes) -> None:
         while data := data[self._guest.write(port, data) :]:

@@ -13,6 +13,7 @@ import os
 
 from skerry.errors import MachineError, StateError
 from skerry.machine.console import RESTARTED, Console
+from skerry.machine.control import ControlPort
 from skerry.machine.simulator.guest import SimulatedAgent, SimulatedGuest
 from skerry.machine.simulator.process import Faults, SimulatedProcess, Step
 from skerry.monitor.protocols import Exit, Kind
@@ -22,8 +23,8 @@ from skerry.wire.memory import Identity
 class SimulatedMachine:
     """Implements `monitor.protocols.Machine`. Make it inside a running event loop.
 
-    `guest`, `agent` and `console` exist once `prepare` has returned. `faults` may be changed at
-    any time; a guest is frozen by `guest.freeze()`.
+    `guest`, `agent`, `console` and `control` exist once `prepare` has returned. `faults` may be
+    changed at any time; a guest is frozen by `guest.freeze()`.
 
     Made with the `process` of another it takes that over, and the other acts no more (only
     `die`, which is the guest's own doing); then `adopt` must follow. The other may be of an
@@ -33,6 +34,7 @@ class SimulatedMachine:
     guest: SimulatedGuest
     agent: SimulatedAgent
     console: Console
+    control: ControlPort
 
     def __init__(
         self, name: str, faults: Faults | None = None, process: SimulatedProcess | None = None
@@ -97,6 +99,7 @@ class SimulatedMachine:
         if self.process.started:
             self.console.close()
             self.agent.close()
+            self.control.close()
 
     def heir(self) -> SimulatedMachine:
         """Return the next node's object for the same process; `adopt` must follow."""
@@ -175,6 +178,7 @@ class SimulatedMachine:
         """Take note of the process's end (the process's side)."""
         if self.process.started:
             self.console.close()
+            self.control.close()
         self._exited.set_result(end)
 
     @property
@@ -184,6 +188,7 @@ class SimulatedMachine:
     def _connect(self, note: bytes = b"") -> None:
         self.guest = self.process.guest
         self.console = Console(self.process.console(), note)
+        self.control = ControlPort(self.process.control())
         self.agent = SimulatedAgent(self.guest, self._exited)
 
     def _step(self, step: Step) -> None:

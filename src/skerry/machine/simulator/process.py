@@ -34,7 +34,10 @@ class Owner(Protocol):
 
 
 class SimulatedProcess:
-    """A guest and the host's end of its console. `guest` exists once it was started."""
+    """A guest and the host's ends of its console and control port.
+
+    `guest` exists once it was started.
+    """
 
     guest: SimulatedGuest
 
@@ -45,17 +48,26 @@ class SimulatedProcess:
         self.exit: Exit | None = None
         self.owner: Owner | None = None
         self._console: socket.socket
+        self._control: socket.socket
 
     def start(self) -> None:
         """Make the guest, its processors stopped."""
-        self._console, far = socket.socketpair()
-        self.guest = SimulatedGuest(far)
+        self._console, console = socket.socketpair()
+        self._control, control = socket.socketpair()
+        self.guest = SimulatedGuest(console, control)
         self.started = True
 
     def console(self) -> socket.socket:
         """Return a duplicate of the host's end of the console; after the end it is at its end."""
+        return self._copy(self._console)
+
+    def control(self) -> socket.socket:
+        """Return the same of the port by which the guest calls its node."""
+        return self._copy(self._control)
+
+    def _copy(self, sock: socket.socket) -> socket.socket:
         if self.exit is None:
-            return self._console.dup()
+            return sock.dup()
         near, far = socket.socketpair()
         far.close()
         return near
@@ -79,5 +91,6 @@ class SimulatedProcess:
         if self.started:
             self.guest.end()
             self._console.close()
+            self._control.close()
         if self.owner is not None:
             self.owner.ended(self.exit)
