@@ -53,6 +53,7 @@ PARTS = {
         "audit/*.py",
         "deaths.py",
         "threads.py",
+        "system/durable.py",
     ),
 }
 

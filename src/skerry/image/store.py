@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import InputError, NotFound, SkerryError
+from skerry.system.durable import sync
 from skerry.system.files import read_bounded
 from skerry.wire.system_files import MAX_SIGNATURE
 
@@ -173,9 +174,9 @@ def put_signature(cache: Path, image: Image, signatures: bytes) -> Path:
         new = work / SIGNATURE
         new.write_bytes(signatures)
         new.chmod(0o444)
-        _sync(new)
+        sync(new)
         new.rename(place)
-    _sync(place.parent)
+    sync(place.parent)
     return place
 
 
@@ -210,12 +211,12 @@ def add(cache: Path, name: str, key: str, files: Mapping[str, Path], facts: Fact
         (stage / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
         for path in stage.iterdir():
             path.chmod(0o444)
-            _sync(path)
+            sync(path)
         stage.chmod(0o755)
         if home.exists():
             shutil.rmtree(home)
         stage.rename(home)
-    _sync(cache)
+    sync(cache)
     _point(cache, name, home.name)
     return _read(home)
 
@@ -341,12 +342,4 @@ def _point(cache: Path, name: str, target: str) -> None:
     with workspace(cache) as work:
         (work / "link").symlink_to(target)
         (work / "link").rename(link)
-    _sync(cache)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(cache)

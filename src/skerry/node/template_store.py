@@ -27,6 +27,7 @@ import msgspec
 
 from skerry.errors import Denied, InputError, NotFound, SkerryError
 from skerry.machine.qemu.template import STATE_MAX, make_ram, seal_now
+from skerry.system.durable import sync
 from skerry.system.files import read_bounded
 
 FORMAT = 1
@@ -147,11 +148,11 @@ def write(folder: Path, kind: Kind, ram: int, state: bytes) -> Manifest:
         (work / MANIFEST).write_bytes(content)
         for path in work.iterdir():
             path.chmod(0o400)
-            _sync(path)
-        _sync(work)
+            sync(path)
+        sync(work)
         shutil.rmtree(folder / kind.key, ignore_errors=True)
         work.rename(folder / kind.key)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
@@ -262,11 +263,3 @@ def _manifest(home: Path) -> Manifest:
     if manifest.kind.key != home.name:
         raise TemplateDamaged("its description is another template's")
     return manifest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

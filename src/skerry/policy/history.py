@@ -18,6 +18,7 @@ import msgspec
 
 from skerry.errors import DeciderUnavailable, Denied, PolicyError, Problem
 from skerry.policy.files import read_regular
+from skerry.system.durable import sync
 from skerry.xsm.stack import History
 
 MAX_HISTORY_BYTES = 4 * 1024 * 1024
@@ -92,11 +93,7 @@ class FileHistory:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self._path.parent, os.O_DIRECTORY)
 
     def _damaged(self, message: str) -> PolicyError:
         return PolicyError([Problem(str(self._path), 0, f"Chinese Wall history: {message}")])

@@ -146,7 +146,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(_path: Path) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(store, "_sync", full)
+    monkeypatch.setattr(store, "sync", full)
     with pytest.raises(OSError, match="No space"):
         put(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [KIND.key]

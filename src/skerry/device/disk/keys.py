@@ -13,6 +13,7 @@ import secrets
 from pathlib import Path
 
 from skerry.errors import Denied
+from skerry.system.durable import sync
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -72,7 +73,7 @@ class Keys:
                 opened.flush()
                 os.fsync(opened.fileno())
             new.rename(file)
-            _sync(self._folder)
+            sync(self._folder, os.O_DIRECTORY)
         except OSError as error:
             raise KeyLost(f"{file} cannot be written: {error.strerror}") from None
         return key
@@ -89,17 +90,9 @@ class Keys:
                 opened.flush()
                 os.fsync(opened.fileno())
             file.unlink()
-            _sync(self._folder)
+            sync(self._folder, os.O_DIRECTORY)
         except FileNotFoundError:
             return False
         except OSError as error:
             raise KeyLost(f"{file} cannot be destroyed: {error.strerror}") from None
         return True
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from skerry.device.disk.header import BadImage, is_luks
 from skerry.device.disk.image import open_image
 from skerry.device.disk.keys import Keys
 from skerry.errors import StateError
+from skerry.system.durable import sync
 from skerry.system.model import ResourceSpec
 
 _PIECE = 4 << 20
@@ -56,7 +57,7 @@ def wipe(spec: ResourceSpec, keys: Keys) -> str:
             done.append("its blocks were zeroed")
         if again:
             path.unlink()
-            _sync(path.parent)
+            sync(path.parent, os.O_DIRECTORY)
     finally:
         image.close()
     return " and ".join(done)
@@ -115,11 +116,3 @@ def _punch(descriptor: int, length: int) -> None:
     none, whole = ctypes.c_int64(0), ctypes.c_int64(length)
     if _libc.fallocate(descriptor, mode, none, whole):
         raise OSError(ctypes.get_errno(), "fallocate")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ import msgspec
 from skerry.device.tpm.give import give
 from skerry.errors import Denied
 from skerry.jail.identity import Identity
+from skerry.system.durable import sync
 
 MAX_STATE = 1 << 20
 """Longest state of a TPM in bytes; a longer one is refused as damaged. It takes some 2 KiB."""
@@ -100,7 +101,7 @@ class Kept:
         done = msgspec.structs.replace(record, point=point.hex())
         with self._durable():
             for path in (self.folder / STATE_FILE, self.folder):
-                _sync(path)
+                sync(path, os.O_NOFOLLOW)
             _write(self._record, _encoded(done))
         return done
 
@@ -218,15 +219,7 @@ def _write(path: Path, content: bytes, identity: Identity | None = None) -> None
     if identity is not None:
         _open_to(new, identity)
     new.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(path.parent, os.O_NOFOLLOW)
 
 
 def _open_to(path: Path, identity: Identity) -> None:
