@@ -108,6 +108,17 @@ def test_a_guest_knows_what_it_is_and_hears_when_that_changes(node: Cli) -> None
     assert re.search(rf"name: bank\nlabel: bank\npolicy: {policy}\ngeneration: 1\n", shown)
 
 
+def test_a_program_that_calls_before_its_guest_speaks_with_the_node_waits(node: Cli) -> None:
+    """As after a start from a template; where nothing comes it says so, and fails."""
+    away = "mv /run/skerry/call /run/skerry/away; {}; skerry label; code=$?; {}; exit $code"
+    back = "mv /run/skerry/away /run/skerry/call"
+    later = away.format(f"{{ (sleep 1; {back}) & }}", "wait")
+    assert inside(node, "bank", later) == "bank"
+    never = node.run("exec", "bank", "--", "sh", "-c", away.format(":", back))
+    assert never.returncode == 1
+    assert "does not speak with its node" in never.stderr
+
+
 def test_root_in_a_guest_deceives_itself_alone(node: Cli) -> None:
     """It can write its own copy; the node's answer is as before, and so is what it may."""
     inside(node, "stranger", "echo ledger >/run/skerry/label")

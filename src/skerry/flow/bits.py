@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import compress
 from operator import or_
+from typing import TypeVar
+
+_Thing = TypeVar("_Thing")
 
 _DIGITS = bytes.maketrans(b"01", b"\0\1")
 _SPARSE = 24
@@ -25,6 +28,11 @@ def members(bits: int) -> Sequence[int]:
     if bits.bit_count() > _SPARSE:
         return list(compress(range(bits.bit_length()), marks(bits)))
     return list(each(bits))
+
+
+def picked(things: Sequence[_Thing], bits: int) -> tuple[_Thing, ...]:
+    """Return the things whose places are in a set, in their order."""
+    return tuple(compress(things, marks(bits)))
 
 
 def each(bits: int) -> Iterator[int]:

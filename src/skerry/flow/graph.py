@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from skerry.errors import InputError, Problem
-from skerry.flow.bits import bitset, members
+from skerry.flow.bits import bitset, members, picked
 
 MAX_NODES = 20_000
 """Most nodes of a graph, which then takes 100 MB; a policy or system with more is refused."""
@@ -117,8 +117,7 @@ class Graph:
 
     def named(self, bits: int) -> tuple[str, ...]:
         """Return the names of a set of nodes."""
-        names = self.names
-        return tuple([names[number] for number in members(bits)])
+        return picked(self.names, bits)
 
     def named_path(self, path: Sequence[int]) -> tuple[str, ...]:
         """Return the names along a path, in its order."""
