@@ -50,14 +50,14 @@ def extra() -> Row:
 def warm_versus_libvirt() -> Row:
     """Starts a second, one at a time, from a template; against `virsh start`."""
     with _node(template=True) as node, _other(node) as other:
-        say("10 starts of each: a minute")
+        say("20 starts of each: two minutes")
         return versus(
             "warm-start-vs-libvirt",
             "1/s",
             lambda: 1 / _warm(node),
             lambda: 1 / other.start(),
             ">= 20",
-            runs=10,
+            runs=20,
         )
 
 

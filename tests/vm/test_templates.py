@@ -116,7 +116,7 @@ def test_a_clone_knows_its_own_label_and_name(cli: Cli) -> None:
     for name in ("one", "two"):
         told = sh(cli, name, "cat /run/skerry/label; echo; cat /run/skerry/name; echo; hostname")
         assert told.split() == ["plain", name, name]
-        assert "awake" in sh(cli, name, "ls /run/skerry").split()
+        assert "asleep" in sh(cli, name, "ls /run/skerry").split(), "it began as a template"
     device, driver = "/sys/bus/platform/devices/QEMU0002:00", "/sys/bus/platform/drivers/fw_cfg"
     find = f"echo >{device}/driver_override; echo QEMU0002:00 >{driver}/bind"
     raw = "/sys/firmware/qemu_fw_cfg/by_name/opt/skerry/name/raw"

@@ -220,13 +220,21 @@ def _add_files(tree: Tree, inputs: Inputs) -> None:
         tree.add(cpio.file(path, data, mode=copied.mode), FILES, over=over)
 
 
+# What starts in a template would have its random numbers and its name from before it is one's.
+_START = """\
+#!/bin/sh
+export PATH=/usr/bin:/bin:/usr/sbin:/sbin
+cd /run/skerry
+[ ! -e asleep ] || { exec 3<>begin; [ -s name ] || read -r _ <&3; exec 3>&-; }
+cd /
+"""
+
+
 def _add_start(tree: Tree, recipe: Recipe) -> None:
     _require_program(tree, recipe, "start", recipe.start[0][1:])
     words = [f"/{minimal.CONFINED}", *recipe.start] if recipe.confine else recipe.start
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
-    # What starts in a template would have its random numbers and its name from before it is one's.
-    awake = "while [ -e /run/skerry/asleep ] && [ ! -e /run/skerry/awake ]; do sleep 0.1; done"
-    script = f"#!/bin/sh\nexport PATH=/usr/bin:/bin:/usr/sbin:/sbin\n{awake}\nexec {quoted}\n"
+    script = _START + f"exec {quoted}\n"
     tree.add(cpio.file("lib/skerry/start", script.encode(), mode=cpio.EXECUTABLE), SKERRY)
     _append_inittab(tree, INITTAB_START)
 

@@ -37,8 +37,11 @@ BOOT_S = 120.0
 SAYS_S = 10.0
 """How long the guest may take to say that it waits."""
 
-WAITS = ("sh", "-c", "[ -e /run/skerry/asleep ] && [ -p /run/skerry/agent/wake ]")
-"""What a guest can run that will do nothing before it is told who it is."""
+_WAITS = "[ -e /run/skerry/asleep ] && [ -p /run/skerry/agent/wake ] || exit 1"
+_COLLECTS = "timeout 5 head -c 1 /dev/random >/dev/null; exit 0"
+WAITS = ("sh", "-c", f"{_WAITS}; {_COLLECTS}")
+"""What a guest can run that will do nothing before it is told who it is. Its kernel then has its
+source of random numbers ready, if it can in time: else each clone would, and take longer."""
 
 OWN_INIT = ("rdinit=/init", "rdinit=/lib/skerry/selinux-init")
 """Words of a kernel's command line, of which one begins with a program of ours that waits."""
@@ -77,6 +80,9 @@ class Source(QemuMachine):
             await self.agent.ready(BOOT_S)
             if await self.agent.run(WAITS, output=lambda *_: None, timeout_s=SAYS_S):
                 raise MachineError("its image is older than templates", fix="build it again")
+            await asyncio.sleep(REST_S)
+            # With the next line it takes note of what has ended, which no clone has to.
+            await self.agent.ready(SAYS_S)
             await asyncio.sleep(REST_S)
             state = await save(self._qmp)
             self.kill()
