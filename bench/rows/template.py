@@ -64,9 +64,9 @@ def warm_versus_libvirt() -> Row:
 def cold_versus_libvirt() -> Row:
     """A start without a template; against `virsh start`."""
     with _node(template=False) as node, _other(node) as other:
-        say("12 starts of each: two minutes")
+        say("24 starts of each: four minutes")
         return versus(
-            "cold-start-vs-libvirt", "s", lambda: started(node), other.start, "<= 0.7", runs=12
+            "cold-start-vs-libvirt", "s", lambda: started(node), other.start, "<= 0.7", runs=24
         )
 
 
