@@ -189,7 +189,7 @@ def test_a_refused_use_of_a_descriptor_closes_it_and_no_other_comes_between() ->
             a.qemu.say["chardev-add"] = refuses
             with open(os.devnull) as null:  # noqa: ASYNC230, PTH123
                 results = await asyncio.gather(
-                    *(a.qmp.give(null.fileno(), "chardev-add", {"id": str(n)}) for n in range(3)),
+                    *(a.qmp.give(null.fileno(), ("chardev-add", {"id": str(n)})) for n in range(3)),
                     return_exceptions=True,
                 )
             assert [type(result) for result in results] == [QemuRefused] * 3

@@ -109,11 +109,10 @@ class Blocks:
             "auto-read-only": True,
             "discard": "unmap",
         }
-        await self._qmp.give(end, "blockdev-add", node)
-        device: dict[str, object] = {"driver": "virtio-blk-pci", "drive": made.node, "serial": port}
+        device = {"driver": "virtio-blk-pci", "drive": made.node, "serial": port}
         # A failed access is an error of the guest's; QEMU must not stop the guest for it.
         errors = {"werror": "report", "rerror": "report"}
-        await made.plug(self._qmp, device | errors)
+        await made.plug_on(self._qmp, end, ("blockdev-add", node), device | errors)
 
     async def remove(self, channel: int) -> None:
         """Undo `add`, from any point that it has reached; an unknown channel is no error.

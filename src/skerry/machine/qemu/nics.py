@@ -108,15 +108,10 @@ class Nics:
             raise
 
     async def _make(self, made: _Nic, port: str, end: int) -> None:
-        backend = {"type": "socket", "id": made.netdev, "fd": GIVEN}
-        await self._qmp.give(end, "netdev_add", backend)
-        card: dict[str, object] = {
-            "driver": "virtio-net-pci",
-            "romfile": "",
-            "mac": mac(self._name, port),
-        }
+        backend = "netdev_add", {"type": "socket", "id": made.netdev, "fd": GIVEN}
+        card = {"driver": "virtio-net-pci", "romfile": "", "mac": mac(self._name, port)}
         try:
-            await made.plug(self._qmp, card | {"netdev": made.netdev})
+            await made.plug_on(self._qmp, end, backend, card | {"netdev": made.netdev})
         except QemuRefused as refusal:
             if "no slot" in refusal.message:
                 raise LimitReached(f"{self._name} has no slot left for a network card") from refusal

@@ -8,10 +8,12 @@ of ours count.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Iterator, Mapping
 
 from skerry.errors import MachineError
-from skerry.machine.qemu.qmp import QemuRefused, Qmp
+from skerry.machine.qemu.qmp import Order, QemuRefused, Qmp
 
 
 class Plug:
@@ -22,11 +24,26 @@ class Plug:
         self.plugged = plugged
         self.deleted = asyncio.Event()
 
-    async def plug(self, qmp: Qmp, properties: dict[str, object]) -> None:
+    async def plug(self, qmp: Qmp, properties: Mapping[str, object]) -> None:
         """Have the device made. Raises `MachineError`; if it is `QemuRefused` it is not there."""
+        with self._asked():
+            await qmp.execute(*self._order(properties))
+
+    async def plug_on(
+        self, qmp: Qmp, end: int, backend: Order, properties: Mapping[str, object]
+    ) -> None:
+        """Have a backend made of a descriptor, and the device on it. Raises as `plug`."""
+        with self._asked():
+            await qmp.give(end, backend, self._order(properties))
+
+    def _order(self, properties: Mapping[str, object]) -> Order:
+        return "device_add", {**properties, "id": self.device}
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
         self.plugged = True
         try:
-            await qmp.execute("device_add", properties | {"id": self.device})
+            yield
         except QemuRefused:
             self.plugged = False
             raise

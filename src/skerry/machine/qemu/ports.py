@@ -91,15 +91,16 @@ class Ports:
             raise
 
     async def _make(self, made: _Port, port: str, end: int, number: int) -> None:
+        device: dict[str, object] = {"driver": "virtserialport", "bus": "ports.0", "name": port}
+        device |= {"chardev": made.chardev} | ({"nr": number} if number else {})
         if direction(end) != "both":
             await self._open_pipe(made, end)
-        else:
-            address = {"type": "fd", "data": {"str": GIVEN}}
-            backend = {"type": "socket", "data": {"addr": address, "server": False}}
-            await self._qmp.give(end, "chardev-add", {"id": made.chardev, "backend": backend})
-        device: dict[str, object] = {"driver": "virtserialport", "bus": "ports.0", "name": port}
-        device |= {"nr": number} if number else {}
-        await made.plug(self._qmp, device | {"chardev": made.chardev})
+            await made.plug(self._qmp, device)
+            return
+        address = {"type": "fd", "data": {"str": GIVEN}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        chardev = "chardev-add", {"id": made.chardev, "backend": backend}
+        await made.plug_on(self._qmp, end, chardev, device)
 
     async def _open_pipe(self, made: _Port, end: int) -> None:
         """Make the character device of a one-way stream: a file to write, or one to read.

@@ -28,6 +28,8 @@ MAX_WORDS = 300
 """Characters of what a QEMU says about a refusal that are kept, each of them harmless."""
 
 Event = Callable[[str, Mapping[str, object]], None]
+Order = tuple[str, Mapping[str, object]]
+"""A command and its arguments."""
 
 
 class QemuRefused(MachineError):
@@ -105,21 +107,29 @@ class Qmp:
         async with self._deadline(command, wait_s), self._lock:
             return await self._execute(command, arguments)
 
-    async def give(self, descriptor: int, command: str, arguments: Mapping[str, object]) -> None:
-        """Give QEMU a descriptor, called `sync.GIVEN`, and run the command that uses it.
+    async def give(self, descriptor: int, *orders: Order) -> None:
+        """Give QEMU a descriptor, called `sync.GIVEN`, and run the commands that use it.
 
-        Raises `MachineError`; if it is `QemuRefused` QEMU has closed the descriptor, else
-        `take_back` must follow.
+        All are on their way before the first is answered: one that needs what an earlier one
+        makes is refused if that was. Raises the `MachineError` of the first that failed; if it is
+        `QemuRefused` QEMU has closed the descriptor, or the first command has it; else `take_back`
+        must follow.
         """
-        async with self._deadline(command, 0.0), self._lock:
+        async with self._deadline(orders[0][0], 0.0), self._lock:
             await self._send(descriptor)
-            await self._execute("getfd", {"fdname": GIVEN})
-            try:
-                await self._execute(command, arguments)
-            except QemuRefused:
+            orders = ("getfd", {"fdname": GIVEN}), *orders
+            answers = await asyncio.gather(
+                *(self._execute(*order) for order in orders), return_exceptions=True
+            )
+            failed = [answer for answer in answers if isinstance(answer, BaseException)]
+            for error in failed:
+                if not isinstance(error, QemuRefused):
+                    raise error
+            if isinstance(answers[1], QemuRefused):
                 with contextlib.suppress(QemuRefused):  # used, and refused for something else
                     await self._execute("closefd", {"fdname": GIVEN})
-                raise
+            if failed:
+                raise failed[0]
 
     async def give_set(self, descriptor: int, number: int) -> str:
         """Give QEMU a descriptor that it can open as a file; return that file's name.

@@ -122,7 +122,7 @@ async def save(qmp: Qmp) -> bytes:
         fcntl.fcntl(state, fcntl.F_ADD_SEALS, _LENGTH)
         await qmp.execute("migrate-set-capabilities", _CAPABILITY)
         await qmp.execute("stop")
-        await qmp.give(state, "migrate", {"uri": f"fd:{GIVEN}"})
+        await qmp.give(state, ("migrate", {"uri": f"fd:{GIVEN}"}))
         await _until(qmp, "query-migrate", "completed", "failed")
         # Its descriptor and ours are one open file, so this is where it says it has come to.
         untrusted_end = os.lseek(state, 0, os.SEEK_CUR)
@@ -138,7 +138,7 @@ async def restore(qmp: Qmp, state: bytes) -> None:
         os.write(file, state)
         os.lseek(file, 0, os.SEEK_SET)
         await qmp.execute("migrate-set-capabilities", _CAPABILITY)
-        await qmp.give(file, "migrate-incoming", {"uri": f"fd:{GIVEN}"})
+        await qmp.give(file, ("migrate-incoming", {"uri": f"fd:{GIVEN}"}))
         await _until(qmp, "query-status", "paused", "internal-error")
     finally:
         os.close(file)
