@@ -11,6 +11,7 @@ from skerry.cli.image import cache_of, cache_option, read_input
 from skerry.cli.policy_sign import write_pair
 from skerry.errors import InputError, PolicyError, Problem, SkerryError
 from skerry.image import store
+from skerry.image.cache import locked
 
 
 @click.command()
@@ -45,7 +46,7 @@ def add_signature(home: Path, one: store.Image, key: str, *, add: bool) -> Path:
     from skerry.wire.system_files import MAX_SIGNATURE
 
     private = read_input(key)
-    with store.locked(home):
+    with locked(home):
         content, old = store.signed_content(one)
         made = signature.sign(private, content, key)
         if add and made not in old:

@@ -29,6 +29,7 @@ from skerry.image import (
     spdx,
     store,
 )
+from skerry.image.cache import locked, workspace
 from skerry.image.package import Package
 from skerry.image.recipe import Recipe
 from skerry.image.store import Image
@@ -71,19 +72,25 @@ class Inputs(msgspec.Struct, frozen=True):
     key: str
 
 
-def build(cache: Path, recipe: Recipe, *, progress: Progress | None = None) -> Image:
+def build(
+    cache: Path, recipe: Recipe, *, anew: bool = False, progress: Progress | None = None
+) -> Image:
     """Build an image, or return it from the cache if its inputs are unchanged.
 
-    Works as an ordinary user; a second builder on one cache waits for the first. `progress` is
-    called with the name of the stage and the fraction of the whole, 0 to 1. Raises `InputError`
-    for what the recipe names and is not there, `SkerryError` naming what else is missing.
+    Works as an ordinary user; a second builder on one cache waits for the first. `anew`: nothing
+    that the cache says is believed; apt is asked, all is built, and an image that is there already
+    must be the same. `progress` is called with the name of the stage and the fraction of the
+    whole, 0 to 1. Raises `InputError` for what the recipe names and is not there, `SkerryError`
+    naming what else is missing.
     """
     tell: Progress = progress or (lambda _stage, _fraction: None)
-    with store.locked(cache):
+    with locked(cache):
         tell("look up", 0.0)
+        if anew:
+            package.forget_answers(cache)
         inputs = _inputs(cache, recipe)
-        image = store.find(cache, recipe.name, inputs.key)
-        if image is None:
+        image = store.find(cache, recipe.name, inputs.key, inputs.sources)
+        if image is None or anew:
             image = _build(cache, inputs, tell)
         tell("done", 1.0)
         return image
@@ -130,7 +137,7 @@ def _build(cache: Path, inputs: Inputs, tell: Progress) -> Image:
     recipe = inputs.recipe
     wanted = [inputs.kernel, *inputs.packages, *inputs.tools]
     debs = package.fetch_all(cache, wanted, lambda part: tell("fetch", 0.05 + 0.45 * part))
-    with store.workspace(cache) as work:
+    with workspace(cache) as work:
         tell("unpack kernel", 0.5)
         package.unpack(debs[0], work / "root")
         version = kernel.version(work / "root")

@@ -70,12 +70,12 @@ def test_a_damaged_image_does_not_hide_the_others(folder: Path) -> None:
     ok(folder, "build", "app.toml")
     ok(folder, "build", "minimal")
     assert len(ok(folder, "list", "--json").splitlines()) == 2
-    description = folder / "cache/app/image.json"
+    description = folder / "cache/names/app/image.json"
     description.chmod(0o644)
     description.write_text("{}")
     done = image(folder, "list", "--json")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "cache/app-" in done.stderr
+    assert "cache/built/" in done.stderr
     assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["minimal"]
 
 
@@ -91,7 +91,7 @@ def test_an_image_is_verified_against_the_key_that_signed_it(folder: Path) -> No
     ok(folder, "sign", "app", "--key", "two", "--add")
     for key in ("one.pub", "two.pub"):
         ok(folder, "verify", "app", "--key", key)
-    initrd = folder / "cache/app/initrd"
+    initrd = folder / "cache/names/app/initrd"
     initrd.chmod(0o644)
     initrd.write_bytes(initrd.read_bytes()[:-1])
     for words in (("verify", "app"), ("show", "app"), ("sign", "app", "--key", "one")):

@@ -9,6 +9,7 @@ import pytest
 
 from skerry.errors import NotFound, SkerryError
 from skerry.image import kernel, store
+from skerry.image.cache import locked
 from skerry.image.minimal import build_minimal
 from tests.support.kernel_package import ELF, Debian, bzimage, lz4, module
 
@@ -183,5 +184,5 @@ def test_two_builders_may_make_the_cache_at_once(
     cache.mkdir()
     looked = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda path: path != cache and looked(path))
-    with store.locked(cache):
+    with locked(cache):
         assert (cache / "lock").exists()

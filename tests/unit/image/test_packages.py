@@ -12,6 +12,7 @@ import pytest
 from skerry.errors import InputError, SkerryError
 from skerry.image import compare, spdx, store
 from skerry.image.build import build
+from skerry.image.cache import locked
 from skerry.image.closure import closure
 from skerry.image.recipe import parse_recipe, preset
 from tests.support.machines import cache
@@ -43,7 +44,7 @@ def fresh() -> Iterator[Path]:
 def packages(home: Path, *more: str, excluded: str = "") -> dict[str, str]:
     """Return name and version of each package that a recipe needs."""
     text = APP.format(more="".join(f'"{name}",\n' for name in more), excluded=excluded)
-    with store.locked(home):
+    with locked(home):
         return {p.name: p.version for p in closure(home, parse_recipe(text, home / "app.toml"))}
 
 
@@ -62,10 +63,7 @@ def test_a_preset_is_the_same_bytes_whoever_builds_it(name: str, fresh: Path) ->
 def test_minimal_is_small(fresh: Path) -> None:
     """From packages that are here already, kernel included; the initramfs as gzip has it."""
     build(fresh, preset("minimal"))
-    for path in fresh.glob("minimal-*"):
-        for part in path.iterdir():
-            part.unlink()
-        path.rmdir()
+    store.remove(fresh, "minimal")
     image = build(fresh, preset("minimal"))
     assert image.compressed < SMALL
 
@@ -148,7 +146,7 @@ def test_an_excluded_package_that_does_not_exist_is_named_at_its_line(fresh: Pat
 def test_more_packages_than_the_limit_are_refused(fresh: Path) -> None:
     """Before any is fetched; at the limit they are taken."""
     recipe = parse_recipe(APP.format(more="", excluded=""), fresh / "app.toml")
-    with store.locked(fresh):
+    with locked(fresh):
         count = len(closure(fresh, recipe))
         assert closure(fresh, msgspec.structs.replace(recipe, max_packages=count))
         with pytest.raises(SkerryError, match=f"needs {count} packages, over its limit"):
@@ -159,7 +157,7 @@ def test_what_cannot_do_without_the_excluded_is_said(fresh: Path) -> None:
     """In one line, with apt's reason; without the exclusion there is a way."""
     text = 'name = "a"\npackages = ["libpython3-stdlib"]\n'
     way = parse_recipe(text, fresh / "app.toml")
-    with store.locked(fresh):
+    with locked(fresh):
         found = [p.name for p in closure(fresh, way)]
         needed = next(name for name in found if name.endswith("-minimal"))
         blocked = msgspec.structs.replace(way, exclude=(needed,))

@@ -29,7 +29,7 @@ def signed(debian: Debian, tmp_path: Path) -> store.Image:
 
 def require(image: store.Image, key: bytes) -> store.Image:
     """Look for it as `up` does."""
-    return require_image(image.kernel.parent.parent, image.name, key)
+    return require_image(image.kernel.parents[2], image.name, key)
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -152,7 +152,7 @@ def test_another_image_under_its_name_is_not_mistaken_for_it(
 
 def test_what_is_signed_is_the_description_that_was_loaded(signed: store.Image) -> None:
     """One that another took the place of meanwhile is not taken for it."""
-    kept = store.load(signed.kernel.parent.parent, signed.name)
+    kept = store.load(signed.kernel.parents[2], signed.name)
     rewrite(signed.kernel.parent / store.MANIFEST, lambda r: r.replace(b"ttyS0", b"ttyS1"))
     for judge in (store.verify, store.signed_content):
         with pytest.raises(SkerryError, match="changed while it was read"):
