@@ -4,7 +4,7 @@ The package `selinux-policy-default` ships modules, and compiles them when it is
 is installed here, so the same is done aside: `pp` makes CIL of each module, `secilc` the policy of
 all. Both come from Debian packages of their own, not from the host, so that the same inputs give
 the same bytes; they run in a jail with a read-only root of those packages, no network, no
-capability, and never as root.
+capability, and never as root. What they leave is read as an enemy's: plain files, bounded.
 
 What is left out is what the package itself disables (`notdefault` in its `postinst`, which is read
 and not run).
@@ -18,9 +18,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from skerry.errors import SkerryError
+from skerry.errors import InputError, SkerryError
 from skerry.image import cpio, package
 from skerry.image.recipe import GUEST, Recipe
+from skerry.system.files import read_bounded
 
 POLICY_PACKAGE = "selinux-policy-default"
 TOOLS = Recipe(
@@ -45,6 +46,9 @@ DATA = "system_u:object_r:skerry_data_t"
 
 MODULE_MAX = 32 << 20
 """Longest module in bytes, unpacked; with a longer one no image is made."""
+
+RESULT_MAX = 64 << 20
+"""Longest file in bytes that the compiler may leave; with a longer one no image is made."""
 
 _CONVERT = 'for module in /w/*.pp; do "$1" "$module" "${module%.pp}.cil" || exit 1; done'
 _ROOT = "etc/selinux/default"
@@ -76,13 +80,22 @@ def make(
     sources = [f"/w/{name}.cil" for name in (*names, OWN)]
     _run(root, modules, busybox, ["/usr/bin/secilc", *compiled, *sources])
     return [
-        cpio.file(f"{_ROOT}/policy/policy.{VERSION}", (modules / "policy").read_bytes()),
+        cpio.file(f"{_ROOT}/policy/policy.{VERSION}", _result(modules / "policy")),
         cpio.file(
             f"{_ROOT}/contexts/files/file_contexts",
-            (modules / "contexts").read_bytes() + contexts.encode(),
+            _result(modules / "contexts") + contexts.encode(),
         ),
         cpio.file("etc/selinux/config", _CONFIG),
     ]
+
+
+def _result(path: Path) -> bytes:
+    try:
+        return read_bounded(path, RESULT_MAX, follow=False)
+    except InputError as error:
+        raise SkerryError(
+            f"the compiler of the SELinux policy left no such file: {error}"
+        ) from None
 
 
 def _write_modules(deb: Path, unpacked: Path, target: Path) -> list[str]:

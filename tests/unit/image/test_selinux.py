@@ -85,3 +85,75 @@ def test_a_module_over_its_bound_is_refused(
     monkeypatch.setattr(selinux, "MODULE_MAX", 5 << 20)
     with pytest.raises(SkerryError, match=r"bomb\.pp\.bz2 is over 5 MiB"):
         selinux._unpacked(path)
+
+
+def deb(folder: Path, name: str, files: dict[str, bytes], postinst: str = "") -> Path:
+    """Build a package of these programs and files."""
+    home = folder / name
+    for path, data in files.items():
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_bytes(data)
+        (home / path).chmod(0o755)
+    (home / "DEBIAN").mkdir()
+    (home / "DEBIAN/control").write_text(
+        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n"
+    )
+    (home / "DEBIAN/postinst").write_text(f"#!/bin/sh\n{postinst}\n")
+    (home / "DEBIAN/postinst").chmod(0o755)
+    argv = ["dpkg-deb", "--build", str(home), str(folder / f"{name}.deb")]
+    subprocess.run(argv, check=True, capture_output=True)
+    return folder / f"{name}.deb"
+
+
+def compiled(work: Path, script: str) -> dict[str, bytes]:
+    """Make a policy with a compiler that is this script; return the files by path."""
+    tool = b"#!/w/busybox sh\nb=/w/busybox\n"
+    programs = {
+        "usr/bin/secilc": tool + script.encode(),
+        "usr/libexec/selinux/hll/pp": tool + b'$b cp "$1" "$2"\n',
+    }
+    module = {"usr/share/selinux/default/base.pp.bz2": bz2.compress(b"base")}
+    debs = {
+        "secilc": deb(work, "secilc", programs),
+        selinux.POLICY_PACKAGE: deb(work, "policy-deb", module, 'notdefault=""'),
+    }
+    for name in ("tools", "modules"):
+        (work / name).rmdir()
+    made = selinux.make(debs, minimal.busybox_program(), work, b"own", "")
+    return {entry.path: entry.data for entry in made}
+
+
+GOOD = "$b cat /w/base.cil /w/skerry.cil >/w/policy; echo contexts >/w/contexts\n"
+
+
+def test_what_the_compiler_leaves_is_the_policy(work: Path) -> None:
+    """The control of the next: the same packages with a compiler that does its work."""
+    made = compiled(work, GOOD)
+    assert made["etc/selinux/default/policy/policy.33"] == b"baseown"
+    assert made["etc/selinux/default/contexts/files/file_contexts"] == b"contexts\n"
+
+
+@pytest.mark.parametrize("name", ["policy", "contexts"])
+@pytest.mark.parametrize(
+    "left",
+    ["$b ln -s {secret} /w/{name}", "$b mkfifo /w/{name}", "$b mkdir /w/{name}", ":"],
+    ids=["link", "pipe", "folder", "nothing"],
+)
+def test_a_hostile_compiler_reaches_no_file_by_what_it_leaves(
+    left: str, name: str, work: Path
+) -> None:
+    """A link to what only the builder may read is not followed, and nothing is waited for."""
+    secret = work / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    hostile = left.format(secret=secret, name=name)
+    with pytest.raises(SkerryError, match=f"left no such file: .*/{name}: ") as caught:
+        compiled(work, f"{GOOD}$b rm /w/{name}\n{hostile}\n")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_policy_over_its_bound_is_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy is at the bound and is read; the contexts are over it, and are not read whole."""
+    monkeypatch.setattr(selinux, "RESULT_MAX", 7)
+    with pytest.raises(SkerryError, match="contexts: longer than 7 bytes"):
+        compiled(work, GOOD)
