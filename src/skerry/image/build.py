@@ -125,7 +125,7 @@ def _read_files(recipe: Recipe) -> dict[str, bytes]:
     left = recipe.max_size
     for copied in recipe.files:
         try:
-            found[copied.target] = read_bounded(copied.source, left)
+            found[copied.target] = read_bounded(copied.source, left, follow=False)
         except InputError as error:
             message = f"{error} (limits.size, less the files before it)"
             raise InputError([Problem(str(recipe.path), copied.line, message)]) from None

@@ -105,6 +105,24 @@ def test_a_target_that_leads_out_of_the_image_is_refused(target: str, folder: Pa
     assert [line for line, _ in found] == [10]
 
 
+@pytest.mark.parametrize(
+    "source", ["/etc/shadow", "../secret", "sub/../../secret", "link", "to/secret"]
+)
+def test_a_file_of_another_folder_is_refused(source: str, tmp_path: Path) -> None:
+    """By an absolute path, a climbing one or a link; a link to a file of the folder is followed."""
+    folder = tmp_path / "own"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "app.py").write_text("")
+    (folder / "near").symlink_to("sub/../app.py")
+    (folder / "link").symlink_to("../secret")
+    (folder / "to").symlink_to("..")
+    near = read(folder, GOOD.replace('"app.py"', '"near"'))
+    assert near.files[0].source == folder / "app.py"
+    found = problems(folder, GOOD.replace('"app.py"', f'"{source}"'))
+    assert found == [(9, f"from must stay below the folder of this file, not {source!r}")]
+
+
 def test_two_files_of_one_target_are_refused(folder: Path) -> None:
     """Neither would say which one counts."""
     again = '[[files]]\nfrom = "app.py"\nto = "/srv/app.py"\n'
