@@ -1,5 +1,6 @@
 """What of an image was altered, cut off or put in its place is refused, in one line."""
 
+import base64
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_only_the_key_that_signed_is_enough(signed: store.Image, tmp_path: Path)
     """Another key refuses it until it has signed too; then either is enough."""
     with pytest.raises(ImageUnsigned):
         require(signed, RAW[1])
+    (tmp_path / "other").write_bytes(KEYS[1][0])
+    add_signature(tmp_path / "a", signed, str(tmp_path / "other"), add=True)
+    assert require(signed, RAW[0]) == require(signed, RAW[1]) == signed
+
+
+@pytest.mark.parametrize("change", [base64.b64decode, bytes.rstrip], ids=["raw", "unterminated"])
+def test_a_signature_of_any_form_is_added_to(
+    change: Callable[[bytes], bytes], signed: store.Image, tmp_path: Path
+) -> None:
+    """Either key is enough afterwards; the one that was there was enough before."""
+    rewrite(signed.kernel.parent / store.SIGNATURE, change)
+    assert require(signed, RAW[0]) == signed
     (tmp_path / "other").write_bytes(KEYS[1][0])
     add_signature(tmp_path / "a", signed, str(tmp_path / "other"), add=True)
     assert require(signed, RAW[0]) == require(signed, RAW[1]) == signed
