@@ -36,7 +36,7 @@ from skerry.image.store import Image
 from skerry.image.tree import APPLETS, FILES, SKERRY, Tree
 from skerry.system.files import read_bounded
 
-FORMAT = 2
+FORMAT = 3
 """Part of the cache's key: raised when the same inputs are to give other bytes."""
 
 DROP = (

@@ -1,7 +1,8 @@
 """What is in a Debian package, read as a stream: nothing is unpacked to disk and no script is run.
 
 The rules: a member's size is counted before its bytes are read; what the packed stream may hold in
-all is bounded by the size that apt's signed lists say it has once installed.
+all is bounded by the size that apt's signed lists say it has once installed; what a package gives
+to another user or group than root lends nobody root's rights, though in an image all is root's.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, o
     path = tree.path(member.name)
     if not tree.wants(path):
         return
-    mode = member.mode & 0o7777
+    mode = _mode(member)
     if member.isdir():
         tree.add(cpio.directory(path, mode=mode), origin)
     elif member.issym():
@@ -103,3 +104,13 @@ def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, o
         tree.add(cpio.file(path, data, mode=mode), origin, over=APPLETS)
     else:
         raise SkerryError(f"/{path} of {origin} is a device or a pipe, which no image has")
+
+
+def _mode(member: tarfile.TarInfo) -> int:
+    """Return a member's mode, with the set-id bits only where the owner stays who he is."""
+    mode = member.mode & 0o7777
+    if member.uid or member.uname not in ("", "root"):
+        mode &= ~stat.S_ISUID
+    if member.gid or member.gname not in ("", "root"):
+        mode &= ~stat.S_ISGID
+    return mode

@@ -82,6 +82,32 @@ def test_files_links_and_modes_come_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("owner", "mode"),
+    [
+        ({}, 0o6755),
+        ({"uname": "root", "gname": "root"}, 0o6755),
+        ({"uid": 10}, 0o2755),
+        ({"uname": "daemon"}, 0o2755),
+        ({"gid": 42}, 0o4755),
+        ({"gname": "shadow"}, 0o4755),
+        ({"uid": 10, "gid": 42}, 0o755),
+    ],
+)
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_set_id_bits_of_other_owners_do_not_become_roots(
+    kind: bytes, owner: dict[str, object], mode: int, tmp_path: Path
+) -> None:
+    """By number or by name; those that were root's stay, also under a second name."""
+    one = member("./usr/bin/x", kind=kind)
+    one[0].mode = 0o6755
+    for key, value in owner.items():
+        setattr(one[0], key, value)
+    again = member("./usr/bin/y", kind=tarfile.LNKTYPE, linkname="./usr/bin/x")
+    tree = read(tmp_path, one, *([again] if kind == tarfile.REGTYPE else []))
+    assert {p.entry.mode & 0o7777 for p in tree.placed.values()} == {mode}
+
+
+@pytest.mark.parametrize(
     ("bad", "words"),
     [
         (member("../../etc/evil", b"x"), "no path inside an image"),

@@ -72,6 +72,7 @@ def test_a_recipe_is_read_with_its_base(folder: Path) -> None:
         ('["/usr/bin/python3",', '["python3",', 6, "start must be a command"),
         ("start =", 'run = ["rm", "-rf", "/"]\nstart =', 6, "unknown key 'run'"),
         ('"app.py"', '"none.py"', 9, "there is no file"),
+        ('"app.py"', f'"{"a" * 300}"', 9, "there is no file"),
         ('mode = "0755"', 'mode = "rwx"', 11, "mode in octal"),
         ('mode = "0755"', 'owner = "root"', 11, "unknown key 'owner'"),
         ('"64M"', '"64"', 14, "a size with its unit"),
