@@ -139,21 +139,19 @@ def _build(cache: Path, inputs: Inputs, tell: Progress) -> Image:
     debs = package.fetch_all(cache, wanted, lambda part: tell("fetch", 0.05 + 0.45 * part))
     with workspace(cache) as work:
         tell("unpack kernel", 0.5)
-        package.unpack(debs[0], work / "root")
-        version = kernel.version(work / "root")
+        unpacked = deb.files(debs[0], inputs.kernel)
+        version = kernel.version(unpacked)
         names = (store.KERNEL, store.BZIMAGE, store.INITRD, store.SBOM)
         files = {name: work / name for name in names}
-        boot = work / f"root/boot/vmlinuz-{version}"
-        created = int(boot.stat().st_mtime)
-        boot.rename(files[store.BZIMAGE])
+        files[store.BZIMAGE].write_bytes(unpacked[f"{kernel.BOOT}{version}"])
         kernel.vmlinux(files[store.BZIMAGE], files[store.KERNEL])
         tell("pack", 0.7)
-        modules = kernel.module_tree(work / "root", version)
+        modules = kernel.module_files(unpacked, version)
         tree = _tree(inputs, debs[1:], modules, work, tell)
         archive = cpio.archive(tree.entries())
         files[store.INITRD].write_bytes(archive)
         listed = [*wanted[: len(inputs.packages) + 1], minimal.busybox_package(inputs.busybox)]
-        bill = spdx.document(recipe.name, inputs.key, listed, tree.placed, created)
+        bill = spdx.document(recipe.name, inputs.key, listed, tree.placed, deb.made_at(debs[0]))
         files[store.SBOM].write_bytes(bill)
         tell("store", 0.95)
         facts = store.Facts(
@@ -177,7 +175,9 @@ def _cmdline(recipe: Recipe) -> str:
     return " ".join(words)
 
 
-def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Progress) -> Tree:
+def _tree(
+    inputs: Inputs, debs: list[Path], modules: Mapping[str, bytes], work: Path, tell: Progress
+) -> Tree:
     recipe = inputs.recipe
     tree = Tree(recipe.max_size, merged=bool(inputs.packages), drop=(*DROP, *recipe.drop))
     for entry in minimal.entries(inputs.busybox, inputs.guest, modules):
@@ -189,9 +189,9 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
         deb.add_to(tree, path, facts)
     if recipe.selinux:
         tell("compile the SELinux policy", 0.85)
-        names = [p.name for p in (*inputs.packages, *inputs.tools)]
         wanted = {selinux.POLICY_PACKAGE, *(p.name for p in inputs.tools)}
-        found = {n: path for n, path in zip(names, debs, strict=True) if n in wanted}
+        pairs = zip((*inputs.packages, *inputs.tools), debs, strict=True)
+        found = {facts: path for facts, path in pairs if facts.name in wanted}
         own = inputs.guest[minimal.SELINUX_CIL]
         made = selinux.make(found, inputs.busybox, work, own, _contexts(tree, recipe))
         for entry in made:

@@ -8,6 +8,7 @@ to another user or group than root lends nobody root's rights, though in an imag
 from __future__ import annotations
 
 import io
+import re
 import stat
 import subprocess
 import tarfile
@@ -76,7 +77,32 @@ def add_to(tree: Tree, deb: Path, facts: Package) -> None:
         process.kill()
         process.wait()
     if damaged:
-        raise SkerryError(f"the package {deb.name} is damaged", fix=f"remove {deb} and build again")
+        raise _damaged(deb)
+
+
+def files(deb: Path, facts: Package) -> dict[str, bytes]:
+    """Return the plain files of a package by their paths in a merged `/usr`; raises as `add_to`."""
+    tree = Tree(2 * facts.installed + SLACK, merged=True)
+    add_to(tree, deb, facts)
+    return {
+        path: one.entry.data for path, one in tree.placed.items() if stat.S_ISREG(one.entry.mode)
+    }
+
+
+def made_at(deb: Path) -> int:
+    """Return when a package was made, in seconds since the epoch. Raises `SkerryError`.
+
+    It stands in the head of the archive's first member; see `ar(5)`.
+    """
+    with deb.open("rb") as file:
+        found = re.fullmatch(rb"!<arch>\n.{16}([0-9]{1,10}) {2,11}", file.read(36), re.DOTALL)
+    if found is None:
+        raise _damaged(deb)
+    return int(found[1])
+
+
+def _damaged(deb: Path) -> SkerryError:
+    return SkerryError(f"the package {deb.name} is damaged", fix=f"remove {deb} and build again")
 
 
 def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, origin: str) -> None:

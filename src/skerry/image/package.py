@@ -139,7 +139,7 @@ def resolve_cached(cache: Path, meta: str) -> Package:
 
     Call it, as all that uses the cache's packages, under the cache's lock.
     """
-    note = cache / PACKAGES / f"{meta}.json"
+    note = cache / PACKAGES / f"behind-{meta}.json"
     stamp = lists_stamp()
     with contextlib.suppress(OSError, msgspec.DecodeError):
         held = msgspec.json.decode(note.read_bytes(), type=_Resolved)
@@ -194,11 +194,6 @@ def fetch_all(
 
 def _place(shelf: Path, package: Package) -> Path:
     return shelf / f"{package.name}_{package.version.replace(':', '%3a')}.deb"
-
-
-def unpack(deb: Path, target: Path) -> None:
-    """Unpack a package into a directory; runs none of its scripts."""
-    run(["dpkg-deb", "-x", str(deb), str(target)], package="dpkg")
 
 
 def _download(work: Path, packages: Sequence[Package], progress: Callable[[float], None]) -> None:

@@ -42,7 +42,8 @@ PART_MAX = 4 << 30
 """Most bytes of one file of an image; with a longer one the image is damaged, and not used."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_VERSION = re.compile(r"[A-Za-z0-9.+~_-]{1,100}")
+VERSION = re.compile(r"[A-Za-z0-9.+~_-]{1,100}")
+"""What a kernel's version may be."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -321,7 +322,7 @@ def _decode(home: Path, untrusted: bytes) -> Manifest:
     """Return a description that is within its bounds. Raises `SkerryError`."""
     try:
         manifest = msgspec.json.decode(untrusted, type=Manifest)
-        if not NAME.fullmatch(manifest.name) or not _VERSION.fullmatch(manifest.kernel_version):
+        if not NAME.fullmatch(manifest.name) or not VERSION.fullmatch(manifest.kernel_version):
             raise ValueError("its name or its kernel's version is none")
         digests = [part.sha256 for part in manifest.parts.values()]
         if not all(map(_DIGEST.fullmatch, (manifest.key, *digests, *manifest.sources.values()))):

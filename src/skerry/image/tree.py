@@ -1,8 +1,8 @@
 """The files of an image while it is put together: in memory, bounded, and every path a real one.
 
-The rules: nothing of a package is written to the host's file system, so no symbolic link of one
-can lead anywhere; no file lies behind a symbolic link or a plain file; two sources never give one
-path two contents; the sum of all contents is bounded before any of it is kept.
+The rules: a package is read into memory and never unpacked, so no symbolic link of one can lead
+anywhere; no file lies behind a symbolic link or a plain file; two sources never give one path two
+contents; the sum of all contents is bounded before any of it is kept.
 
 An image with packages has Debian's merged `/usr`: what a package has in `/bin`, `/sbin` or `/lib*`
 stands under `/usr`, and the old names are links.

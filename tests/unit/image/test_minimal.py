@@ -11,7 +11,7 @@ from skerry.errors import NotFound, SkerryError
 from skerry.image import kernel, store
 from skerry.image.cache import locked
 from skerry.image.minimal import build_minimal
-from tests.support.kernel_package import ELF, Debian, bzimage, lz4, module
+from tests.support.kernel_package import ELF, VERSION, Debian, bzimage, lz4, module
 
 
 def unpacked(image: store.Image, target: Path) -> Path:
@@ -80,6 +80,23 @@ def test_a_driver_that_is_nowhere_is_an_error(debian: Debian, tmp_path: Path) ->
         build_minimal(tmp_path / "a")
     with pytest.raises(NotFound, match="build it"):
         store.load(tmp_path / "a", "minimal")
+
+
+@pytest.mark.parametrize("place", ["boot/vmlinuz-{}", "lib/modules/{}/modules.builtin"])
+def test_a_link_of_the_kernel_package_reaches_no_file_of_the_host(
+    place: str, debian: Debian, tmp_path: Path
+) -> None:
+    """It is neither read nor changed, though what it leads to would do; as a file it is taken."""
+    assert build_minimal(tmp_path / "a")
+    file = debian.home / "deb" / place.format(VERSION)
+    host = tmp_path / "host"
+    file.rename(host)
+    host.chmod(0o600)
+    file.symlink_to(host)
+    debian.publish()
+    with pytest.raises(SkerryError, match="kernel package holds"):
+        build_minimal(tmp_path / "b")
+    assert host.stat().st_mode & 0o777 == 0o600
 
 
 def test_every_uid_can_read_an_image_and_nobody_change_it(debian: Debian, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_what_is_built_anew_believes_nothing_of_the_cache(debian: Debian, tmp_pa
     image = build_minimal(cache)
     (tmp_path / "key").write_bytes(PRIVATE)
     add_signature(cache, image, str(tmp_path / "key"), add=False)
-    note = cache / "packages/linux-image-cloud-amd64.json"
+    note = cache / "packages/behind-linux-image-cloud-amd64.json"
     note.write_bytes(note.read_bytes().replace(b'"version":"1"', b'"version":"2"'))
     assert (
         build(cache, preset("minimal"), anew=True) == image == require_image(cache, "minimal", RAW)

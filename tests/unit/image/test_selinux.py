@@ -3,7 +3,9 @@
 import bz2
 import os
 import socket
+import stat
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from skerry.errors import SkerryError
-from skerry.image import minimal, selinux
+from skerry.image import cpio, minimal, selinux
+from skerry.image.package import Package
 from tests.support.machines import cache
+from tests.unit.image.test_deb import member, package
 
 PROBE = """
 b={busybox}
@@ -30,8 +34,8 @@ def work() -> Iterator[Path]:
     """A workspace as a build has it: on the cache, which others can traverse."""
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="jail-", dir=cache()) as folder:
-        for name in ("tools", "modules"):
-            (Path(folder) / name).mkdir()
+        for name in ("tools/w", "modules"):
+            (Path(folder) / name).mkdir(parents=True)
         yield Path(folder)
 
 
@@ -79,12 +83,11 @@ def test_a_module_over_its_bound_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However small it is packed; at its bound it is read."""
-    path = tmp_path / "bomb.pp.bz2"
-    path.write_bytes(bz2.compress(bytes(5 << 20)))
-    assert len(selinux._unpacked(path)) == 5 << 20
+    packed = bz2.compress(bytes(5 << 20))
+    assert len(selinux._unpacked("bomb", packed)) == 5 << 20
     monkeypatch.setattr(selinux, "MODULE_MAX", 5 << 20)
-    with pytest.raises(SkerryError, match=r"bomb\.pp\.bz2 is over 5 MiB"):
-        selinux._unpacked(path)
+    with pytest.raises(SkerryError, match="bomb is over 5 MiB"):
+        selinux._unpacked("bomb", packed)
 
 
 def deb(folder: Path, name: str, files: dict[str, bytes], postinst: str = "") -> Path:
@@ -105,19 +108,27 @@ def deb(folder: Path, name: str, files: dict[str, bytes], postinst: str = "") ->
     return folder / f"{name}.deb"
 
 
-def compiled(work: Path, script: str) -> dict[str, bytes]:
-    """Make a policy with a compiler that is this script; return the files by path."""
+def compiled(work: Path, script: str, *more: cpio.Entry) -> dict[str, bytes]:
+    """Make a policy with a compiler that is this script; return the files by path.
+
+    `more` are links of the compiler's package and files of any path.
+    """
     tool = b"#!/w/busybox sh\nb=/w/busybox\n"
     programs = {
         "usr/bin/secilc": tool + script.encode(),
         "usr/libexec/selinux/hll/pp": tool + b'$b cp "$1" "$2"\n',
     }
+    members = [member(path, data) for path, data in programs.items()]
+    for entry in more:
+        link = stat.S_ISLNK(entry.mode)
+        kind, target = (tarfile.SYMTYPE, entry.data.decode()) if link else (tarfile.REGTYPE, "")
+        members.append(member(entry.path, b"" if link else entry.data, kind, linkname=target))
     module = {"usr/share/selinux/default/base.pp.bz2": bz2.compress(b"base")}
     debs = {
-        "secilc": deb(work, "secilc", programs),
-        selinux.POLICY_PACKAGE: deb(work, "policy-deb", module, 'notdefault=""'),
+        Package("secilc", "1", 0, ""): package(work, members),
+        Package(selinux.POLICY_PACKAGE, "1", 0, ""): deb(work, "policy", module, 'notdefault=""'),
     }
-    for name in ("tools", "modules"):
+    for name in ("tools/w", "tools", "modules"):
         (work / name).rmdir()
     made = selinux.make(debs, minimal.busybox_program(), work, b"own", "")
     return {entry.path: entry.data for entry in made}
@@ -157,3 +168,20 @@ def test_a_policy_over_its_bound_is_refused(work: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(selinux, "RESULT_MAX", 7)
     with pytest.raises(SkerryError, match="contexts: longer than 7 bytes"):
         compiled(work, GOOD)
+
+
+@pytest.mark.parametrize("name", ["usr/evil", "w"])
+def test_a_link_of_the_compilers_package_leads_no_file_out(name: str, work: Path) -> None:
+    """A file behind it is refused, and so is one in the place of the jail's own folder."""
+    outside = work / "outside"
+    outside.mkdir()
+    link = cpio.link(name, str(outside))
+    with pytest.raises(SkerryError, match=r"lies behind the link|comes from both"):
+        compiled(work, GOOD, link, cpio.file(f"{name}/x", b"evil"))
+    assert list(outside.iterdir()) == []
+
+
+def test_a_link_of_the_compilers_package_is_one_in_its_jail(work: Path) -> None:
+    """The control: it is there, and leads to nothing of the host."""
+    seen = "[ -L /usr/evil ] && [ ! -e /usr/evil ] || exit 1\n"
+    assert compiled(work, seen + GOOD, cpio.link("usr/evil", str(work)))
