@@ -8,7 +8,6 @@ jailed and without a network.
 from __future__ import annotations
 
 import hashlib
-import re
 import stat
 import zlib
 from collections.abc import Callable, Mapping
@@ -193,7 +192,12 @@ def _tree(
         pairs = zip((*inputs.packages, *inputs.tools), debs, strict=True)
         found = {facts: path for facts, path in pairs if facts.name in wanted}
         own = inputs.guest[minimal.SELINUX_CIL]
-        made = selinux.make(found, inputs.busybox, work, own, _contexts(tree, recipe))
+        contexts = "".join(
+            selinux.context(tree.path(copied.target), copied.range)
+            for copied in recipe.files
+            if copied.range
+        )
+        made = selinux.make(found, inputs.busybox, work, own, contexts)
         for entry in made:
             tree.reserve(len(entry.data), "the SELinux policy")
             tree.add(entry, SKERRY)
@@ -244,12 +248,6 @@ def _add_start(tree: Tree, recipe: Recipe) -> None:
     script = _START + f"exec {quoted}\n"
     tree.add(cpio.file("lib/skerry/start", script.encode(), mode=cpio.EXECUTABLE), SKERRY)
     _append_inittab(tree, INITTAB_START)
-
-
-def _contexts(tree: Tree, recipe: Recipe) -> str:
-    """Return the file contexts of what a recipe gives a range; they count before the policy's."""
-    ranged = ((re.escape(tree.path(c.target)), c.range) for c in recipe.files if c.range)
-    return "".join(f"/{path} -- {selinux.DATA}:{range_}\n" for path, range_ in ranged)
 
 
 def _append_inittab(tree: Tree, line: bytes) -> None:

@@ -57,6 +57,7 @@ RESULT_MAX = 64 << 20
 
 _CONVERT = 'for module in /w/*.pp; do "$1" "$module" "${module%.pp}.cil" || exit 1; done'
 _MODULE = re.compile(r"usr/share/selinux/default/([A-Za-z0-9_-]{1,100})\.pp\.bz2")
+_ESCAPED, _IN_BRACKETS = ".^$*+?([{|", ")}] \\"
 _ROOT = "etc/selinux/default"
 _NOBODY = 65534
 _CONFIG = b"SELINUX=enforcing\nSELINUXTYPE=default\n"
@@ -108,6 +109,24 @@ def _result(path: Path) -> bytes:
         raise SkerryError(
             f"the compiler of the SELinux policy left no such file: {error}"
         ) from None
+
+
+def context(path: str, range_: str) -> str:
+    """Return the line of file contexts by which a plain file is the service's data of a range.
+
+    What libselinux can't have in a line (a space, what is not ASCII) or would take for a part of a
+    folder's name (a backslash) is written so that the line stands for this path alone.
+    """
+    return f"/{''.join(map(_pattern, path.encode()))} -- {DATA}:{range_}\n"
+
+
+def _pattern(byte: int) -> str:
+    char = chr(byte)
+    if char in _ESCAPED:
+        return f"\\{char}"
+    if byte >= 0x80 or char in _IN_BRACKETS:
+        return f"[\\x{byte:02x}]"
+    return char
 
 
 def _write_out(tree: Tree, root: Path) -> None:

@@ -1,6 +1,7 @@
 """What is run to make an image with SELinux, the policy's compiler: in a jail, and bounded."""
 
 import bz2
+import ctypes
 import os
 import socket
 import stat
@@ -185,3 +186,46 @@ def test_a_link_of_the_compilers_package_is_one_in_its_jail(work: Path) -> None:
     """The control: it is there, and leads to nothing of the host."""
     seen = "[ -L /usr/evil ] && [ ! -e /usr/evil ] || exit 1\n"
     assert compiled(work, seen + GOOD, cpio.link("usr/evil", str(work)))
+
+
+class _Option(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int), ("value", ctypes.c_char_p))
+
+
+def looked_up(lines: str, path: str, folder: Path) -> str:
+    """Return the context that libselinux finds for a plain file; empty if it refuses the lines."""
+    (folder / "contexts").write_text(lines)
+    library = ctypes.CDLL("libselinux.so.1")
+    library.selabel_open.restype = ctypes.c_void_p
+    named = _Option(3, str(folder / "contexts").encode())
+    handle = ctypes.c_void_p(library.selabel_open(0, ctypes.byref(named), 1))
+    found = ctypes.c_char_p()
+    if handle.value is None:
+        return ""
+    library.selabel_lookup_raw(handle, ctypes.byref(found), path.encode(), stat.S_IFREG)
+    return (found.value or b"").decode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "srv/a-b",
+        "my-data/x",
+        "my dir/a  b",
+        "a.b/c+",
+        "a)b]c}d/e",
+        "a\\b/c",
+        "#a/&",
+        "ü/é x",
+        "^a/[c]$",
+    ],
+)
+def test_a_file_of_a_range_has_its_line_whatever_it_is_called(path: str, tmp_path: Path) -> None:
+    """As libselinux reads it: for this path and for no other, and no line of it breaks the rest."""
+    policy = "/.* u:r:default:s0\n/srv/a-b -- u:r:exact:s0\n"
+    assert looked_up(policy, f"/{path}", tmp_path).startswith("u:r:")
+    lines = policy + selinux.context(path, "s0:c1,c2")
+    assert looked_up(lines, f"/{path}", tmp_path) == f"{selinux.DATA}:s0:c1,c2"
+    others = {f"{path}x", f"x{path}", path[:-1], path.replace(".", "x"), path.replace("+", "c")}
+    for other in (f"/{one}" for one in others - {path}):
+        assert looked_up(lines, other, tmp_path) == "u:r:default:s0"
