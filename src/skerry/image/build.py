@@ -65,6 +65,7 @@ class Inputs(msgspec.Struct, frozen=True):
     packages: tuple[Package, ...]
     tools: tuple[Package, ...]
     busybox: Path
+    program: Package
     guest: Mapping[str, bytes]
     files: Mapping[str, bytes]
     sources: Mapping[str, str]
@@ -100,12 +101,13 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
     packages = closure.closure(cache, recipe)
     tools = closure.closure(cache, selinux.TOOLS) if recipe.selinux else ()
     busybox = minimal.busybox_program()
+    program = minimal.busybox_package(busybox)
     guest = minimal.guest_files(selinux=recipe.selinux)
     files = _read_files(recipe)
     sources = {
         **{f"{p.name}={p.version}": p.sha256 for p in (ground, *packages)},
         **{f"tool {p.name}={p.version}": p.sha256 for p in tools},
-        "busybox": store.sha256(busybox),
+        f"program {program.name}={program.version}": program.sha256,
         **{f"guest/{n}": hashlib.sha256(data).hexdigest() for n, data in guest.items()},
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
         **(bytecode.COMPILER if recipe.compiled else {}),
@@ -115,7 +117,7 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
     shape = (DROP, recipe.drop, modes, recipe.start, confined, recipe.compiled, _cmdline(recipe))
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
-    return Inputs(recipe, ground, packages, tools, busybox, guest, files, sources, key)
+    return Inputs(recipe, ground, packages, tools, busybox, program, guest, files, sources, key)
 
 
 def _read_files(recipe: Recipe) -> dict[str, bytes]:
@@ -149,14 +151,16 @@ def _build(cache: Path, inputs: Inputs, tell: Progress) -> Image:
         tree = _tree(inputs, debs[1:], modules, work, tell)
         archive = cpio.archive(tree.entries())
         files[store.INITRD].write_bytes(archive)
-        listed = [*wanted[: len(inputs.packages) + 1], minimal.busybox_package(inputs.busybox)]
-        bill = spdx.document(recipe.name, inputs.key, listed, tree.placed, deb.made_at(debs[0]))
+        listed = wanted[: len(inputs.packages) + 1]
+        bill = spdx.document(
+            recipe.name, inputs.key, listed, inputs.program, tree.placed, deb.made_at(debs[0])
+        )
         files[store.SBOM].write_bytes(bill)
         tell("store", 0.95)
         facts = store.Facts(
             kernel_version=version,
             cmdline=_cmdline(recipe),
-            packages=len(listed),
+            packages=len(listed) + 1,
             files=sum(stat.S_ISREG(one.entry.mode) for one in tree.placed.values()),
             compressed=len(zlib.compress(archive, 6)),
             sources=dict(inputs.sources),

@@ -70,7 +70,7 @@ def add_to(tree: Tree, deb: Path, facts: Package) -> None:
             while bounded.read():  # the padding, so that dpkg-deb ends by itself
                 pass
         damaged = process.wait() != 0
-    except (tarfile.TarError, EOFError, UnicodeError):
+    except (tarfile.TarError, EOFError, ValueError):
         damaged = True
     finally:
         timer.cancel()
@@ -106,6 +106,8 @@ def _damaged(deb: Path) -> SkerryError:
 
 
 def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, origin: str) -> None:
+    if member.size < 0:  # an extended head may say so, and it would be counted
+        raise ValueError("a negative size")
     path = tree.path(member.name)
     if not tree.wants(path):
         return

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import lzma
 import re
+import shutil
+import signal
 import subprocess
 import zlib
 from collections.abc import Iterable, Mapping
@@ -22,7 +24,7 @@ from skerry.errors import SkerryError
 from skerry.image import package, store
 
 VMLINUX_MAX = 512 << 20
-"""Largest kernel in bytes, unpacked from gzip or xz; a larger one is an error, no image is made."""
+"""Largest kernel in bytes, once unpacked; a larger one is an error, no image is made."""
 MODULE_MAX = 64 << 20
 """Largest kernel module in bytes, unpacked from xz; a larger one is an error, as above."""
 
@@ -152,17 +154,19 @@ def _word(raw: bytes, offset: int) -> int:
 
 def _unpack(tool: tuple[str, str], payload: bytes, target: Path) -> None:
     name, debian = tool
-    try:
-        with target.open("wb") as out:
-            done = subprocess.run(
-                [name, "-d", "-c"],
-                input=payload,
-                stdout=out,
-                stderr=subprocess.PIPE,
-                timeout=package.COMMAND_TIMEOUT_S,
-                check=False,
-            )
-    except FileNotFoundError as error:
-        raise package.missing(name, debian) from error
+    if shutil.which(name) is None:
+        raise package.missing(name, debian)
+    with target.open("wb") as out:
+        done = subprocess.run(
+            ["prlimit", f"--fsize={VMLINUX_MAX}", name, "-d", "-c"],
+            input=payload,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            timeout=package.COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode == -signal.SIGXFSZ:
+        raise SkerryError(f"the kernel holds more than {VMLINUX_MAX >> 20} MiB")
     if done.returncode:
-        raise SkerryError(f"{name} could not unpack the kernel: {done.stderr.decode()[:200]!r}")
+        words = ascii(done.stderr.decode(errors="replace")[:200])
+        raise SkerryError(f"{name} could not unpack the kernel: {words}")

@@ -29,6 +29,7 @@ from skerry.errors import InputError, NotFound, SkerryError
 from skerry.image.cache import BUILT, NAMES, check_owner, locked, workspace
 from skerry.system.durable import sync
 from skerry.system.files import read_bounded
+from skerry.wire.escape import escape
 from skerry.wire.system_files import MAX_SIGNATURE
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -340,7 +341,7 @@ def _decode(home: Path, untrusted: bytes) -> Manifest:
 
 def _damaged(home: Path, error: Exception) -> SkerryError:
     return SkerryError(
-        f"image description {home / MANIFEST} is damaged: {error}",
+        f"image description {home / MANIFEST} is damaged: {escape(str(error))}",
         fix=f"remove {home} and build it again",
     )
 

@@ -56,10 +56,14 @@ class Tree:
         return self._placed
 
     def path(self, untrusted_path: str) -> str:
-        """Return a path as it stands in this image. Raises `SkerryError` if it leads out of it."""
+        """Return a path as it stands in this image: printable, so that an error can name it.
+
+        Raises `SkerryError` if it leads out of the image, or no archive can hold it.
+        """
         path = PurePosixPath(untrusted_path.lstrip("/"))
         raw = str(path)
-        if ".." in path.parts or "\0" in raw or len(raw.encode()) > MAX_PATH:
+        out = ".." in path.parts or raw == cpio.TRAILER
+        if out or not raw.isprintable() or len(raw.encode()) > MAX_PATH:
             raise SkerryError(f"{untrusted_path[:200]!a} is no path inside an image")
         if self._merged and path.parts and path.parts[0] in MERGED:
             return f"usr/{raw}"

@@ -176,3 +176,12 @@ def test_a_damaged_package_is_named(damage: Callable[[bytes], bytes], tmp_path: 
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(SkerryError, match=r"p_1\.deb is damaged; remove"):
         deb.add_to(Tree(1 << 20), path, facts())
+
+
+@pytest.mark.parametrize("headers", [{"GNU.sparse.map": "x,1"}, {"size": "-9"}])
+def test_a_member_with_a_broken_head_is_damage(headers: dict[str, str], tmp_path: Path) -> None:
+    """Whatever the reader of archives makes of it; a head that is right is none."""
+    good = member("./x", b"data", pax_headers={"comment": "x"})
+    assert read(tmp_path, good).placed.keys() == {"x"}
+    with pytest.raises(SkerryError, match=r"p_1\.deb is damaged"):
+        read(tmp_path, good, member("./y", b"data", pax_headers=headers))

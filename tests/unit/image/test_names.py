@@ -138,3 +138,27 @@ def test_what_is_built_anew_believes_nothing_of_the_cache(debian: Debian, tmp_pa
         build(cache, preset("minimal"), anew=True)
     store.remove(cache, "minimal")
     assert build(cache, preset("minimal"), anew=True) == image
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"6.1.0-1-test"', '"6.1\\u001b[2J"'),
+        ('"good"', '"go\\u001bod"'),
+        ('"cmdline"', '"x\\u001b[2J"'),
+        ('"bytes"', '"\\u001b"'),
+    ],
+)
+def test_what_an_altered_description_says_reaches_no_terminal(
+    old: str, new: str, debian: Debian, tmp_path: Path
+) -> None:
+    """It is refused, in words that can be printed; unaltered it is shown."""
+    image = built(tmp_path / "a", "good")
+    path = image.kernel.parent / store.MANIFEST
+    text = path.read_text()
+    assert old in text
+    path.chmod(0o644)
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(SkerryError, match="is damaged") as caught:
+        store.load(tmp_path / "a", "good")
+    assert str(caught.value).isprintable()

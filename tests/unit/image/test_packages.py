@@ -1,5 +1,6 @@
 """Images of Debian's real packages, fetched by apt into the tests' cache."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -10,10 +11,11 @@ import msgspec
 import pytest
 
 from skerry.errors import InputError, SkerryError
-from skerry.image import compare, spdx, store, tree
+from skerry.image import compare, minimal, spdx, store, tree
 from skerry.image.build import build
 from skerry.image.cache import locked
 from skerry.image.closure import closure
+from skerry.image.package import Package
 from skerry.image.recipe import parse_recipe, preset
 from tests.support.machines import cache
 
@@ -91,10 +93,12 @@ def test_a_bill_of_materials_names_every_package_and_file() -> None:
     image = build(cache(), preset("python"))
     bill = spdx.read(image.sbom.read_bytes(), "")
     named = {f"{n}={version}": sha256 for n, (version, sha256) in bill.packages.items()}
-    debs = {n: sha256 for n, sha256 in image.sources.items() if "=" in n}
-    assert debs.items() <= named.items()
-    assert len(named) == len(debs) + 1 == image.packages  # busybox is the host's
-    assert {"python3-minimal", "libc6", "busybox-static"} <= bill.packages.keys()
+    debs = {n: digest for n, digest in image.sources.items() if "=" in n and " " not in n}
+    program = minimal.busybox_package(minimal.busybox_program())
+    assert named == debs | {f"{program.name} (program)={program.version}": program.sha256}
+    assert len(named) == image.packages
+    assert image.sources[f"program {program.name}={program.version}"] == program.sha256
+    assert {"python3-minimal", "libc6"} <= bill.packages.keys()
     assert "dpkg" not in bill.packages
     files = compare.files_of(image)
     theirs = {path for one in debs for path in packed(cache() / "packages", one)}
@@ -116,12 +120,38 @@ def packed(shelf: Path, package: str) -> set[str]:
     return {f"usr/{p}" if p.partition("/")[0] in tree.MERGED else p for p in found}
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 100_000, b'{"spdxVersion": "SPDX-9"}'])
+BILL = (
+    b'{"spdxVersion": "SPDX-2.3", "packages": [], "files": [{"fileName": "x", "checksums": [%s]}]}'
+)
+SUM = b'{"algorithm": "SHA256", "checksumValue": "0"}'
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"{}", b"[" * 100_000, b'{"spdxVersion": "SPDX-9"}', BILL % b"", BILL % (SUM * 2)),
+        *(BILL % (SUM + b"," + SUM), BILL % SUM.replace(b"256", b"1"), b'{"\x1b[2J": 1}'),
+    ],
+)
 def test_a_damaged_bill_is_refused(damage: bytes) -> None:
-    """In one line that names it."""
+    """In one line that names it and can be printed; one that has all it needs is read."""
+    assert spdx.read(BILL % SUM, "sbom").files == {"x": "0"}
     with pytest.raises(SkerryError, match="materials sbom is damaged") as caught:
         spdx.read(damage, "sbom")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_every_part_of_a_bill_has_an_identity_of_its_own() -> None:
+    """Also busybox, where the image has Debian's package of it too, and names that are near."""
+    names = ("busybox-static", "busybox", "a+b", "a-plus-b")
+    listed = [Package(name, "1", 0, "0" * 64) for name in names]
+    program = Package("busybox-static", "1", 0, "1" * 64)
+    raw = spdx.document("app", "0" * 64, listed, program, {}, 0)
+    found = [one["SPDXID"] for one in json.loads(raw)["packages"]]
+    assert len(found) == len(set(found)) == len(names) + 2
+    bill = spdx.read(raw, "").packages
+    assert bill.keys() == {*names, "busybox-static (program)"}
+    assert bill["busybox-static (program)"] == ("1", "1" * 64)
 
 
 def test_what_is_needed_comes_along_and_what_is_excluded_does_not(fresh: Path) -> None:
