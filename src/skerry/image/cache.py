@@ -34,9 +34,10 @@ def workspace(cache: Path) -> Iterator[Path]:
 def locked(cache: Path) -> Iterator[None]:
     """Make the cache if need be and hold its lock; a second builder waits here."""
     try:
+        _make(cache)
+        check_owner(cache)
         for place in (PACKAGES, BUILT, NAMES):
             _make(cache / place)
-        check_owner(cache)
         descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SkerryError(
