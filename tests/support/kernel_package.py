@@ -40,6 +40,13 @@ def lz4(data: bytes) -> bytes:
     ).stdout
 
 
+def zstd(data: bytes) -> bytes:
+    """Return what Debian 13 packs a kernel into."""
+    return subprocess.run(
+        ["zstd", "-q", "-c"], input=data, stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
 class Debian:
     """A machine with one kernel package in its lists; counts downloads."""
 

@@ -68,7 +68,7 @@ def _make_xen_mls(work: Path, plain: Path) -> None:
 def _make_selinux(work: Path, tools: Path) -> None:
     root, modules = work / "root", work / "modules"
     deb = debian.fetch("selinux-policy-default")
-    package.unpack(deb, root)
+    debian.unpack(deb, root)
     modules.mkdir()
     # The package installs all its modules and then disables these.
     named = re.search(r'^ *notdefault="(.*)"$', debian.script(deb, "postinst"), re.MULTILINE)

@@ -35,6 +35,7 @@ cache_option = click.option(
         "verify": "skerry.cli.image_sign:verify",
         "sign": "skerry.cli.image_sign:sign",
         "keygen": "skerry.cli.image_sign:keygen",
+        "remove": "skerry.cli.image:remove",
         "template": "skerry.cli.template:template",
     },
     summaries={
@@ -45,11 +46,12 @@ cache_option = click.option(
         "verify": "Check an image's files and its signature.",
         "sign": "Sign an image.",
         "keygen": "Make a pair of keys to sign images with.",
+        "remove": "Remove an image, and builds that no name has.",
         "template": "Templates of booted guests: list, remove.",
     },
 )
 def image() -> None:
-    """Guest images: build, sign, list, show, verify, compare."""
+    """Guest images: build, sign, list, show, verify, compare, remove."""
 
 
 def cache_of(cache: Path | None) -> Path:
@@ -59,7 +61,7 @@ def cache_of(cache: Path | None) -> Path:
 
 @click.command()
 @click.argument("file", metavar="FILE")
-@click.option("--key", metavar="KEY", help="Sign it with this private key: PEM or OpenSSH.")
+@click.option("--key", metavar="KEY", help="Build it anew, and sign it: PEM or OpenSSH.")
 @cache_option
 @json_option
 def build(file: str, key: str | None, cache: Path | None, as_json: bool) -> None:
@@ -68,7 +70,8 @@ def build(file: str, key: str | None, cache: Path | None, as_json: bool) -> None
     FILE may also be the name of a preset: minimal, python or selinux.
     """
     home, began = cache_of(cache), time.monotonic()
-    one = build_with_progress(file, home)
+    one = build_with_progress(file, home, anew=key is not None)
+    store.verify(one)
     if key is not None:
         from skerry.cli.image_sign import add_signature
 
@@ -78,9 +81,10 @@ def build(file: str, key: str | None, cache: Path | None, as_json: bool) -> None
         click.echo(f"took     {time.monotonic() - began:.1f} s")
 
 
-def build_with_progress(name: str, cache: Path) -> store.Image:
+def build_with_progress(name: str, cache: Path, *, anew: bool = False) -> store.Image:
     """Build a preset or the image of a file, with a progress bar on a terminal.
 
+    `anew`: as `build.build` says; an image to be signed is built so.
     Raises `NotFound` for what is neither, `InputError` and `SkerryError` if it can't be built.
     """
     # The builder pulls in subprocess and the unpackers, which the other commands never need.
@@ -94,7 +98,7 @@ def build_with_progress(name: str, cache: Path) -> store.Image:
         )
     recipe = preset(name) if name in PRESETS else read_recipe(Path(name))
     with progress_bar("image") as progress:
-        return build_image(cache, recipe, progress=progress)
+        return build_image(cache, recipe, anew=anew, progress=progress)
 
 
 def build_for(system: System) -> None:
@@ -159,6 +163,22 @@ def show(name: str, cache: Path | None, as_json: bool) -> None:
     one = store.load(cache_of(cache), name)
     store.verify(one)
     _show(one, as_json)
+
+
+@click.command()
+@click.argument("name")
+@cache_option
+@json_option
+def remove(name: str, cache: Path | None, as_json: bool) -> None:
+    """Remove image NAME, and every build that no name points at.
+
+    A system that runs and boots one of these can't start its domains again.
+    """
+    store.remove(cache_of(cache), name)
+    if as_json:
+        emit([{"image": name}])
+    else:
+        click.echo(f"removed: {name}")
 
 
 @click.command()

@@ -9,8 +9,9 @@ import click
 from skerry.cli.common import emit, json_option
 from skerry.cli.image import cache_of, cache_option, read_input
 from skerry.cli.policy_sign import write_pair
-from skerry.errors import InputError, PolicyError, Problem, SkerryError
+from skerry.errors import InputError, PolicyError, SkerryError
 from skerry.image import store
+from skerry.image.cache import locked
 
 
 @click.command()
@@ -42,19 +43,14 @@ def sign(name: str, key: str, add: bool, cache: Path | None, as_json: bool) -> N
 def add_signature(home: Path, one: store.Image, key: str, *, add: bool) -> Path:
     """Sign an image's description and return the place of its signatures. Raises `InputError`."""
     from skerry.policy import signature
-    from skerry.wire.system_files import MAX_SIGNATURE
 
     private = read_input(key)
-    with store.locked(home):
+    with locked(home):
         content, old = store.signed_content(one)
         made = signature.sign(private, content, key)
-        if add and made not in old:
-            made = old + made
-        elif add:
-            made = old
-        if len(made) > MAX_SIGNATURE:
-            raise InputError([Problem(one.name, 0, "has no room for another signature")])
-        return store.put_signature(home, one, made)
+        return store.put_signature(
+            home, one, signature.added(old if add else b"", made, store.MANIFEST)
+        )
 
 
 @click.command()

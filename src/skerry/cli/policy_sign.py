@@ -49,18 +49,13 @@ def sign(file: str, key: str, add: bool, as_json: bool) -> None:
     """
     from skerry.policy import signature
     from skerry.policy.load import policy_bytes
-    from skerry.wire.system_files import MAX_SIGNATURE
 
     try:
         content, private = policy_bytes(file), signature.read_key_file(key)
         old = signature.read_signature(file) if add else b""
     except PolicyError as error:
         raise InputError(error.problems) from None
-    if len(old) == signature.SIGNATURE_BYTES:
-        raise InputError([Problem(f"{file}.sig", 0, "is raw, so no signature can be added")])
-    made = old + signature.sign(private, content, key)
-    if len(made) > MAX_SIGNATURE:
-        raise InputError([Problem(f"{file}.sig", 0, "has no room for another signature")])
+    made = signature.added(old, signature.sign(private, content, key), file)
     path = Path(f"{file}{signature.SUFFIX}")
     path.write_bytes(made)
     if as_json:

@@ -8,7 +8,6 @@ jailed and without a network.
 from __future__ import annotations
 
 import hashlib
-import re
 import stat
 import zlib
 from collections.abc import Callable, Mapping
@@ -29,13 +28,14 @@ from skerry.image import (
     spdx,
     store,
 )
+from skerry.image.cache import locked, workspace
 from skerry.image.package import Package
 from skerry.image.recipe import Recipe
 from skerry.image.store import Image
 from skerry.image.tree import APPLETS, FILES, SKERRY, Tree
 from skerry.system.files import read_bounded
 
-FORMAT = 2
+FORMAT = 3
 """Part of the cache's key: raised when the same inputs are to give other bytes."""
 
 DROP = (
@@ -65,25 +65,32 @@ class Inputs(msgspec.Struct, frozen=True):
     packages: tuple[Package, ...]
     tools: tuple[Package, ...]
     busybox: Path
+    program: Package
     guest: Mapping[str, bytes]
     files: Mapping[str, bytes]
     sources: Mapping[str, str]
     key: str
 
 
-def build(cache: Path, recipe: Recipe, *, progress: Progress | None = None) -> Image:
+def build(
+    cache: Path, recipe: Recipe, *, anew: bool = False, progress: Progress | None = None
+) -> Image:
     """Build an image, or return it from the cache if its inputs are unchanged.
 
-    Works as an ordinary user; a second builder on one cache waits for the first. `progress` is
-    called with the name of the stage and the fraction of the whole, 0 to 1. Raises `InputError`
-    for what the recipe names and is not there, `SkerryError` naming what else is missing.
+    Works as an ordinary user; a second builder on one cache waits for the first. `anew`: nothing
+    that the cache says is believed; apt is asked, all is built, and an image that is there already
+    must be the same. `progress` is called with the name of the stage and the fraction of the
+    whole, 0 to 1. Raises `InputError` for what the recipe names and is not there, `SkerryError`
+    naming what else is missing.
     """
     tell: Progress = progress or (lambda _stage, _fraction: None)
-    with store.locked(cache):
+    with locked(cache):
         tell("look up", 0.0)
+        if anew:
+            package.forget_answers(cache)
         inputs = _inputs(cache, recipe)
-        image = store.find(cache, recipe.name, inputs.key)
-        if image is None:
+        image = store.find(cache, recipe.name, inputs.key, inputs.sources)
+        if image is None or anew:
             image = _build(cache, inputs, tell)
         tell("done", 1.0)
         return image
@@ -94,12 +101,13 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
     packages = closure.closure(cache, recipe)
     tools = closure.closure(cache, selinux.TOOLS) if recipe.selinux else ()
     busybox = minimal.busybox_program()
+    program = minimal.busybox_package(busybox)
     guest = minimal.guest_files(selinux=recipe.selinux)
     files = _read_files(recipe)
     sources = {
         **{f"{p.name}={p.version}": p.sha256 for p in (ground, *packages)},
         **{f"tool {p.name}={p.version}": p.sha256 for p in tools},
-        "busybox": store.sha256(busybox),
+        f"program {program.name}={program.version}": program.sha256,
         **{f"guest/{n}": hashlib.sha256(data).hexdigest() for n, data in guest.items()},
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
         **(bytecode.COMPILER if recipe.compiled else {}),
@@ -109,7 +117,7 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
     shape = (DROP, recipe.drop, modes, recipe.start, confined, recipe.compiled, _cmdline(recipe))
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
-    return Inputs(recipe, ground, packages, tools, busybox, guest, files, sources, key)
+    return Inputs(recipe, ground, packages, tools, busybox, program, guest, files, sources, key)
 
 
 def _read_files(recipe: Recipe) -> dict[str, bytes]:
@@ -118,7 +126,7 @@ def _read_files(recipe: Recipe) -> dict[str, bytes]:
     left = recipe.max_size
     for copied in recipe.files:
         try:
-            found[copied.target] = read_bounded(copied.source, left)
+            found[copied.target] = read_bounded(copied.source, left, follow=False)
         except InputError as error:
             message = f"{error} (limits.size, less the files before it)"
             raise InputError([Problem(str(recipe.path), copied.line, message)]) from None
@@ -130,29 +138,29 @@ def _build(cache: Path, inputs: Inputs, tell: Progress) -> Image:
     recipe = inputs.recipe
     wanted = [inputs.kernel, *inputs.packages, *inputs.tools]
     debs = package.fetch_all(cache, wanted, lambda part: tell("fetch", 0.05 + 0.45 * part))
-    with store.workspace(cache) as work:
+    with workspace(cache) as work:
         tell("unpack kernel", 0.5)
-        package.unpack(debs[0], work / "root")
-        version = kernel.version(work / "root")
+        unpacked = deb.files(debs[0], inputs.kernel)
+        version = kernel.version(unpacked)
         names = (store.KERNEL, store.BZIMAGE, store.INITRD, store.SBOM)
         files = {name: work / name for name in names}
-        boot = work / f"root/boot/vmlinuz-{version}"
-        created = int(boot.stat().st_mtime)
-        boot.rename(files[store.BZIMAGE])
+        files[store.BZIMAGE].write_bytes(unpacked[f"{kernel.BOOT}{version}"])
         kernel.vmlinux(files[store.BZIMAGE], files[store.KERNEL])
         tell("pack", 0.7)
-        modules = kernel.module_tree(work / "root", version)
+        modules = kernel.module_files(unpacked, version)
         tree = _tree(inputs, debs[1:], modules, work, tell)
         archive = cpio.archive(tree.entries())
         files[store.INITRD].write_bytes(archive)
-        listed = [*wanted[: len(inputs.packages) + 1], minimal.busybox_package(inputs.busybox)]
-        bill = spdx.document(recipe.name, inputs.key, listed, tree.placed, created)
+        listed = wanted[: len(inputs.packages) + 1]
+        bill = spdx.document(
+            recipe.name, inputs.key, listed, inputs.program, tree.placed, deb.made_at(debs[0])
+        )
         files[store.SBOM].write_bytes(bill)
         tell("store", 0.95)
         facts = store.Facts(
             kernel_version=version,
             cmdline=_cmdline(recipe),
-            packages=len(listed),
+            packages=len(listed) + 1,
             files=sum(stat.S_ISREG(one.entry.mode) for one in tree.placed.values()),
             compressed=len(zlib.compress(archive, 6)),
             sources=dict(inputs.sources),
@@ -170,7 +178,9 @@ def _cmdline(recipe: Recipe) -> str:
     return " ".join(words)
 
 
-def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Progress) -> Tree:
+def _tree(
+    inputs: Inputs, debs: list[Path], modules: Mapping[str, bytes], work: Path, tell: Progress
+) -> Tree:
     recipe = inputs.recipe
     tree = Tree(recipe.max_size, merged=bool(inputs.packages), drop=(*DROP, *recipe.drop))
     for entry in minimal.entries(inputs.busybox, inputs.guest, modules):
@@ -182,11 +192,16 @@ def _tree(inputs: Inputs, debs: list[Path], modules: Path, work: Path, tell: Pro
         deb.add_to(tree, path, facts)
     if recipe.selinux:
         tell("compile the SELinux policy", 0.85)
-        names = [p.name for p in (*inputs.packages, *inputs.tools)]
         wanted = {selinux.POLICY_PACKAGE, *(p.name for p in inputs.tools)}
-        found = {n: path for n, path in zip(names, debs, strict=True) if n in wanted}
+        pairs = zip((*inputs.packages, *inputs.tools), debs, strict=True)
+        found = {facts: path for facts, path in pairs if facts.name in wanted}
         own = inputs.guest[minimal.SELINUX_CIL]
-        made = selinux.make(found, inputs.busybox, work, own, _contexts(tree, recipe))
+        contexts = "".join(
+            selinux.context(tree.path(copied.target), copied.range)
+            for copied in recipe.files
+            if copied.range
+        )
+        made = selinux.make(found, inputs.busybox, work, own, contexts)
         for entry in made:
             tree.reserve(len(entry.data), "the SELinux policy")
             tree.add(entry, SKERRY)
@@ -237,12 +252,6 @@ def _add_start(tree: Tree, recipe: Recipe) -> None:
     script = _START + f"exec {quoted}\n"
     tree.add(cpio.file("lib/skerry/start", script.encode(), mode=cpio.EXECUTABLE), SKERRY)
     _append_inittab(tree, INITTAB_START)
-
-
-def _contexts(tree: Tree, recipe: Recipe) -> str:
-    """Return the file contexts of what a recipe gives a range; they count before the policy's."""
-    ranged = ((re.escape(tree.path(c.target)), c.range) for c in recipe.files if c.range)
-    return "".join(f"/{path} -- {selinux.DATA}:{range_}\n" for path, range_ in ranged)
 
 
 def _append_inittab(tree: Tree, line: bytes) -> None:

@@ -23,7 +23,7 @@ _OPTIONS = ("-q", "-o", "0", "--invalidation-mode", "unchecked-hash")
 def add_to(tree: Tree, folders: tuple[str, ...], work: Path) -> None:
     """Add the bytecode of every module below these folders of a tree; `work` is an empty directory.
 
-    A source that this interpreter can't compile has none. Raises `SkerryError`.
+    Raises `SkerryError` if one is no Python that this interpreter can compile.
     """
     for path, placed in tree.placed.items():
         if path.endswith(".py") and path.startswith(folders) and stat.S_ISREG(placed.entry.mode):
@@ -32,7 +32,8 @@ def add_to(tree: Tree, folders: tuple[str, ...], work: Path) -> None:
             source.write_bytes(placed.entry.data)
     clean = ["env", "-i", "PYTHONHASHSEED=0", "LC_ALL=C.UTF-8"]
     compiler = [sys.executable, "-s", "-S", "-P", "-m", "compileall", *_OPTIONS]
-    package.run([*clean, *compiler, "-s", str(work), "-p", "/", str(work)], package="python3")
+    argv = [*clean, *compiler, "-s", str(work), "-p", "/", str(work)]
+    package.run(argv, package="python3", fix="a module below these folders is no valid Python")
     for compiled in sorted(work.rglob("*.pyc")):
         data = compiled.read_bytes()
         tree.reserve(len(data), "the bytecode of its Python")

@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import InputError, Problem, SkerryError
-from skerry.image import package, store
+from skerry.image import package
+from skerry.image.cache import PACKAGES, workspace
 from skerry.image.package import Package
 from skerry.image.recipe import Recipe
 
@@ -51,7 +52,7 @@ def closure(cache: Path, recipe: Recipe) -> tuple[Package, ...]:
     if not recipe.packages:
         return ()
     asked = repr((recipe.packages, recipe.exclude)).encode()
-    note = cache / "packages" / f"closure-{hashlib.sha256(asked).hexdigest()[:16]}.json"
+    note = cache / PACKAGES / f"closure-{hashlib.sha256(asked).hexdigest()[:16]}.json"
     stamp = package.lists_stamp()
     found: tuple[Package, ...] = ()
     with contextlib.suppress(OSError, msgspec.DecodeError):
@@ -59,7 +60,6 @@ def closure(cache: Path, recipe: Recipe) -> tuple[Package, ...]:
         found = held.packages if held.stamp == stamp else ()
     if not found:
         found = _resolve(cache, recipe)
-        note.parent.mkdir(exist_ok=True)
         note.write_bytes(msgspec.json.encode(_Held(stamp, found)))
     if len(found) > recipe.max_packages:
         raise SkerryError(
@@ -70,7 +70,7 @@ def closure(cache: Path, recipe: Recipe) -> tuple[Package, ...]:
 
 
 def _resolve(cache: Path, recipe: Recipe) -> tuple[Package, ...]:
-    with store.workspace(cache) as work:
+    with workspace(cache) as work:
         status = work / "status"
         architecture = package.run(["dpkg", "--print-architecture"], package="dpkg").decode()
         status.write_text(

@@ -19,7 +19,10 @@ DIRECTORY = 0o755
 EXECUTABLE = 0o755
 PLAIN = 0o444
 
-_MAGIC, _TRAILER, _HEAD = b"070701", "TRAILER!!!", 110
+TRAILER = "TRAILER!!!"
+"""The end of an archive, which so can't be a path in it."""
+
+_MAGIC, _HEAD = b"070701", 110
 _HEADER = re.compile(_MAGIC + rb"[0-9A-F]{104}")
 
 
@@ -57,7 +60,7 @@ def archive(entries: Iterable[Entry]) -> bytes:
     by_path: dict[str, Entry] = {}
     for entry in entries:
         path = PurePosixPath(entry.path)
-        if path.is_absolute() or ".." in path.parts or str(path) in (".", _TRAILER):
+        if path.is_absolute() or ".." in path.parts or str(path) in (".", TRAILER):
             raise ValueError(f"not a path inside an image: {entry.path!r}")
         if by_path.setdefault(str(path), entry) is not entry:
             raise ValueError(f"two entries of one path: {entry.path!r}")
@@ -68,7 +71,7 @@ def archive(entries: Iterable[Entry]) -> bytes:
     # Parents sort before what they hold, as their path is a prefix.
     for inode, (name, entry) in enumerate(sorted(by_path.items()), start=1):
         _append(out, inode, name, entry.mode, entry.data)
-    _append(out, 0, _TRAILER, 0, b"")
+    _append(out, 0, TRAILER, 0, b"")
     return bytes(out)
 
 
@@ -100,7 +103,7 @@ def entries(untrusted: bytes) -> list[Entry]:
         end = start + length
         if end > len(untrusted) or not name_length:
             raise ValueError("a cpio archive that is cut off")
-        if name == _TRAILER:
+        if name == TRAILER:
             return found
         found.append(Entry(name, mode, untrusted[start:end]))
         at = end + -end % 4

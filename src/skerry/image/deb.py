@@ -1,12 +1,14 @@
 """What is in a Debian package, read as a stream: nothing is unpacked to disk and no script is run.
 
 The rules: a member's size is counted before its bytes are read; what the packed stream may hold in
-all is bounded by the size that apt's signed lists say it has once installed.
+all is bounded by the size that apt's signed lists say it has once installed; what a package gives
+to another user or group than root lends nobody root's rights, though in an image all is root's.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import stat
 import subprocess
 import tarfile
@@ -68,21 +70,48 @@ def add_to(tree: Tree, deb: Path, facts: Package) -> None:
             while bounded.read():  # the padding, so that dpkg-deb ends by itself
                 pass
         damaged = process.wait() != 0
-    except (tarfile.TarError, EOFError, UnicodeError):
+    except (tarfile.TarError, EOFError, ValueError):
         damaged = True
     finally:
         timer.cancel()
         process.kill()
         process.wait()
     if damaged:
-        raise SkerryError(f"the package {deb.name} is damaged", fix=f"remove {deb} and build again")
+        raise _damaged(deb)
+
+
+def files(deb: Path, facts: Package) -> dict[str, bytes]:
+    """Return the plain files of a package by their paths in a merged `/usr`; raises as `add_to`."""
+    tree = Tree(2 * facts.installed + SLACK, merged=True)
+    add_to(tree, deb, facts)
+    return {
+        path: one.entry.data for path, one in tree.placed.items() if stat.S_ISREG(one.entry.mode)
+    }
+
+
+def made_at(deb: Path) -> int:
+    """Return when a package was made, in seconds since the epoch. Raises `SkerryError`.
+
+    It stands in the head of the archive's first member; see `ar(5)`.
+    """
+    with deb.open("rb") as file:
+        found = re.fullmatch(rb"!<arch>\n.{16}([0-9]{1,10}) {2,11}", file.read(36), re.DOTALL)
+    if found is None:
+        raise _damaged(deb)
+    return int(found[1])
+
+
+def _damaged(deb: Path) -> SkerryError:
+    return SkerryError(f"the package {deb.name} is damaged", fix=f"remove {deb} and build again")
 
 
 def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, origin: str) -> None:
+    if member.size < 0:  # an extended head may say so, and it would be counted
+        raise ValueError("a negative size")
     path = tree.path(member.name)
     if not tree.wants(path):
         return
-    mode = member.mode & 0o7777
+    mode = _mode(member)
     if member.isdir():
         tree.add(cpio.directory(path, mode=mode), origin)
     elif member.issym():
@@ -103,3 +132,13 @@ def _add_member(tree: Tree, archive: tarfile.TarFile, member: tarfile.TarInfo, o
         tree.add(cpio.file(path, data, mode=mode), origin, over=APPLETS)
     else:
         raise SkerryError(f"/{path} of {origin} is a device or a pipe, which no image has")
+
+
+def _mode(member: tarfile.TarInfo) -> int:
+    """Return a member's mode, with the set-id bits only where the owner stays who he is."""
+    mode = member.mode & 0o7777
+    if member.uid or member.uname not in ("", "root"):
+        mode &= ~stat.S_ISUID
+    if member.gid or member.gname not in ("", "root"):
+        mode &= ~stat.S_ISGID
+    return mode

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import lzma
 import re
+import shutil
+import signal
 import subprocess
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from skerry.errors import SkerryError
-from skerry.image import package
+from skerry.image import package, store
 
 VMLINUX_MAX = 512 << 20
-"""Largest kernel in bytes, unpacked from gzip or xz; a larger one is an error, no image is made."""
+"""Largest kernel in bytes, once unpacked; a larger one is an error, no image is made."""
 MODULE_MAX = 64 << 20
 """Largest kernel module in bytes, unpacked from xz; a larger one is an error, as above."""
 
+BOOT = "boot/vmlinuz-"
+"""What a kernel's path in its package begins with; its version follows."""
+
+_BUILTIN = "modules.builtin"
 _SETUP_SECTS, _MAGIC, _PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x1F1, 0x202, 0x248, 0x24C
 _TOOLS = {b"\x02\x21\x4c\x18": ("lz4", "lz4"), b"\x28\xb5\x2f\xfd": ("zstd", "zstd")}
 
@@ -38,24 +44,25 @@ class Module(msgspec.Struct, frozen=True):
     data: bytes
 
 
-def version(root: Path) -> str:
-    """Return the kernel version in an unpacked package."""
-    found = [p.name.removeprefix("vmlinuz-") for p in (root / "boot").glob("vmlinuz-*")]
-    if len(found) != 1:
+def version(files: Mapping[str, bytes]) -> str:
+    """Return the kernel version in a package of these files. Raises `SkerryError`."""
+    found = [path.removeprefix(BOOT) for path in files if path.startswith(BOOT)]
+    if len(found) != 1 or not store.VERSION.fullmatch(found[0]):
         raise SkerryError(f"the kernel package holds {len(found)} kernels instead of one")
     return found[0]
 
 
-def module_tree(root: Path, kernel_version: str) -> Path:
-    """Return the directory of the modules in an unpacked package.
+def module_files(files: Mapping[str, bytes], kernel_version: str) -> dict[str, bytes]:
+    """Return what a package has in its folder of modules, by the path in it.
 
-    Debian 12 has it under `lib`, Debian 13 under `usr/lib`.
+    `files` are those of an image with a merged `/usr`: Debian 12 has the folder under `lib`,
+    Debian 13 under `usr/lib`. Raises `SkerryError` if there is none.
     """
-    for top in ("usr/lib", "lib"):
-        tree = root / top / "modules" / kernel_version
-        if (tree / "modules.builtin").is_file():
-            return tree
-    raise SkerryError("the kernel package holds no modules")
+    folder = f"usr/lib/modules/{kernel_version}/"
+    found = {p.removeprefix(folder): data for p, data in files.items() if p.startswith(folder)}
+    if _BUILTIN not in found:
+        raise SkerryError("the kernel package holds no modules")
+    return found
 
 
 def vmlinux(bzimage: Path, target: Path) -> None:
@@ -71,10 +78,10 @@ def vmlinux(bzimage: Path, target: Path) -> None:
     payload = raw[start : start + _word(raw, _PAYLOAD_LENGTH) - 4]
     if payload[:2] == b"\x1f\x8b":
         unpacked = zlib.decompressobj(wbits=31).decompress(payload, VMLINUX_MAX)
-        target.write_bytes(_bounded(unpacked, VMLINUX_MAX, bzimage))
+        target.write_bytes(_bounded(unpacked, VMLINUX_MAX, bzimage.name))
     elif payload[:6] == b"\xfd7zXZ\0":
         unpacked = lzma.LZMADecompressor().decompress(payload, VMLINUX_MAX)
-        target.write_bytes(_bounded(unpacked, VMLINUX_MAX, bzimage))
+        target.write_bytes(_bounded(unpacked, VMLINUX_MAX, bzimage.name))
     elif payload[:4] in _TOOLS:
         _unpack(_TOOLS[payload[:4]], payload, target)
     else:
@@ -84,17 +91,18 @@ def vmlinux(bzimage: Path, target: Path) -> None:
             raise SkerryError(f"{bzimage.name} does not hold an ELF kernel")
 
 
-def modules(tree: Path, wanted: Iterable[str]) -> list[Module]:
+def modules(found: Mapping[str, bytes], wanted: Iterable[str]) -> list[Module]:
     """Return the wanted modules and all that they need, each after what it needs.
 
-    `tree` is `lib/modules/VERSION`. Drivers that are built in are left out. Raises `SkerryError`
+    `found` is of `module_files`. Drivers that are built in are left out. Raises `SkerryError`
     for one that is neither a module nor built in.
     """
+    paths = sorted(p for p in found if p.startswith("kernel/") and ".ko" in PurePosixPath(p).name)
     files = {
-        _plain(path.name.split(".ko", 1)[0]): path for path in sorted(tree.glob("kernel/**/*.ko*"))
+        _plain(PurePosixPath(path).name.split(".ko", 1)[0]): (path, found[path]) for path in paths
     }
-    lines = (tree / "modules.builtin").read_text().splitlines()
-    builtin = {_plain(Path(line).stem) for line in lines}
+    lines = found[_BUILTIN].decode(errors="replace").splitlines()
+    builtin = {_plain(PurePosixPath(line).stem) for line in lines}
     ordered: dict[str, Module] = {}
     for name in wanted:
         _visit(name, files, builtin, ordered, ())
@@ -103,7 +111,7 @@ def modules(tree: Path, wanted: Iterable[str]) -> list[Module]:
 
 def _visit(
     name: str,
-    files: Mapping[str, Path],
+    files: Mapping[str, tuple[str, bytes]],
     builtin: set[str],
     ordered: dict[str, Module],
     above: tuple[str, ...],
@@ -112,28 +120,27 @@ def _visit(
         return
     if name in above or name not in files:
         raise SkerryError(f"kernel module {name} is missing or needs itself")
-    module = _read(name, files[name])
+    module = _read(name, *files[name])
     for need in module.needs:
         _visit(need, files, builtin, ordered, (*above, name))
     ordered[name] = module
 
 
-def _read(name: str, path: Path) -> Module:
-    raw = path.read_bytes()
-    if path.suffix == ".xz":
+def _read(name: str, path: str, raw: bytes) -> Module:
+    if path.endswith(".xz"):
         raw = _bounded(lzma.LZMADecompressor().decompress(raw, MODULE_MAX), MODULE_MAX, path)
-    elif path.suffix != ".ko":
-        raise SkerryError(f"kernel module {path.name} is packed in an unknown way")
+    elif not path.endswith(".ko"):
+        raise SkerryError(f"kernel module {path} is packed in an unknown way")
     match = re.search(rb"\0depends=([^\0]*)\0", raw)
     if raw[:4] != b"\x7fELF" or match is None:
-        raise SkerryError(f"{path.name} is not a kernel module")
+        raise SkerryError(f"{path} is not a kernel module")
     needs = tuple(_plain(n) for n in match[1].decode().split(",") if n)
     return Module(name, needs, raw)
 
 
-def _bounded(unpacked: bytes, most: int, path: Path) -> bytes:
+def _bounded(unpacked: bytes, most: int, name: str) -> bytes:
     if len(unpacked) >= most:
-        raise SkerryError(f"{path.name} holds more than {most >> 20} MiB")
+        raise SkerryError(f"{name} holds more than {most >> 20} MiB")
     return unpacked
 
 
@@ -147,17 +154,19 @@ def _word(raw: bytes, offset: int) -> int:
 
 def _unpack(tool: tuple[str, str], payload: bytes, target: Path) -> None:
     name, debian = tool
-    try:
-        with target.open("wb") as out:
-            done = subprocess.run(
-                [name, "-d", "-c"],
-                input=payload,
-                stdout=out,
-                stderr=subprocess.PIPE,
-                timeout=package.COMMAND_TIMEOUT_S,
-                check=False,
-            )
-    except FileNotFoundError as error:
-        raise package.missing(name, debian) from error
+    if shutil.which(name) is None:
+        raise package.missing(name, debian)
+    with target.open("wb") as out:
+        done = subprocess.run(
+            ["prlimit", f"--fsize={VMLINUX_MAX}", name, "-d", "-c"],
+            input=payload,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            timeout=package.COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode == -signal.SIGXFSZ:
+        raise SkerryError(f"the kernel holds more than {VMLINUX_MAX >> 20} MiB")
     if done.returncode:
-        raise SkerryError(f"{name} could not unpack the kernel: {done.stderr.decode()[:200]!r}")
+        words = ascii(done.stderr.decode(errors="replace")[:200])
+        raise SkerryError(f"{name} could not unpack the kernel: {words}")

@@ -84,7 +84,9 @@ def guest_files(*, selinux: bool = False) -> dict[str, bytes]:
     return {name: _guest_file(name) for name in names} | {_WAKER: waker.program()}
 
 
-def entries(busybox: Path, guest: Mapping[str, bytes], modules: Path) -> Iterator[cpio.Entry]:
+def entries(
+    busybox: Path, guest: Mapping[str, bytes], modules: Mapping[str, bytes]
+) -> Iterator[cpio.Entry]:
     """Return what every image has: busybox, Skerry's init and agent, the kernel's drivers."""
     yield from _system(busybox, guest)
     yield from _modules(modules)
@@ -105,12 +107,12 @@ def _system(busybox: Path, guest: Mapping[str, bytes]) -> Iterator[cpio.Entry]:
         yield cpio.file(target, data)
 
 
-def _modules(tree: Path) -> Iterator[cpio.Entry]:
-    always = kernel.modules(tree, MODULES)
+def _modules(files: Mapping[str, bytes]) -> Iterator[cpio.Entry]:
+    always = kernel.modules(files, MODULES)
     chosen = {m.name: m for m in always}
     yield _order("order", always)
     for device, driver in DEVICE_MODULES.items():
-        extra = [m for m in kernel.modules(tree, [driver]) if m not in always]
+        extra = [m for m in kernel.modules(files, [driver]) if m not in always]
         yield _order(device, extra)
         chosen |= {m.name: m for m in extra}
     for module in chosen.values():

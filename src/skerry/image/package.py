@@ -18,6 +18,7 @@ import msgspec
 
 from skerry.errors import SkerryError
 from skerry.image import store
+from skerry.image.cache import PACKAGES, workspace
 
 PACKAGE_MAX = 1 << 30
 """Most bytes of one download; beyond it apt is ended and the build fails."""
@@ -134,17 +135,25 @@ def lists_stamp() -> int:
 
 
 def resolve_cached(cache: Path, meta: str) -> Package:
-    """Return what `resolve` would, from the cache while apt's lists are those it came from."""
-    note = cache / "packages" / f"{meta}.json"
+    """Return what `resolve` would, from the cache while apt's lists are those it came from.
+
+    Call it, as all that uses the cache's packages, under the cache's lock.
+    """
+    note = cache / PACKAGES / f"behind-{meta}.json"
     stamp = lists_stamp()
     with contextlib.suppress(OSError, msgspec.DecodeError):
         held = msgspec.json.decode(note.read_bytes(), type=_Resolved)
         if held.stamp == stamp:
             return held.package
     found = resolve(meta)
-    note.parent.mkdir(exist_ok=True)
     note.write_bytes(msgspec.json.encode(_Resolved(stamp, found)))
     return found
+
+
+def forget_answers(cache: Path) -> None:
+    """Let apt be asked anew, whatever the cache says that it answered."""
+    for note in (cache / PACKAGES).glob("*.json"):
+        note.unlink()
 
 
 def fetch(cache: Path, package: Package, progress: Callable[[float], None]) -> Path:
@@ -159,13 +168,12 @@ def fetch_all(
     cache: Path, packages: Sequence[Package], progress: Callable[[float], None]
 ) -> list[Path]:
     """Return the `.deb` of each package, as `fetch` does; what is missing comes in one download."""
-    shelf = cache / "packages"
-    shelf.mkdir(exist_ok=True)
+    shelf = cache / PACKAGES
     held = [_place(shelf, package) for package in packages]
     pairs = zip(packages, held, strict=True)
     absent = list(dict.fromkeys(p for p, path in pairs if not path.exists()))
     if absent:
-        with store.workspace(cache) as work:
+        with workspace(cache) as work:
             _download(work, absent, progress)
             for package in absent:
                 found = list(work.glob(f"{package.name}_*.deb"))
@@ -186,11 +194,6 @@ def fetch_all(
 
 def _place(shelf: Path, package: Package) -> Path:
     return shelf / f"{package.name}_{package.version.replace(':', '%3a')}.deb"
-
-
-def unpack(deb: Path, target: Path) -> None:
-    """Unpack a package into a directory; runs none of its scripts."""
-    run(["dpkg-deb", "-x", str(deb), str(target)], package="dpkg")
 
 
 def _download(work: Path, packages: Sequence[Package], progress: Callable[[float], None]) -> None:

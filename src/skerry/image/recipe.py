@@ -7,6 +7,7 @@ anything; every limit is read before anything is fetched. The presets are recipe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -53,6 +54,7 @@ _TAKEN = ("proc", "sys", "dev", "run")
 class Copied(msgspec.Struct, frozen=True):
     """A file of the host that goes into the image, at `target` below its root.
 
+    `source` has no link in it, and lies below the folder of the recipe if a user wrote that.
     `range`: where SELinux enforces, it is data of the confined service, of this range.
     """
 
@@ -252,11 +254,22 @@ def _files(top: Section, folder: Path) -> tuple[Copied, ...]:
         if target and target in seen:
             table.problem("to", f"two files go to /{target}")
         seen.add(target)
-        found = folder / source if isinstance(source, str) and "\0" not in source else folder
-        if isinstance(source, str) and source.isprintable() and not found.is_file():
-            table.problem("from", f"there is no file {echo(str(found))}")
+        found = _source(table, folder, source) if isinstance(source, str) else folder
         copied.append(Copied(found, target, int(mode, 8), table.line("to"), range_))
     return tuple(copied)
+
+
+def _source(table: Section, folder: Path, source: str) -> Path:
+    """Return where a file lies once links are followed: an image tells everybody what is in it."""
+    if not source.isprintable():
+        return folder
+    home = Path(os.path.realpath(folder))
+    found = Path(os.path.realpath(home / source))
+    if not found.is_relative_to(home):
+        table.problem("from", f"from must stay below the folder of this file, not {echo(source)}")
+    elif not os.path.isfile(found):  # noqa: PTH113  -- of a name that is too long it says no
+        table.problem("from", f"there is no file {echo(str(found))}")
+    return found
 
 
 def _init(top: Section) -> str:

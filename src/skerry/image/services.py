@@ -95,7 +95,7 @@ def _source(name: str) -> Path:
 def _files(main: str) -> Iterator[Copied]:
     library = Path(msgspec.__file__).parent
     for path in sorted([*library.glob("*.py"), *library.glob("*.so")]):
-        yield Copied(path, f"{PLACE}/msgspec/{path.name}", 0o644, 0)
+        yield Copied(path.resolve(), f"{PLACE}/msgspec/{path.name}", 0o644, 0)
     for name in modules(main):
         path = _source(name)
-        yield Copied(path, f"{PLACE}/skerry/{path.relative_to(_PACKAGE)}", 0o644, 0)
+        yield Copied(path.resolve(), f"{PLACE}/skerry/{path.relative_to(_PACKAGE)}", 0o644, 0)

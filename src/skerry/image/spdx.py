@@ -1,8 +1,9 @@
 """The bill of materials of an image, in SPDX 2.3 as JSON: the same inputs, the same bytes.
 
-Named are the packages (name, version, hash of the `.deb`, source, package URL) and, one by one,
-the files that come from no package. The time of creation is that of the kernel's build, and the
-namespace follows from the image's inputs, so that two builds write one document.
+Named are the packages (name, version, hash of the `.deb`, source, package URL), busybox with the
+hash of its program, and, one by one, the files that come from no package. The time of creation is
+that of the kernel's package, and the namespace follows from the image's inputs, so that two builds
+write one document.
 
 Source of the form: https://spdx.github.io/spdx-spec/v2.3/
 """
@@ -22,6 +23,7 @@ import msgspec
 from skerry.errors import SkerryError
 from skerry.image.package import Package
 from skerry.image.tree import APPLETS, Placed
+from skerry.wire.escape import escape
 
 MAX_DOCUMENT = 32 << 20
 """Longest bill of materials in bytes; a longer one is damaged, and not read."""
@@ -41,15 +43,18 @@ def document(
     name: str,
     key: str,
     packages: Iterable[Package],
+    program: Package,
     placed: Mapping[str, Placed],
     created: int,
 ) -> bytes:
     """Return the document for an image of these packages and entries.
 
-    `key` is the digest of the image's inputs, `created` seconds since the epoch.
+    `program` is the builder's own busybox, with the hash of the program; `key` is the digest of the
+    image's inputs, `created` seconds since the epoch.
     """
     listed = [_package(package) for package in packages]
     names = {package["name"] for package in listed}
+    listed.append(_program(program))
     files = [
         _file(path, one.entry.data)
         for path, one in sorted(placed.items())
@@ -84,16 +89,24 @@ def read(untrusted: bytes, place: str) -> Bill:
         found = msgspec.json.decode(untrusted, type=_Document)
         if found.spdxVersion != "SPDX-2.3":
             raise ValueError(f"its form is {found.spdxVersion[:20]!a}")
+        packages = {
+            one.name: (one.versionInfo, _sha256(one.checksums))
+            for one in found.packages
+            if one.SPDXID != _IMAGE
+        }
+        return Bill(packages, {one.fileName: _sha256(one.checksums) for one in found.files})
     except (ValueError, RecursionError) as error:
         raise SkerryError(
-            f"the bill of materials {place} is damaged: {error}", fix="build the image again"
+            f"the bill of materials {place} is damaged: {escape(str(error))}",
+            fix="build the image again",
         ) from error
-    packages = {
-        p.name: (p.versionInfo, p.checksums[0].checksumValue if p.checksums else "")
-        for p in found.packages
-        if p.SPDXID != _IMAGE
-    }
-    return Bill(packages, {f.fileName: f.checksums[-1].checksumValue for f in found.files})
+
+
+def _sha256(checksums: Iterable[_Checksum]) -> str:
+    found = [one.checksumValue for one in checksums if one.algorithm == "SHA256"]
+    if len(found) != 1:
+        raise ValueError("a package or a file has no SHA-256, or several")
+    return found[0]
 
 
 class _Checksum(msgspec.Struct):
@@ -157,6 +170,16 @@ def _package(package: Package) -> dict[str, Any]:
     return described
 
 
+def _program(program: Package) -> dict[str, Any]:
+    """Describe what comes of the builder's machine, apart from a package that may be there too."""
+    return {
+        **_package(program),
+        "SPDXID": f"SPDXRef-Program-{_idstring(program.name)}",
+        "name": f"{program.name} (program)",
+        "sourceInfo": f"the builder's own program of the Debian package {program.name}",
+    }
+
+
 def _file(path: str, data: bytes) -> dict[str, Any]:
     # SPDX demands a SHA-1 beside whatever else there is; it is no evidence here.
     sha1 = hashlib.sha1(data, usedforsecurity=False).hexdigest()
@@ -193,4 +216,5 @@ def _relation(one: str, kind: str, other: str) -> dict[str, str]:
 
 
 def _idstring(name: str) -> str:
-    return name.replace("+", "-plus-")
+    # Upper case, which no package's name has, so that two names stay two.
+    return name.replace("+", "-PLUS-")

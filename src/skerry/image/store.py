@@ -3,30 +3,33 @@
 A cache is a directory that its owner alone writes and every uid may read:
 
     packages/FILE.deb           downloaded packages, checked by hash before each use
-    NAME-KEY/                   one image; KEY is a digest of all that went into it
+    built/KEY/                  one image; KEY is the SHA-256 of all that went into it
         vmlinux bzImage initrd sbom.spdx.json image.json [image.json.sig]
-    NAME -> NAME-KEY            the one that `load` returns: the newest build
+    names/NAME -> ../built/KEY  the one that `load` returns: the newest build
     lock                        held while building; two builders wait for each other
+
+What users name stands in `names` alone. An image says itself what it is called and what it was
+made from, and is taken for nothing else, whatever link leads to it. Its files are compared with
+its description by `verify`, which is for whoever boots, signs or shows it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from skerry.errors import InputError, NotFound, SkerryError
+from skerry.image.cache import BUILT, NAMES, check_owner, locked, workspace
 from skerry.system.durable import sync
 from skerry.system.files import read_bounded
+from skerry.wire.escape import escape
 from skerry.wire.system_files import MAX_SIGNATURE
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -38,6 +41,10 @@ CMDLINE_MAX = 1536
 """Longest command line of an image's kernel; with a longer one the image is damaged."""
 PART_MAX = 4 << 30
 """Most bytes of one file of an image; with a longer one the image is damaged, and not used."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+VERSION = re.compile(r"[A-Za-z0-9.+~_-]{1,100}")
+"""What a kernel's version may be."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -63,9 +70,13 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `image.json` holds: the files of an image, and what they were made from."""
+    """What `image.json` holds: the files of an image, and what they were made from.
+
+    `key` is the digest of all inputs, `sources` among them.
+    """
 
     name: str
+    key: str
     kernel_version: str
     parts: dict[str, Part]
     sources: dict[str, str]
@@ -104,20 +115,48 @@ def load(cache: Path, name: str) -> Image:
 
     Raises `NotFound` when it was not built, `SkerryError` when the cache is damaged.
     """
-    if not NAME.fullmatch(name) or not (cache / name / MANIFEST).exists():
-        raise NotFound(
-            f"image {name!r} is not in {cache}",
-            fix=f"build it: skerry image build {name}, or its .toml",
-        )
+    link = _link(cache, name)
     check_owner(cache)
-    return _read((cache / name).resolve())
+    home = cache / BUILT / link.readlink().name
+    if link.readlink() != _target(home.name):
+        raise SkerryError(f"{link} leads to no image", fix=f"remove {link} and build it again")
+    return _read(home, name)
+
+
+def _link(cache: Path, name: str) -> Path:
+    link = cache / NAMES / name
+    if not NAME.fullmatch(name) or not link.is_symlink():
+        known = name if NAME.fullmatch(name) else "NAME"
+        raise NotFound(
+            f"image {name!a} is not in {cache}",
+            fix=f"build it: skerry image build {known}, or its .toml",
+        )
+    return link
 
 
 def names(cache: Path) -> list[str]:
     """Return the names of all images in the cache, sorted."""
-    if not cache.is_dir():
+    place = cache / NAMES
+    if not place.is_dir():
         return []
-    return sorted(p.name for p in cache.iterdir() if p.is_symlink() and NAME.fullmatch(p.name))
+    return sorted(p.name for p in place.iterdir() if p.is_symlink() and NAME.fullmatch(p.name))
+
+
+def remove(cache: Path, name: str) -> None:
+    """Remove a name, and every build that no name points at.
+
+    Raises `NotFound` for a name that is not there.
+    """
+    _link(cache, name)
+    with locked(cache), workspace(cache) as work:
+        link = _link(cache, name)
+        link.unlink()
+        sync(link.parent)
+        held = {(cache / NAMES / other).readlink().name for other in names(cache)}
+        for home in (cache / BUILT).iterdir():
+            if home.name not in held:
+                home.rename(work / home.name)  # gone at once; its files follow
+    sync(cache / BUILT)
 
 
 def verify(image: Image) -> None:
@@ -180,21 +219,32 @@ def put_signature(cache: Path, image: Image, signatures: bytes) -> Path:
     return place
 
 
-def find(cache: Path, name: str, key: str) -> Image | None:
-    """Return the image built from exactly these inputs, and make it the newest; else None."""
-    home = cache / f"{name}-{key[:16]}"
-    if not (home / MANIFEST).exists():
+def find(cache: Path, name: str, key: str, sources: Mapping[str, str]) -> Image | None:
+    """Return the image built from exactly these inputs, and make it the newest; else None.
+
+    Raises `SkerryError` if what lies in its place is another.
+    """
+    home = cache / BUILT / key
+    if not os.path.lexists(home):
         return None
-    _point(cache, name, home.name)
-    return _read(home)
+    image = _read(home, name)
+    if image.sources != dict(sources):
+        raise _damaged(home, ValueError("it was made from other inputs"))
+    _point(cache, name, key)
+    return image
 
 
 def add(cache: Path, name: str, key: str, files: Mapping[str, Path], facts: Facts) -> Image:
-    """Move built files into the cache as one image; `files` lie in a `workspace` of this cache."""
-    home = cache / f"{name}-{key[:16]}"
+    """Move built files into the cache as one image; `files` lie in a `workspace` of this cache.
+
+    One that is there stays, with its signatures, if it is the same to the last byte. Raises
+    `SkerryError` if it is not.
+    """
+    home = cache / BUILT / key
     parts = {n: Part(p.stat().st_size, sha256(p)) for n, p in sorted(files.items())}
     manifest = Manifest(
         name,
+        key,
         facts.kernel_version,
         parts,
         dict(sorted(facts.sources.items())),
@@ -203,6 +253,18 @@ def add(cache: Path, name: str, key: str, files: Mapping[str, Path], facts: Fact
         facts.files,
         facts.compressed,
     )
+    if os.path.lexists(home):
+        held = _read(home, name)
+        if held != _image(home, manifest):
+            raise _damaged(home, ValueError("its inputs make another image"))
+        verify(held)
+    else:
+        _move(cache, home, files, manifest)
+    _point(cache, name, key)
+    return _read(home, name)
+
+
+def _move(cache: Path, home: Path, files: Mapping[str, Path], manifest: Manifest) -> None:
     with workspace(cache) as work:
         stage = work / "image"
         stage.mkdir()
@@ -213,60 +275,8 @@ def add(cache: Path, name: str, key: str, files: Mapping[str, Path], facts: Fact
             path.chmod(0o444)
             sync(path)
         stage.chmod(0o755)
-        if home.exists():
-            shutil.rmtree(home)
         stage.rename(home)
-    sync(cache)
-    _point(cache, name, home.name)
-    return _read(home)
-
-
-@contextlib.contextmanager
-def workspace(cache: Path) -> Iterator[Path]:
-    """Give a temporary directory on the cache's file system, removed afterwards."""
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=cache))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """Make the cache if need be and hold its lock; a second builder waits here."""
-    try:
-        _make(cache)
-        check_owner(cache)
-        descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SkerryError(
-            f"cannot write the image cache {cache}: {error.strerror}",
-            fix="name another with --cache DIR or SKERRY_HOME",
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # A builder that was killed leaves its workspace; under the lock nobody else has one.
-        for left in cache.glob(".work-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def check_owner(cache: Path) -> None:
-    """Refuse a cache that somebody else could have filled: they would choose our kernels.
-
-    Raises `SkerryError` unless the cache and its parent belong to this user or root, and nobody
-    else may write them (a sticky parent such as /tmp will do).
-    """
-    for path in (cache, cache.parent):
-        facts = path.stat()
-        shared = facts.st_mode & 0o022 and not (path != cache and facts.st_mode & stat.S_ISVTX)
-        if facts.st_uid not in (0, os.geteuid()) or shared:
-            raise SkerryError(
-                f"{path} may be written by others, so images in {cache} can't be trusted",
-                fix="name another cache with --cache DIR or SKERRY_HOME",
-            )
+    sync(home.parent)
 
 
 def sha256(path: Path) -> str:
@@ -275,20 +285,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _make(cache: Path) -> None:
-    """Make a directory and its parents so that every uid can enter them, whatever the umask."""
-    if not cache.is_dir():
-        _make(cache.parent)
-        with contextlib.suppress(FileExistsError):  # another builder was first
-            cache.mkdir()
-            cache.chmod(0o755)
-
-
-def _read(home: Path) -> Image:
+def _read(home: Path, name: str) -> Image:
+    """Return the image that lies in a directory of the cache, and is called so."""
     try:
-        return _image(home, _decode(home, read_bounded(home / MANIFEST, MANIFEST_MAX)))
-    except InputError as error:
+        if home.is_symlink():
+            raise ValueError(f"{home} is a link")
+        manifest = _decode(home, read_bounded(home / MANIFEST, MANIFEST_MAX))
+        if (manifest.name, manifest.key) != (name, home.name):
+            raise ValueError(f"it is of another image, {manifest.name}")
+    except (InputError, ValueError) as error:
         raise _damaged(home, error) from error
+    return _image(home, manifest)
 
 
 def _image(home: Path, manifest: Manifest) -> Image:
@@ -316,6 +323,11 @@ def _decode(home: Path, untrusted: bytes) -> Manifest:
     """Return a description that is within its bounds. Raises `SkerryError`."""
     try:
         manifest = msgspec.json.decode(untrusted, type=Manifest)
+        if not NAME.fullmatch(manifest.name) or not VERSION.fullmatch(manifest.kernel_version):
+            raise ValueError("its name or its kernel's version is none")
+        digests = [part.sha256 for part in manifest.parts.values()]
+        if not all(map(_DIGEST.fullmatch, (manifest.key, *digests, *manifest.sources.values()))):
+            raise ValueError("what it holds as a digest is none")
         if set(manifest.parts) != {KERNEL, BZIMAGE, INITRD, SBOM}:
             raise ValueError("wrong set of files")
         if not all(0 <= part.bytes <= PART_MAX for part in manifest.parts.values()):
@@ -329,17 +341,21 @@ def _decode(home: Path, untrusted: bytes) -> Manifest:
 
 def _damaged(home: Path, error: Exception) -> SkerryError:
     return SkerryError(
-        f"image description {home / MANIFEST} is damaged: {error}",
+        f"image description {home / MANIFEST} is damaged: {escape(str(error))}",
         fix=f"remove {home} and build it again",
     )
 
 
-def _point(cache: Path, name: str, target: str) -> None:
-    """Let the link NAME point to `target`, in one step."""
-    link = cache / name
-    if link.is_symlink() and str(link.readlink()) == target:
+def _point(cache: Path, name: str, key: str) -> None:
+    """Let a name point to an image, in one step."""
+    link = cache / NAMES / name
+    if link.is_symlink() and link.readlink() == _target(key):
         return
     with workspace(cache) as work:
-        (work / "link").symlink_to(target)
+        (work / "link").symlink_to(_target(key))
         (work / "link").rename(link)
-    sync(cache)
+    sync(link.parent)
+
+
+def _target(key: str) -> Path:
+    return Path("..") / BUILT / key

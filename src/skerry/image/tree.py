@@ -1,8 +1,8 @@
 """The files of an image while it is put together: in memory, bounded, and every path a real one.
 
-The rules: nothing of a package is written to the host's file system, so no symbolic link of one
-can lead anywhere; no file lies behind a symbolic link or a plain file; two sources never give one
-path two contents; the sum of all contents is bounded before any of it is kept.
+The rules: a package is read into memory and never unpacked, so no symbolic link of one can lead
+anywhere; no file lies behind a symbolic link or a plain file; two sources never give one path two
+contents; the sum of all contents is bounded before any of it is kept.
 
 An image with packages has Debian's merged `/usr`: what a package has in `/bin`, `/sbin` or `/lib*`
 stands under `/usr`, and the old names are links.
@@ -56,10 +56,14 @@ class Tree:
         return self._placed
 
     def path(self, untrusted_path: str) -> str:
-        """Return a path as it stands in this image. Raises `SkerryError` if it leads out of it."""
+        """Return a path as it stands in this image: printable, so that an error can name it.
+
+        Raises `SkerryError` if it leads out of the image, or no archive can hold it.
+        """
         path = PurePosixPath(untrusted_path.lstrip("/"))
         raw = str(path)
-        if ".." in path.parts or "\0" in raw or len(raw.encode()) > MAX_PATH:
+        out = ".." in path.parts or raw == cpio.TRAILER
+        if out or not raw.isprintable() or len(raw.encode()) > MAX_PATH:
             raise SkerryError(f"{untrusted_path[:200]!a} is no path inside an image")
         if self._merged and path.parts and path.parts[0] in MERGED:
             return f"usr/{raw}"

@@ -1,7 +1,8 @@
 """Which image a domain boots: found, unaltered, signed where the system demands it, and measured.
 
 The rule: what is started is what was verified, and its digest is in the trail before it runs. What
-is signed is an image's description (`image.json`), which holds the digest of each of its files.
+is signed is an image's description (`image.json`), which holds its name and the digest of each of
+its files: signed for one name, it is refused under another.
 """
 
 from __future__ import annotations

@@ -130,6 +130,18 @@ def sign(untrusted_key: bytes, content: bytes, file: str) -> bytes:
     return base64.b64encode(key.sign(content)) + b"\n"
 
 
+def added(untrusted_old: bytes, new: bytes, file: str) -> bytes:
+    """Return the signatures of an older file and a newer one: a line of base64 each, none twice.
+
+    What has not the form of a signature is left out. Raises `InputError` when they are too many.
+    """
+    whole = (*_signatures(untrusted_old), *_signatures(new))
+    made = b"".join(base64.b64encode(one) + b"\n" for one in dict.fromkeys(whole))
+    if len(made) > MAX_SIGNATURE:
+        raise InputError([Problem(f"{file}{SUFFIX}", 0, "has no room for another signature")])
+    return made
+
+
 def new_key() -> tuple[bytes, bytes]:
     """Return a new private key and its public one, both PEM."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

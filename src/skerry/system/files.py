@@ -13,13 +13,14 @@ from pathlib import Path
 from skerry.errors import InputError, Problem
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes.
+def read_bounded(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    """Read a regular file of at most `limit` bytes; with `follow` off, one that is no link.
 
     Raises `InputError` if it is missing, unreadable, not a regular file or too long.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        links = 0 if follow else os.O_NOFOLLOW
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | links)
         with open(fd, "rb") as file:  # noqa: PTH123  -- a descriptor, not a path
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise _problem(path, "not a regular file")

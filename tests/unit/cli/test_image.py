@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -70,12 +71,12 @@ def test_a_damaged_image_does_not_hide_the_others(folder: Path) -> None:
     ok(folder, "build", "app.toml")
     ok(folder, "build", "minimal")
     assert len(ok(folder, "list", "--json").splitlines()) == 2
-    description = folder / "cache/app/image.json"
+    description = folder / "cache/names/app/image.json"
     description.chmod(0o644)
     description.write_text("{}")
     done = image(folder, "list", "--json")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "cache/app-" in done.stderr
+    assert "cache/built/" in done.stderr
     assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["minimal"]
 
 
@@ -91,7 +92,7 @@ def test_an_image_is_verified_against_the_key_that_signed_it(folder: Path) -> No
     ok(folder, "sign", "app", "--key", "two", "--add")
     for key in ("one.pub", "two.pub"):
         ok(folder, "verify", "app", "--key", key)
-    initrd = folder / "cache/app/initrd"
+    initrd = folder / "cache/names/app/initrd"
     initrd.chmod(0o644)
     initrd.write_bytes(initrd.read_bytes()[:-1])
     for words in (("verify", "app"), ("show", "app"), ("sign", "app", "--key", "one")):
@@ -121,3 +122,27 @@ def test_a_damaged_key_verifies_and_signs_nothing(folder: Path) -> None:
         done = image(folder, *words)
         assert (done.returncode, "bad: no Ed25519" in done.stderr) == (2, True)
     assert "not signed" in ok(folder, "show", "app")
+
+
+def test_an_image_is_built_anew_to_be_signed(folder: Path) -> None:
+    """Twice by two keys, and both count; one that the cache was given is not signed until it is
+    removed."""
+    for key in ("one", "two"):
+        ok(folder, "keygen", key)
+        ok(folder, "build", "app.toml", "--key", key)
+    for key in ("one.pub", "two.pub"):
+        ok(folder, "verify", "app", "--key", key)
+    home = folder / "cache/names/app"
+    for part in ("initrd", "image.json"):
+        (home / part).chmod(0o644)
+    was = hashlib.sha256((home / "initrd").read_bytes()).hexdigest()
+    (home / "initrd").write_bytes((home / "initrd").read_bytes().replace(b"text\n", b"evil\n"))
+    now = hashlib.sha256((home / "initrd").read_bytes()).hexdigest()
+    (home / "image.json").write_text((home / "image.json").read_text().replace(was, now))
+    ok(folder, "build", "app.toml")  # the control: whole by itself, so found
+    refused = image(folder, "build", "app.toml", "--key", "one")
+    assert (refused.returncode, "make another image" in refused.stderr) == (1, True)
+    assert ok(folder, "remove", "app") == "removed: app\n"
+    assert image(folder, "remove", "app").returncode != 0
+    ok(folder, "build", "app.toml", "--key", "one")
+    assert hashlib.sha256((home / "initrd").read_bytes()).hexdigest() == was

@@ -45,6 +45,18 @@ def test_a_file_is_copied_with_its_mode_and_started(debian: Debian, tmp_path: Pa
     assert "lib/skerry/start" not in entries(build_minimal(tmp_path / "a"))
 
 
+def test_a_file_that_became_a_link_is_not_followed(debian: Debian, tmp_path: Path) -> None:
+    """After the recipe was read; the same recipe can be built while it is a file."""
+    (tmp_path / "app").write_text("#!/bin/sh\n")
+    (tmp_path / "secret").write_text("#!/bin/secret\n")
+    recipe = parse_recipe(FILES, tmp_path / "image.toml")
+    assert build(tmp_path / "a", recipe)
+    (tmp_path / "app").unlink()
+    (tmp_path / "app").symlink_to("secret")
+    with pytest.raises(InputError, match="app: cannot be read"):
+        build(tmp_path / "a", recipe)
+
+
 def test_the_same_recipe_gives_the_same_bytes_and_another_file_others(
     debian: Debian, tmp_path: Path
 ) -> None:

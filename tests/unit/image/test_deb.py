@@ -82,6 +82,32 @@ def test_files_links_and_modes_come_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("owner", "mode"),
+    [
+        ({}, 0o6755),
+        ({"uname": "root", "gname": "root"}, 0o6755),
+        ({"uid": 10}, 0o2755),
+        ({"uname": "daemon"}, 0o2755),
+        ({"gid": 42}, 0o4755),
+        ({"gname": "shadow"}, 0o4755),
+        ({"uid": 10, "gid": 42}, 0o755),
+    ],
+)
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_set_id_bits_of_other_owners_do_not_become_roots(
+    kind: bytes, owner: dict[str, object], mode: int, tmp_path: Path
+) -> None:
+    """By number or by name; those that were root's stay, also under a second name."""
+    one = member("./usr/bin/x", kind=kind)
+    one[0].mode = 0o6755
+    for key, value in owner.items():
+        setattr(one[0], key, value)
+    again = member("./usr/bin/y", kind=tarfile.LNKTYPE, linkname="./usr/bin/x")
+    tree = read(tmp_path, one, *([again] if kind == tarfile.REGTYPE else []))
+    assert {p.entry.mode & 0o7777 for p in tree.placed.values()} == {mode}
+
+
+@pytest.mark.parametrize(
     ("bad", "words"),
     [
         (member("../../etc/evil", b"x"), "no path inside an image"),
@@ -150,3 +176,12 @@ def test_a_damaged_package_is_named(damage: Callable[[bytes], bytes], tmp_path: 
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(SkerryError, match=r"p_1\.deb is damaged; remove"):
         deb.add_to(Tree(1 << 20), path, facts())
+
+
+@pytest.mark.parametrize("headers", [{"GNU.sparse.map": "x,1"}, {"size": "-9"}])
+def test_a_member_with_a_broken_head_is_damage(headers: dict[str, str], tmp_path: Path) -> None:
+    """Whatever the reader of archives makes of it; a head that is right is none."""
+    good = member("./x", b"data", pax_headers={"comment": "x"})
+    assert read(tmp_path, good).placed.keys() == {"x"}
+    with pytest.raises(SkerryError, match=r"p_1\.deb is damaged"):
+        read(tmp_path, good, member("./y", b"data", pax_headers=headers))

@@ -1,16 +1,19 @@
 """Building the image from a small stand-in for Debian's kernel package, without a network."""
 
+import gzip
 import lzma
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from skerry.errors import NotFound, SkerryError
 from skerry.image import kernel, store
+from skerry.image.cache import locked
 from skerry.image.minimal import build_minimal
-from tests.support.kernel_package import ELF, Debian, bzimage, lz4, module
+from tests.support.kernel_package import ELF, VERSION, Debian, bzimage, lz4, module, zstd
 
 
 def unpacked(image: store.Image, target: Path) -> Path:
@@ -79,6 +82,23 @@ def test_a_driver_that_is_nowhere_is_an_error(debian: Debian, tmp_path: Path) ->
         build_minimal(tmp_path / "a")
     with pytest.raises(NotFound, match="build it"):
         store.load(tmp_path / "a", "minimal")
+
+
+@pytest.mark.parametrize("place", ["boot/vmlinuz-{}", "lib/modules/{}/modules.builtin"])
+def test_a_link_of_the_kernel_package_reaches_no_file_of_the_host(
+    place: str, debian: Debian, tmp_path: Path
+) -> None:
+    """It is neither read nor changed, though what it leads to would do; as a file it is taken."""
+    assert build_minimal(tmp_path / "a")
+    file = debian.home / "deb" / place.format(VERSION)
+    host = tmp_path / "host"
+    file.rename(host)
+    host.chmod(0o600)
+    file.symlink_to(host)
+    debian.publish()
+    with pytest.raises(SkerryError, match="kernel package holds"):
+        build_minimal(tmp_path / "b")
+    assert host.stat().st_mode & 0o777 == 0o600
 
 
 def test_every_uid_can_read_an_image_and_nobody_change_it(debian: Debian, tmp_path: Path) -> None:
@@ -155,24 +175,29 @@ def test_a_file_that_holds_no_kernel_is_an_error(raw: bytes, tmp_path: Path) -> 
         kernel.vmlinux(tmp_path / "bad", tmp_path / "out")
 
 
-@pytest.mark.parametrize("pack", [lzma.compress, lz4], ids=["xz", "lz4"])
-def test_kernels_are_unpacked_whatever_packed_them(pack: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", [lzma.compress, lz4, zstd], ids=["xz", "lz4", "zstd"])
+def test_kernels_are_unpacked_whatever_packed_them(
+    pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     """Each packing that Debian has used for a kernel is known."""
-    assert callable(pack)
     (tmp_path / "bz").write_bytes(bzimage(pack(ELF)))
     kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == ELF
 
 
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, lz4, zstd])
 def test_a_kernel_beyond_the_limit_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What unpacks to more than the limit is named, not cut off; the control: at the default."""
-    (tmp_path / "bz").write_bytes(bzimage(lzma.compress(ELF)))
+    """What unpacks to more than the limit is named, not cut off, and not written either; the
+    control: at the default."""
+    (tmp_path / "bz").write_bytes(bzimage(pack(ELF)))
     kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
     monkeypatch.setattr(kernel, "VMLINUX_MAX", 1000)
-    with pytest.raises(SkerryError, match="bz holds more than"):
-        kernel.vmlinux(tmp_path / "bz", tmp_path / "out")
+    more = tmp_path / "more"
+    with pytest.raises(SkerryError, match="holds more than"):
+        kernel.vmlinux(tmp_path / "bz", more)
+    assert not more.exists() or more.stat().st_size <= 1000
 
 
 def test_two_builders_may_make_the_cache_at_once(
@@ -183,5 +208,5 @@ def test_two_builders_may_make_the_cache_at_once(
     cache.mkdir()
     looked = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda path: path != cache and looked(path))
-    with store.locked(cache):
+    with locked(cache):
         assert (cache / "lock").exists()

@@ -1,5 +1,6 @@
 """Images of Debian's real packages, fetched by apt into the tests' cache."""
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -10,9 +11,11 @@ import msgspec
 import pytest
 
 from skerry.errors import InputError, SkerryError
-from skerry.image import compare, spdx, store
+from skerry.image import compare, minimal, spdx, store, tree
 from skerry.image.build import build
+from skerry.image.cache import locked
 from skerry.image.closure import closure
+from skerry.image.package import Package
 from skerry.image.recipe import parse_recipe, preset
 from tests.support.machines import cache
 
@@ -43,7 +46,7 @@ def fresh() -> Iterator[Path]:
 def packages(home: Path, *more: str, excluded: str = "") -> dict[str, str]:
     """Return name and version of each package that a recipe needs."""
     text = APP.format(more="".join(f'"{name}",\n' for name in more), excluded=excluded)
-    with store.locked(home):
+    with locked(home):
         return {p.name: p.version for p in closure(home, parse_recipe(text, home / "app.toml"))}
 
 
@@ -62,10 +65,7 @@ def test_a_preset_is_the_same_bytes_whoever_builds_it(name: str, fresh: Path) ->
 def test_minimal_is_small(fresh: Path) -> None:
     """From packages that are here already, kernel included; the initramfs as gzip has it."""
     build(fresh, preset("minimal"))
-    for path in fresh.glob("minimal-*"):
-        for part in path.iterdir():
-            part.unlink()
-        path.rmdir()
+    store.remove(fresh, "minimal")
     image = build(fresh, preset("minimal"))
     assert image.compressed < SMALL
 
@@ -93,25 +93,65 @@ def test_a_bill_of_materials_names_every_package_and_file() -> None:
     image = build(cache(), preset("python"))
     bill = spdx.read(image.sbom.read_bytes(), "")
     named = {f"{n}={version}": sha256 for n, (version, sha256) in bill.packages.items()}
-    debs = {n: sha256 for n, sha256 in image.sources.items() if "=" in n}
-    assert debs.items() <= named.items()
-    assert len(named) == len(debs) + 1 == image.packages  # busybox is the host's
-    assert {"python3-minimal", "libc6", "busybox-static"} <= bill.packages.keys()
+    debs = {n: digest for n, digest in image.sources.items() if "=" in n and " " not in n}
+    program = minimal.busybox_package(minimal.busybox_program())
+    assert named == debs | {f"{program.name} (program)={program.version}": program.sha256}
+    assert len(named) == image.packages
+    assert image.sources[f"program {program.name}={program.version}"] == program.sha256
+    assert {"python3-minimal", "libc6"} <= bill.packages.keys()
     assert "dpkg" not in bill.packages
     files = compare.files_of(image)
-    assert bill.files["./init"] == files["init"].sha256
-    assert "./usr/bin/python3.11" not in bill.files
-    assert "usr/bin/python3.11" in files or "usr/bin/python3.13" in files
+    theirs = {path for one in debs for path in packed(cache() / "packages", one)}
+    ours = {f"./{p}": f.sha256 for p, f in files.items() if f.kind == "file" and p not in theirs}
+    assert bill.files == ours
+    assert "./init" in ours
+    assert {"usr/bin/python3.11", "usr/bin/python3.13"} & files.keys() & theirs
     assert not any(path.startswith("usr/share/man") for path in files)
     assert any(path.endswith("/copyright") for path in files)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 100_000, b'{"spdxVersion": "SPDX-9"}'])
+def packed(shelf: Path, package: str) -> set[str]:
+    """Return what dpkg says that a package holds, as paths in a merged `/usr`."""
+    name, _, version = package.partition("=")
+    deb = shelf / f"{name}_{version.replace(':', '%3a')}.deb"
+    shown = subprocess.run(["dpkg-deb", "-c", deb], capture_output=True, text=True, check=True)
+    paths = [line.split(maxsplit=5)[5].partition(" ")[0] for line in shown.stdout.splitlines()]
+    found = {path.removeprefix("./") for path in paths}
+    return {f"usr/{p}" if p.partition("/")[0] in tree.MERGED else p for p in found}
+
+
+BILL = (
+    b'{"spdxVersion": "SPDX-2.3", "packages": [], "files": [{"fileName": "x", "checksums": [%s]}]}'
+)
+SUM = b'{"algorithm": "SHA256", "checksumValue": "0"}'
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"{}", b"[" * 100_000, b'{"spdxVersion": "SPDX-9"}', BILL % b"", BILL % (SUM * 2)),
+        *(BILL % (SUM + b"," + SUM), BILL % SUM.replace(b"256", b"1"), b'{"\x1b[2J": 1}'),
+    ],
+)
 def test_a_damaged_bill_is_refused(damage: bytes) -> None:
-    """In one line that names it."""
+    """In one line that names it and can be printed; one that has all it needs is read."""
+    assert spdx.read(BILL % SUM, "sbom").files == {"x": "0"}
     with pytest.raises(SkerryError, match="materials sbom is damaged") as caught:
         spdx.read(damage, "sbom")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_every_part_of_a_bill_has_an_identity_of_its_own() -> None:
+    """Also busybox, where the image has Debian's package of it too, and names that are near."""
+    names = ("busybox-static", "busybox", "a+b", "a-plus-b")
+    listed = [Package(name, "1", 0, "0" * 64) for name in names]
+    program = Package("busybox-static", "1", 0, "1" * 64)
+    raw = spdx.document("app", "0" * 64, listed, program, {}, 0)
+    found = [one["SPDXID"] for one in json.loads(raw)["packages"]]
+    assert len(found) == len(set(found)) == len(names) + 2
+    bill = spdx.read(raw, "").packages
+    assert bill.keys() == {*names, "busybox-static (program)"}
+    assert bill["busybox-static (program)"] == ("1", "1" * 64)
 
 
 def test_what_is_needed_comes_along_and_what_is_excluded_does_not(fresh: Path) -> None:
@@ -148,7 +188,7 @@ def test_an_excluded_package_that_does_not_exist_is_named_at_its_line(fresh: Pat
 def test_more_packages_than_the_limit_are_refused(fresh: Path) -> None:
     """Before any is fetched; at the limit they are taken."""
     recipe = parse_recipe(APP.format(more="", excluded=""), fresh / "app.toml")
-    with store.locked(fresh):
+    with locked(fresh):
         count = len(closure(fresh, recipe))
         assert closure(fresh, msgspec.structs.replace(recipe, max_packages=count))
         with pytest.raises(SkerryError, match=f"needs {count} packages, over its limit"):
@@ -159,7 +199,7 @@ def test_what_cannot_do_without_the_excluded_is_said(fresh: Path) -> None:
     """In one line, with apt's reason; without the exclusion there is a way."""
     text = 'name = "a"\npackages = ["libpython3-stdlib"]\n'
     way = parse_recipe(text, fresh / "app.toml")
-    with store.locked(fresh):
+    with locked(fresh):
         found = [p.name for p in closure(fresh, way)]
         needed = next(name for name in found if name.endswith("-minimal"))
         blocked = msgspec.structs.replace(way, exclude=(needed,))

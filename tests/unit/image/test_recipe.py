@@ -72,6 +72,7 @@ def test_a_recipe_is_read_with_its_base(folder: Path) -> None:
         ('["/usr/bin/python3",', '["python3",', 6, "start must be a command"),
         ("start =", 'run = ["rm", "-rf", "/"]\nstart =', 6, "unknown key 'run'"),
         ('"app.py"', '"none.py"', 9, "there is no file"),
+        ('"app.py"', f'"{"a" * 300}"', 9, "there is no file"),
         ('mode = "0755"', 'mode = "rwx"', 11, "mode in octal"),
         ('mode = "0755"', 'owner = "root"', 11, "unknown key 'owner'"),
         ('"64M"', '"64"', 14, "a size with its unit"),
@@ -103,6 +104,24 @@ def test_a_target_that_leads_out_of_the_image_is_refused(target: str, folder: Pa
     assert read(folder, GOOD).files[0].target == "srv/app.py"
     found = problems(folder, GOOD.replace('"/srv/app.py"\nmode', f'"{target}"\nmode'))
     assert [line for line, _ in found] == [10]
+
+
+@pytest.mark.parametrize(
+    "source", ["/etc/shadow", "../secret", "sub/../../secret", "link", "to/secret"]
+)
+def test_a_file_of_another_folder_is_refused(source: str, tmp_path: Path) -> None:
+    """By an absolute path, a climbing one or a link; a link to a file of the folder is followed."""
+    folder = tmp_path / "own"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "app.py").write_text("")
+    (folder / "near").symlink_to("sub/../app.py")
+    (folder / "link").symlink_to("../secret")
+    (folder / "to").symlink_to("..")
+    near = read(folder, GOOD.replace('"app.py"', '"near"'))
+    assert near.files[0].source == folder / "app.py"
+    found = problems(folder, GOOD.replace('"app.py"', f'"{source}"'))
+    assert found == [(9, f"from must stay below the folder of this file, not {source!r}")]
 
 
 def test_two_files_of_one_target_are_refused(folder: Path) -> None:

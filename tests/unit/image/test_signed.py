@@ -1,5 +1,6 @@
 """What of an image was altered, cut off or put in its place is refused, in one line."""
 
+import base64
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def signed(debian: Debian, tmp_path: Path) -> store.Image:
 
 def require(image: store.Image, key: bytes) -> store.Image:
     """Look for it as `up` does."""
-    return require_image(image.kernel.parent.parent, image.name, key)
+    return require_image(image.kernel.parents[2], image.name, key)
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -124,6 +125,18 @@ def test_only_the_key_that_signed_is_enough(signed: store.Image, tmp_path: Path)
     assert require(signed, RAW[0]) == require(signed, RAW[1]) == signed
 
 
+@pytest.mark.parametrize("change", [base64.b64decode, bytes.rstrip], ids=["raw", "unterminated"])
+def test_a_signature_of_any_form_is_added_to(
+    change: Callable[[bytes], bytes], signed: store.Image, tmp_path: Path
+) -> None:
+    """Either key is enough afterwards; the one that was there was enough before."""
+    rewrite(signed.kernel.parent / store.SIGNATURE, change)
+    assert require(signed, RAW[0]) == signed
+    (tmp_path / "other").write_bytes(KEYS[1][0])
+    add_signature(tmp_path / "a", signed, str(tmp_path / "other"), add=True)
+    assert require(signed, RAW[0]) == require(signed, RAW[1]) == signed
+
+
 def test_a_signature_of_another_image_does_not_count(
     signed: store.Image, debian: Debian, tmp_path: Path
 ) -> None:
@@ -152,7 +165,7 @@ def test_another_image_under_its_name_is_not_mistaken_for_it(
 
 def test_what_is_signed_is_the_description_that_was_loaded(signed: store.Image) -> None:
     """One that another took the place of meanwhile is not taken for it."""
-    kept = store.load(signed.kernel.parent.parent, signed.name)
+    kept = store.load(signed.kernel.parents[2], signed.name)
     rewrite(signed.kernel.parent / store.MANIFEST, lambda r: r.replace(b"ttyS0", b"ttyS1"))
     for judge in (store.verify, store.signed_content):
         with pytest.raises(SkerryError, match="changed while it was read"):

@@ -14,12 +14,23 @@ def tree(limit: int = 1 << 20, drop: Sequence[str] = ()) -> Tree:
     return Tree(limit, merged=True, drop=drop)
 
 
-@pytest.mark.parametrize("path", ["../etc/x", "a/../../x", "a/../b", "nul\0", "x" * 1100])
+@pytest.mark.parametrize(
+    "path", ["../etc/x", "a/../../x", "a/../b", "nul\0", "x" * 1100, "TRAILER!!!"]
+)
 def test_a_path_that_leads_out_is_refused(path: str) -> None:
     """In whatever form; a plain one is the control."""
     assert tree().path("./etc/x") == "etc/x"
     with pytest.raises(SkerryError, match="no path inside an image"):
         tree().add(cpio.file(path, b""), "evil")
+
+
+@pytest.mark.parametrize("path", ["a\x1b[2J", "a\nb", "a\u202eb", "a\udcff"])
+def test_a_path_that_a_terminal_would_obey_is_refused(path: str) -> None:
+    """The error shows it escaped; letters of any language are well."""
+    assert tree().path("usr/share/Főtanúsítvány.crt") == "usr/share/Főtanúsítvány.crt"
+    with pytest.raises(SkerryError, match="no path inside an image") as caught:
+        tree().path(path)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("behind", ["var/x", "var/x/y"])

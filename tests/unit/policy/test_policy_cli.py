@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from click.testing import CliRunner, Result
 
 from skerry.cli.policy import policy
 from skerry.errors import InputError, PolicyError
+from skerry.policy.load import policy_bytes
+from skerry.policy.signature import new_key, public_key, require_signed, sign
 from tests.unit.policy.samples import CLASSICAL, TOML
 
 
@@ -145,3 +148,15 @@ def test_a_batch_that_cannot_be_read_is_an_input_error(banks: str, tmp_path: Pat
     for place in (tmp_path / "missing", tmp_path):
         result = _run("decide", "--policy", banks, "--batch", str(place))
         assert isinstance(result.exception, InputError)
+
+
+def test_a_raw_signature_of_a_policy_is_added_to(banks: str, tmp_path: Path) -> None:
+    """As OpenSSL writes it; both keys verify the policy then, as the first did before."""
+    keys = [new_key() for _ in range(2)]
+    for index, (private, _) in enumerate(keys):
+        (tmp_path / str(index)).write_bytes(private)
+    content, place = policy_bytes(banks), Path(f"{banks}.sig")
+    place.write_bytes(base64.b64decode(sign(keys[0][0], content, "")))
+    assert _run("sign", banks, "--key", str(tmp_path / "1"), "--add").exit_code == 0
+    for _, public in keys:
+        require_signed(public_key(public, ""), content, place.read_bytes(), banks)

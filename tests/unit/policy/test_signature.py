@@ -14,6 +14,7 @@ from skerry.node.kept import read_setup, save_setup
 from skerry.node.setup import load_setup, make_setup, read_files
 from skerry.policy.signature import (
     Unsigned,
+    added,
     new_key,
     public_key,
     read_signature,
@@ -51,6 +52,26 @@ def test_what_the_key_signed_verifies_and_nothing_else_does() -> None:
     ):
         with pytest.raises(Unsigned):
             require_signed(RAW[key], content, untrusted, "p")
+
+
+@pytest.mark.parametrize("form", ["line", "unterminated", "raw"])
+def test_a_signature_is_added_to_one_of_any_form(form: str) -> None:
+    """Both keys verify what comes out, which does not grow when the same is added again."""
+    old = signature(TEXT)
+    held = {"line": old, "unterminated": old.rstrip(), "raw": base64.b64decode(old)}[form]
+    made = added(held, signature(TEXT, 1), "p")
+    for raw in RAW:
+        require_signed(raw, TEXT, made, "p")
+    assert made == old + signature(TEXT, 1) == added(made, old, "p")
+
+
+def test_more_signatures_than_a_file_holds_are_refused() -> None:
+    """What is there stays; up to the bound they are added."""
+    held = b"".join(base64.b64encode(bytes([n] * 64)) + b"\n" for n in range(11))
+    assert len(held) <= MAX_SIGNATURE
+    assert added(held, b"", "p") == held
+    with pytest.raises(InputError, match=r"p\.sig: has no room for another"):
+        added(held, signature(TEXT) + base64.b64encode(bytes([99] * 64)), "p")
 
 
 def test_every_flipped_bit_of_a_signature_is_found() -> None:
