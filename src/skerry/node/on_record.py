@@ -6,11 +6,12 @@ written; what can't be recorded is denied too.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from skerry.errors import AuditUnavailable, Denied, LimitReached
 from skerry.monitor.mediate import Mediator
+from skerry.monitor.protocols import Kind
+from skerry.monitor.table import Channel, hook_of
 
 
 async def put_on_record(mediator: Mediator, error: Denied, about: Mapping[str, object]) -> None:
@@ -27,11 +28,20 @@ async def put_on_record(mediator: Mediator, error: Denied, about: Mapping[str, o
         mediator.audit.note("deny", fields)
 
 
-@contextlib.asynccontextmanager
-async def limits_on_record(mediator: Mediator, hook: str, **about: object) -> AsyncIterator[None]:
-    """Put it on record if what is done within meets a limit."""
+async def bind_on_record(
+    mediator: Mediator,
+    bind: Callable[..., Awaitable[Channel]],
+    source: str,
+    sink: str,
+    kind: Kind,
+    port: str,
+    one_way: bool,
+    **how: object,
+) -> Channel:
+    """Bind a channel as `bind` does; put it on record if a limit is met."""
     try:
-        yield
+        return await bind(source, sink, kind, port, one_way, **how)
     except LimitReached as error:
-        await put_on_record(mediator, error, {"hook": hook, **about})
+        about = {"kind": kind, "port": port, "source": source, "sink": sink}
+        await put_on_record(mediator, error, {"hook": hook_of(kind, one_way), **about})
         raise
