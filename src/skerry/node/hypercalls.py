@@ -12,6 +12,7 @@ from collections.abc import Callable
 from skerry.errors import Denied, LimitReached, SkerryError, StaleGeneration
 from skerry.machine.control import ControlPort
 from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.mediate import SERVICES
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.table import Channel
 from skerry.node.caller import Caller
@@ -49,9 +50,14 @@ class Hypercalls:
         self._is_due = False
 
     def attend(self, domain: Domain) -> None:
-        """Serve a domain whose machine has a port for it, until it ends. Idempotent."""
+        """Serve a domain whose machine has a port for it, until it ends. Idempotent.
+
+        The node's own domains call nobody: what they are told and may do, they have by other ports.
+        """
         port = getattr(domain.machine, "control", None)
         if not isinstance(port, ControlPort) or domain in self._callers:
+            return
+        if domain.label in SERVICES:
             return
         caller = Caller(domain, port, self._answer, self._news)
         self._callers[domain] = caller
@@ -159,7 +165,7 @@ class Hypercalls:
 
     async def _offer(self, caller: Caller, call: wire.Call, arrived: float) -> wire.Answer:
         name = call.argument
-        if not self.offers.may_offer(caller.domain, name):
+        if not self.offers.owns(caller.domain, name):
             why = "it may not offer this name"
             return await self._denials.hide(caller, call, arrived, why)
         await self.offers.offer(caller.domain, name)

@@ -51,16 +51,17 @@ class Offers:
         """Return the names that a domain serves."""
         return [name for name, server in self._offers.items() if server is domain]
 
-    def may_offer(self, domain: Domain, name: str) -> bool:
-        """Say whether a domain may serve a name: it lives, and has the label that the file says."""
-        return domain.state in ALIVE and self._setup().names.get(name) == domain.label
+    def owns(self, domain: Domain, name: str) -> bool:
+        """Say whether a domain has the label that the file gives for a name."""
+        return self._setup().names.get(name) == domain.label
 
     async def offer(self, domain: Domain, name: str) -> None:
-        """Let a domain that may do so serve a name. Idempotent.
+        """Let a domain that owns a name serve it. Idempotent.
 
-        Raises `Taken`, `LimitReached`, or another `Denied` where it can't be recorded; then it
-        does not serve it.
+        Raises `Taken`, `LimitReached`, `StateError` while it is not alive (after a restart, until
+        it is adopted), or another `Denied` where it can't be recorded; then it does not serve it.
         """
+        domain.require(ALIVE, f"serve {name}")
         async with self._offering:
             if (other := self._offers.get(name, domain)) is not domain:
                 raise Taken(f"domain {other.name} serves {name}")
@@ -79,7 +80,7 @@ class Offers:
                     self._journal.note("withdrawn", {"service": name})
                     raise
             self._offers[name] = domain
-            if not self.may_offer(domain, name):
+            if domain.state not in ALIVE or not self.owns(domain, name):
                 self._withdraw(name, "it may not serve it any more")
                 raise NotFound(f"domain {domain.name} may not serve {name} any more")
 

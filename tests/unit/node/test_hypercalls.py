@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from skerry.label import Label
+from skerry.monitor.mediate import Parties
 from skerry.node import caller, hypercalls, offers
 from skerry.wire import control as wire
+from skerry.xsm.request import Verdict
 from tests.support.hypercalls import POLICY, SYSTEM, Services, play
 from tests.support.reconciling import up
 from tests.unit.control.test_calls import Client
@@ -61,6 +64,30 @@ def test_a_connected_pair_has_a_two_way_stream_by_one_name(tmp_path: Path) -> No
         ]
         allow = host.audit.events("allow")[-1]
         assert (allow["hook"], allow["asked"]) == ("channel_two_way", "ledger")
+
+    play(tmp_path, scene)
+
+
+def test_a_server_is_told_no_label_that_came_while_its_sight_was_asked(tmp_path: Path) -> None:
+    """Who may be seen as it was is not told as what it has become. The control: it stays."""
+
+    async def scene(host: Services) -> None:
+        ledger, decider = host.guest("ledger"), host.monitor.mediator.decider
+        await ledger.call("offer ledger")
+        decide = decider.decide
+        for now, told in (("bank", {"peer": "bank", "label": "bank"}), ("stranger", {})):
+            other = host.monitor.domain(now).label
+
+            async def late(hook: str, parties: Parties, other: Label = other) -> Verdict:
+                verdict = await decide(hook, parties)
+                if hook == "domain_getdomaininfo":
+                    host.monitor.domain("bank").label = other
+                return verdict
+
+            decider.decide = late  # type: ignore[method-assign]
+            host.guest("bank").send("connect ledger")
+            said = await ledger.told("-connected")
+            assert {key: said[key] for key in said if key in ("peer", "label")} == told
 
     play(tmp_path, scene)
 

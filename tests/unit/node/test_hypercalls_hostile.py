@@ -194,7 +194,7 @@ def test_a_defect_in_one_call_is_a_failed_call(tmp_path: Path) -> None:
         def broken(*_: object) -> bool:
             raise RuntimeError("a defect")
 
-        host.node.hypercalls.offers.may_offer = broken  # type: ignore[assignment, method-assign]
+        host.node.hypercalls.offers.owns = broken  # type: ignore[assignment, method-assign]
         assert await host.guest("bank").call("offer ledger") == ("failed", "INTERNAL", {})
         assert (await host.guest("bank").call("label")).end == "ok"
         host.node.hypercalls._label = broken  # type: ignore[assignment, method-assign]

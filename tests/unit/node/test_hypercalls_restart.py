@@ -10,6 +10,8 @@ import pytest
 from skerry.errors import AuditUnavailable
 from skerry.machine.control import ControlPort
 from skerry.machine.simulator.machine import SimulatedMachine
+from skerry.monitor.domain import State
+from skerry.monitor.mediate import AUDIT, MANAGER
 from skerry.monitor.protocols import Machine
 from skerry.node.hypercalls import Hypercalls
 from skerry.node.journal import NodeJournal, read_journal
@@ -129,6 +131,43 @@ def test_an_offer_that_cannot_be_written_down_is_none(tmp_path: Path) -> None:
         await restarts.restart()
         assert (await host.guest("bank").call("connect ledger")).code == "NO-SERVICE"
         assert (await host.guest("bank").call("connect spare")).end == "ok"
+
+    play(tmp_path, scene)
+
+
+def test_an_offer_of_a_domain_that_is_being_adopted_is_not_refused_for_good(tmp_path: Path) -> None:
+    """It fails, may be made again, and is taken then; a name that is not its own is none."""
+
+    async def scene(host: Services) -> None:
+        restarts = Restarts(host, tmp_path)
+        await restarts.start()
+        ledger, domain = host.guest("ledger"), host.monitor.domain("ledger")
+        domain._state = State.STARTING  # as it stands until it is adopted
+        assert await ledger.call("offer ledger") == ("failed", "UNAVAILABLE", {})
+        assert (await ledger.call("offer north")).code == "NO-SERVICE"
+        host.monitor.adopted(domain, State.RUNNING)
+        assert (await ledger.call("offer ledger")).end == "ok"
+
+    play(tmp_path, scene)
+
+
+def test_the_nodes_own_domains_call_nobody(tmp_path: Path) -> None:
+    """After a restart too, where all that goes on is attended. The control: any other domain."""
+
+    async def scene(host: Services) -> None:
+        restarts = Restarts(host, tmp_path)
+        await restarts.start()
+        for name, own in (("stranger", AUDIT), ("north", MANAGER)):
+            host.monitor.domain(name).label = own
+        await restarts.restart()
+        silent = [host.machines[name].guest for name in ("stranger", "north")]
+        for guest in silent:
+            guest.answers()
+            guest.call(b"1 a label\n1 b connect no-such-name\n")
+        denied = len(host.audit.events("deny"))
+        assert (await host.guest("bank").call("connect no-such-name")).code == "NO-SERVICE"
+        assert [guest.answers() for guest in silent] == [b"", b""]
+        assert len(host.audit.events("deny")) == denied + 1
 
     play(tmp_path, scene)
 
