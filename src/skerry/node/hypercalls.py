@@ -80,10 +80,12 @@ class Hypercalls:
         for channel in self._monitor.channels:  # whether it was told of them, nobody knows
             self._tell_server(channel)
 
-    def withdrawn(self, name: str, why: str) -> None:
-        """What was granted over a domain ends: `Binder.withdrawn`."""
-        self.offers.withdrawn(self._monitor.domains.get(name), why)
-        if not self._is_due:  # in the next step the domain has its new label, if it gets one
+    def withdrawn(self) -> None:
+        """Look soon, for what was granted over a domain ends: `Binder.withdrawn`.
+
+        In the next step it has its new label, if it gets one; until then it serves what it may.
+        """
+        if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self.follow)
 
@@ -103,10 +105,15 @@ class Hypercalls:
     async def _news(self, caller: Caller) -> bytes:
         """Return what a guest is to be told unasked, and take it for told."""
         news = b""
-        label = self._label(caller.domain)
-        if label != caller.told:
-            caller.told = label
-            news += wire.encode("-label", label)
+        served = " ".join(sorted(self.offers.of(caller.domain)))
+        states = {
+            "-label": self._label(caller.domain),
+            "-offers": wire.Answer("ok", fields=wire.fields(services=served)),
+        }
+        for event, state in states.items():
+            if caller.told.get(event) != state:
+                caller.told[event] = state
+                news += wire.encode(event, state)
         numbers, caller.connected = caller.connected, set()
         for channel in self._monitor.channels.of(caller.domain):
             if channel.number in numbers:
@@ -159,7 +166,7 @@ class Hypercalls:
             case "connect":
                 return await self._connect(caller, call, arrived)
             case "close":
-                return self._close(caller.domain, call.argument)
+                return await self._close(caller.domain, call.argument)
             case "why":
                 return await self._denials.why(caller, int(call.argument))
 
@@ -212,9 +219,12 @@ class Hypercalls:
             server.connected = (server.connected & live) | {channel.number}
             server.tell()
 
-    def _close(self, domain: Domain, argument: str) -> wire.Answer:
+    async def _close(self, domain: Domain, argument: str) -> wire.Answer:
         if not argument.isdecimal():
-            is_closed = self.offers.close(domain, argument)
+            try:
+                is_closed = await self.offers.close(domain, argument)
+            except Denied:  # it is closed, but perhaps not for the next node
+                return wire.Answer("failed", "UNAVAILABLE")
             return wire.Answer("ok") if is_closed else wire.Answer("failed", "NO-OFFER")
         number = int(argument)
         for channel in self._monitor.channels.of(domain):
