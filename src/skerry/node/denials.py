@@ -153,10 +153,10 @@ class Denials:
             return 0
         loop = asyncio.get_running_loop()
         quantum = max(after + 1, math.ceil((loop.time() - arrived) / self._quantum_s))
-        due = loop.create_future()
-        timer = loop.call_at(arrived + quantum * self._quantum_s, due.set_result, None)
+        due = asyncio.Event()
+        timer = loop.call_at(arrived + quantum * self._quantum_s, due.set)
         try:
-            await due
+            await due.wait()
         finally:
             timer.cancel()
         return quantum
