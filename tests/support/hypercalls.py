@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import selectors
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from skerry.machine.simulator.machine import SimulatedMachine
+from skerry.monitor.mediate import Parties
 from skerry.node.hypercalls import Hypercalls
+from skerry.xsm.request import Verdict
 from tests.unit.control.test_calls import Host
 
 POLICY = """
@@ -106,10 +109,17 @@ class Guest:
 
     def send(self, words: str) -> str:
         """Write a call and return its ID."""
-        identity = f"t{next(_ids)}"
-        line = f"1 {identity} {words}\n".encode()
-        assert self.machine.guest.call(line) == len(line), "the port takes no more"
-        return identity
+        return self.send_all(words)[0]
+
+    def send_all(self, *calls: str) -> list[str]:
+        """Write calls at once and return their IDs."""
+        identities = [f"t{next(_ids)}" for _ in calls]
+        lines = (
+            f"1 {identity} {words}\n" for identity, words in zip(identities, calls, strict=True)
+        )
+        written = "".join(lines).encode()
+        assert self.machine.guest.call(written) == len(written), "the port takes no more"
+        return identities
 
     async def answer(self, identity: str, seconds: float = 10.0) -> Said:
         """Wait for the answer to a call."""
@@ -171,6 +181,25 @@ class Services(Host):
     def open_channels(self) -> dict[int, str]:
         """Return the channels that were asked for by a name."""
         return {channel.number: channel.asked for channel in self.monitor.channels if channel.asked}
+
+
+def slowly(host: Services) -> None:
+    """Let decisions and records take what they take when others decide and write."""
+    chance = random.Random(7)
+    decider, append = host.monitor.mediator.decider, host.audit.append
+    decide: Callable[[str, Parties], object] = decider.decide
+
+    async def slow_decide(hook: str, parties: Parties) -> Verdict:
+        await asyncio.sleep(chance.uniform(0.0005, 0.004))
+        return await decide(hook, parties)  # type: ignore[misc, no-any-return] # as it was
+
+    async def slow_append(event: str, fields: Mapping[str, object]) -> int:
+        number = await append(event, fields)  # whose order is that of the calls
+        await asyncio.sleep(chance.uniform(0.0001, 0.001))
+        return number
+
+    decider.decide = slow_decide  # type: ignore[method-assign]
+    host.audit.append = slow_append  # type: ignore[method-assign]
 
 
 Scene = Callable[[Services], Awaitable[None]]

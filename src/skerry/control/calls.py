@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from skerry.node import paths
 from skerry.node.disks import list_disks, release_disk
 from skerry.node.guest import guest_of
 from skerry.node.node import Node
+from skerry.node.on_record import bind_on_record
 from skerry.node.reconcile import Prepare, Reconciler
 from skerry.node.replica import replica_status
 from skerry.node.rows import channel_row
@@ -211,16 +213,17 @@ class Calls:
                 raise StateError("a memory has a size, and nothing else does", fix="give --size")
             if call.kind == "link" and call.one_way:
                 raise StateError("a link goes both ways", fix="a stream can be one-way")
-        return await self._node.monitor.connect(
-            operator,
+        return await bind_on_record(
+            self._node.monitor.mediator,
+            partial(self._node.monitor.connect, operator),
             call.source,
             call.sink,
-            call.kind,
+            call.kind if resource is None else resource.kind,
             call.port,
             call.one_way,
-            call.for_s,
-            call.overflow,
-            call.size,
+            for_s=call.for_s,
+            overflow=call.overflow,
+            size=call.size,
         )
 
     async def _upload(self, session: Session, what: str, most: int) -> bytes:

@@ -82,7 +82,7 @@ class Mediator:
                 undone = {"allow": record} if record else {}
                 raise self._failure(hook, error, {**about, **undone}) from error
             if not verdict.allowed:
-                raise Refused(await self._refusal(verdict, asked, about))
+                raise Refused(await self.refusal(verdict, asked, about))
             if (
                 self.decider.generation == verdict.generation
                 and parties() == asked
@@ -116,7 +116,7 @@ class Mediator:
         for other in exchanged(hook, parties):
             await self.decider.touch(parties["source"], other)
 
-    async def _refusal(
+    async def refusal(
         self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
     ) -> Explanation:
         """Record a refusal and return its explanation; what can't be recorded is refused too."""

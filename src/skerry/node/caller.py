@@ -72,13 +72,13 @@ class Caller:
     """One incarnation of a domain, from when its port is served to its end.
 
     `handle` answers one call; `news` returns what it is to be told unasked, and is called when it
-    can be sent. `told` is what it knows of itself, `connected` the channels that it is to be told
-    of as a server.
+    can be sent. `told` is what it knows of itself, by the event that said it, and `connected` the
+    channels that it is to be told of as a server.
     """
 
     def __init__(self, domain: Domain, port: ControlPort, handle: Handle, news: News) -> None:
         self.domain = domain
-        self.told: wire.Answer | None = None
+        self.told: dict[str, wire.Answer] = {}
         self.connected: set[int] = set()
         self.refusals: dict[int, Refusal] = {}
         self._port = port

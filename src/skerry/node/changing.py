@@ -84,7 +84,7 @@ class Changing:
         """End with what was granted over a domain the sessions, uses of switches and offers."""
         self.sessions.cut(name, why)
         self.coalitions.withdrawn(name, why)
-        self.hypercalls.withdrawn(name, why)
+        self.hypercalls.withdrawn()
 
     def _most_channels(self, name: str) -> int:
         domain = self.setup.system.domains.get(name)

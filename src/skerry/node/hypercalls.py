@@ -1,45 +1,33 @@
 """What guests may ask of their node: their label, and streams to each other by a service's name.
 
-The rules this module keeps: authority is given by the monitor's `bind` and nothing else; a guest is
-told labels and rules only of whom it may see; and a name that is unknown, that nobody serves, or
-whose server the caller may neither be bound to nor see, gets one answer, from one place, at a time
-that says nothing.
+The rules this module keeps: authority is given by the monitor's `bind` and nothing else; and what
+else a guest is told, it is told of itself, or of whom it may see.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 
-from skerry.errors import Denied, LimitReached, SkerryError
-from skerry.label import Label
+from skerry.errors import Denied, LimitReached, SkerryError, StaleGeneration
 from skerry.machine.control import ControlPort
 from skerry.monitor.domain import ALIVE, Domain
+from skerry.monitor.mediate import SERVICES
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.table import Channel
-from skerry.node.caller import Caller, Refusal
+from skerry.node.caller import Caller
+from skerry.node.denials import QUANTUM_S, Denials
 from skerry.node.journal import NodeJournal
 from skerry.node.offers import Offers, Taken
 from skerry.node.setup import Setup
-from skerry.node.sight import may_see
 from skerry.wire import hypercall as wire
-from skerry.xsm.explain import Explanation, Refused, explain_error
+from skerry.xsm.explain import Refused
 
 STREAMS_MAX = 16
 """Most streams that one domain has asked for at a time; a further one is refused."""
 
 CALL_S = 20.0
 """How long a call may take, in seconds; what it had begun is undone, and it failed."""
-
-QUANTUM_S = 0.1
-"""An answer that there is no such service comes a whole number of these after its call, in
-seconds, so that its time does not tell an unknown name from one that is hidden."""
-
-HOOK = "channel_two_way"
-
-NO_SERVICE = "NO-SERVICE"
-_NOTHING = "there is no such service for this domain"
 
 
 class Hypercalls:
@@ -56,15 +44,20 @@ class Hypercalls:
         self.offers = Offers(monitor, setup, journal)
         self._monitor = monitor
         self._setup = setup
-        self._quantum_s = quantum_s
+        self._denials = Denials(monitor.mediator, setup, quantum_s)
         self._callers: dict[Domain, Caller] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_due = False
 
     def attend(self, domain: Domain) -> None:
-        """Serve a domain whose machine has a port for it, until it ends. Idempotent."""
+        """Serve a domain whose machine has a port for it, until it ends. Idempotent.
+
+        The node's own domains call nobody: what they are told and may do, they have by other ports.
+        """
         port = getattr(domain.machine, "control", None)
         if not isinstance(port, ControlPort) or domain in self._callers:
+            return
+        if domain.label in SERVICES:
             return
         caller = Caller(domain, port, self._answer, self._news)
         self._callers[domain] = caller
@@ -87,10 +80,12 @@ class Hypercalls:
         for channel in self._monitor.channels:  # whether it was told of them, nobody knows
             self._tell_server(channel)
 
-    def withdrawn(self, name: str, why: str) -> None:
-        """What was granted over a domain ends: `Binder.withdrawn`."""
-        self.offers.withdrawn(self._monitor.domains.get(name), why)
-        if not self._is_due:  # in the next step the domain has its new label, if it gets one
+    def withdrawn(self) -> None:
+        """Look soon, for what was granted over a domain ends: `Binder.withdrawn`.
+
+        In the next step it has its new label, if it gets one; until then it serves what it may.
+        """
+        if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self.follow)
 
@@ -110,10 +105,15 @@ class Hypercalls:
     async def _news(self, caller: Caller) -> bytes:
         """Return what a guest is to be told unasked, and take it for told."""
         news = b""
-        label = self._label(caller.domain)
-        if label != caller.told:
-            caller.told = label
-            news += wire.encode("-label", label)
+        served = " ".join(sorted(self.offers.of(caller.domain)))
+        states = {
+            "-label": self._label(caller.domain),
+            "-offers": wire.Answer("ok", fields=wire.fields(services=served)),
+        }
+        for event, state in states.items():
+            if caller.told.get(event) != state:
+                caller.told[event] = state
+                news += wire.encode(event, state)
         numbers, caller.connected = caller.connected, set()
         for channel in self._monitor.channels.of(caller.domain):
             if channel.number in numbers:
@@ -123,13 +123,14 @@ class Hypercalls:
     async def _connected(self, channel: Channel) -> wire.Answer:
         """Say of a stream what its server may know: who asked for it only if it may see it."""
         peer = channel.source
-        seen = await self._sees(channel.sink.label, peer.label)
+        label = peer.label
+        seen = await self._denials.sees(channel.sink, label) and peer.label == label
         fields = wire.fields(
             service=channel.asked,
             channel=channel.number,
             port=channel.port,
             peer=peer.name if seen else "",
-            label=peer.label if seen else "",
+            label=label if seen else "",
         )
         return wire.Answer("ok", fields=fields)
 
@@ -143,11 +144,12 @@ class Hypercalls:
         return wire.Answer("ok", fields=fields)
 
     async def _answer(self, caller: Caller, call: wire.Call) -> wire.Answer:
+        arrived = self._denials.arrived()
         try:
             async with asyncio.timeout(CALL_S):
-                return await self._do(caller, call)
+                return await self._do(caller, call, arrived)
         except Denied as error:
-            return await self._denied(caller, error, None)
+            return await self._denials.deny(caller, call, error)
         except TimeoutError:
             return wire.Answer("failed", "TIMEOUT")
         except Taken:
@@ -155,40 +157,51 @@ class Hypercalls:
         except SkerryError:  # in the words of the host, which are not for a guest
             return wire.Answer("failed", "UNAVAILABLE")
 
-    async def _do(self, caller: Caller, call: wire.Call) -> wire.Answer:
+    async def _do(self, caller: Caller, call: wire.Call, arrived: float) -> wire.Answer:
         match call.verb:
             case "label":
                 return self._label(caller.domain)
             case "offer":
-                return await self._offer(caller, call)
+                return await self._offer(caller, call, arrived)
             case "connect":
-                return await self._connect(caller, call)
+                return await self._connect(caller, call, arrived)
             case "close":
-                return self._close(caller.domain, call.argument)
+                return await self._close(caller.domain, call.argument)
             case "why":
-                return await self._why(caller, int(call.argument))
+                return await self._denials.why(caller, int(call.argument))
 
-    async def _offer(self, caller: Caller, call: wire.Call) -> wire.Answer:
-        began, name = asyncio.get_running_loop().time(), call.argument
-        if not self.offers.may_offer(caller.domain, name):
-            return await self._no_service(caller, call, began, "it may not offer this name")
+    async def _offer(self, caller: Caller, call: wire.Call, arrived: float) -> wire.Answer:
+        name = call.argument
+        if not self.offers.owns(caller.domain, name):
+            why = "it may not offer this name"
+            return await self._denials.hide(caller, call, arrived, why)
         await self.offers.offer(caller.domain, name)
         return wire.Answer("ok", fields=wire.fields(service=name))
 
-    async def _connect(self, caller: Caller, call: wire.Call) -> wire.Answer:
-        began, name = asyncio.get_running_loop().time(), call.argument
-        domain, server = caller.domain, self.offers.server(name)
+    async def _connect(self, caller: Caller, call: wire.Call, arrived: float) -> wire.Answer:
+        domain, server = caller.domain, self.offers.server(call.argument)
         if server is domain:
             return wire.Answer("failed", "OWN-SERVICE")
         if server is None:
-            return await self._no_service(caller, call, began, "nobody serves this name")
+            why = "nobody serves this name"
+            return await self._denials.hide(caller, call, arrived, why)
         # Only which answer it gets is found out here; `bind` asks again, on record.
-        if not await self._may(domain, server):
-            return await self._refused(caller, server, call, began)
+        cause = await self._denials.judge(domain, server)
+        if cause is None:
+            try:
+                return await self._bind(domain, server, call.argument)
+            except Refused as error:  # by a policy or a label that came meanwhile
+                cause = error
+            except StaleGeneration:
+                cause = await self._denials.judge(domain, server)
+                if cause is None:
+                    raise
+        return await self._denials.refuse(caller, call, arrived, server, cause)
+
+    async def _bind(self, domain: Domain, server: Domain, name: str) -> wire.Answer:
+        """Bind a stream that the policy allows. Raises what `bind` does."""
         if self._asked(domain) >= STREAMS_MAX:
-            full = LimitReached(f"domain {domain.name} has its {STREAMS_MAX} streams")
-            self._monitor.mediator.failed(HOOK, full, domain=domain.name, asked=name)
-            raise full
+            raise LimitReached(f"domain {domain.name} has its {STREAMS_MAX} streams")
         if self.offers.server(name) is not server or domain.state not in ALIVE:
             return wire.Answer("failed", "UNAVAILABLE")  # meanwhile
         # From here to its entering the table `bind` does not wait: the number is its.
@@ -206,9 +219,12 @@ class Hypercalls:
             server.connected = (server.connected & live) | {channel.number}
             server.tell()
 
-    def _close(self, domain: Domain, argument: str) -> wire.Answer:
+    async def _close(self, domain: Domain, argument: str) -> wire.Answer:
         if not argument.isdecimal():
-            is_closed = self.offers.close(domain, argument)
+            try:
+                is_closed = await self.offers.close(domain, argument)
+            except Denied:  # it is closed, but perhaps not for the next node
+                return wire.Answer("failed", "UNAVAILABLE")
             return wire.Answer("ok") if is_closed else wire.Answer("failed", "NO-OFFER")
         number = int(argument)
         for channel in self._monitor.channels.of(domain):
@@ -217,97 +233,6 @@ class Hypercalls:
                 return wire.Answer("ok")
         return wire.Answer("failed", "NO-CHANNEL")
 
-    async def _why(self, caller: Caller, record: int) -> wire.Answer:
-        refusal = caller.refusals.get(record)
-        if refusal is None:
-            return wire.Answer("failed", "NO-RECORD")
-        if refusal.explanation is None:
-            return wire.Answer("ok", fields=_nothing(record))
-        told = await self._told(caller, refusal.explanation, refusal.about)
-        return wire.Answer("ok", fields=told)
-
-    async def _may(self, domain: Domain, server: Domain) -> bool:
-        parties = {"source": domain.label, "sink": server.label}
-        try:
-            return (await self._monitor.mediator.judge(HOOK, parties)).allowed
-        except Denied:
-            return False
-
-    async def _refused(
-        self, caller: Caller, server: Domain, call: wire.Call, began: float
-    ) -> wire.Answer:
-        """Refuse a stream on record, in the words that the caller may hear."""
-        domain, name, label = caller.domain, call.argument, server.label
-        about = {"domain": domain.name, "sink": server.name, "asked": name}
-        try:
-            await self._monitor.mediator.permit(
-                HOOK, lambda: {"source": domain.label, "sink": server.label}, about
-            )
-            return wire.Answer("failed", "UNAVAILABLE")  # the policy changed in between
-        except Denied as error:
-            service = self._setup().system.names.get(name)
-            public = service is not None and service.public
-            if public or await self._sees(domain.label, label):
-                return await self._denied(caller, error, label if server.label == label else None)
-            return await self._no_service(caller, call, began, "", error.record)
-
-    async def _no_service(
-        self, caller: Caller, call: wire.Call, began: float, why: str, record: int = 0
-    ) -> wire.Answer:
-        """Say that there is no such service, at a time that does not say why.
-
-        `record`: that of the modules' refusal, where there is one; the others get one here.
-        """
-        if why:
-            fields = {
-                "call": call.verb,
-                "domain": caller.domain.name,
-                "asked": call.argument,
-                "why": {"code": NO_SERVICE, "sentence": why},
-            }
-            try:
-                record = await self._monitor.mediator.audit.append("deny", fields)
-            except Denied:
-                self._monitor.mediator.audit.note("deny", fields)
-        if record:
-            caller.refused(record, Refusal())
-        await self._until_quantum(began)
-        return wire.Answer("denied", NO_SERVICE, _nothing(record))
-
-    async def _until_quantum(self, began: float) -> None:
-        if self._quantum_s:
-            took = asyncio.get_running_loop().time() - began
-            quanta = max(1, math.ceil(took / self._quantum_s))
-            await asyncio.sleep(quanta * self._quantum_s - took)
-
-    async def _denied(self, caller: Caller, error: Denied, about: Label | None) -> wire.Answer:
-        """Explain a denial as far as the caller may see whom it is about."""
-        explanation = explain_error(error)
-        if not isinstance(error, Refused):
-            about = None  # its sentence is in the words of the host, which are not for a guest
-        if explanation.record:
-            caller.refused(explanation.record, Refusal(explanation, about))
-        told = await self._told(caller, explanation, about)
-        return wire.Answer("denied", explanation.code, told)
-
-    async def _told(
-        self, caller: Caller, explanation: Explanation, about: Label | None
-    ) -> tuple[tuple[str, str], ...]:
-        """Return an explanation's fields for a guest; the permissions are words of one text."""
-        seen = about is not None and await self._sees(caller.domain.label, about)
-        told = explanation.for_guest(seen)
-        permissions = told.get("permissions")
-        if isinstance(permissions, list):
-            told["permissions"] = " ".join(map(str, permissions))
-        return wire.fields(**told)
-
-    async def _sees(self, label: Label, other: Label) -> bool:
-        return await may_see(self._monitor.mediator, label, other)
-
     def _asked(self, domain: Domain) -> int:
         channels = self._monitor.channels.of(domain)
         return sum(bool(c.asked) and c.source is domain for c in channels)
-
-
-def _nothing(record: int) -> tuple[tuple[str, str], ...]:
-    return wire.fields(code=NO_SERVICE, sentence=_NOTHING, record=record)

@@ -131,6 +131,10 @@ class NodeJournal(Journal):
             self._trail.note(event, fields)
         self.standing.apply(event, fields)
 
+    async def noted(self) -> None:
+        """Return once what was noted is on the disk. Raises `AuditUnavailable`."""
+        await self.write("numbers", {"channel": self.standing.channel})  # which says nothing new
+
     async def ready(self, domain: Domain) -> None:
         """Write down that a domain's machine stands."""
         footprint = self._footprint(domain)

@@ -25,6 +25,7 @@ from skerry.node.changing import Changing, Refusal, refusal_of
 from skerry.node.guest import Guest, guest_of
 from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
+from skerry.node.on_record import bind_on_record
 from skerry.node.resources import Resources
 from skerry.node.rows import channel_row, domain_row
 from skerry.node.setup import Setup
@@ -210,7 +211,9 @@ class Node(Changing):
                 try:
                     self._require_boot_disk(spec)
                     bound.append(
-                        await bind(
+                        await bind_on_record(
+                            self.monitor.mediator,
+                            bind,
                             spec.source,
                             spec.sink,
                             spec.kind,

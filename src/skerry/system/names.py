@@ -16,6 +16,9 @@ MAX_SERVICE_NAME = 20
 """Longest name of a service, in characters: the ports of its streams have it before a number. A
 longer one is an error."""
 
+RESERVED = "skerry"
+"""No service has this name, as no port may begin with it: those of its streams would."""
+
 
 def read_names(section: Section) -> dict[str, ServiceSpec]:
     """Read every `[services.NAME]`."""
@@ -23,6 +26,8 @@ def read_names(section: Section) -> dict[str, ServiceSpec]:
     for name in section.names():
         if not NAME.fullmatch(name):
             section.problem(name, f"a service's name must be {NAME_WORDS}, not {echo(name)}")
+        if name == RESERVED:
+            section.problem(name, f"a service cannot be named {name!r}: the node's ports are")
         if len(name) > MAX_SERVICE_NAME:
             section.problem(name, f"a service's name has {MAX_SERVICE_NAME} characters at most")
         table = section.section(name)

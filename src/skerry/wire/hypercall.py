@@ -6,7 +6,7 @@ everything itself, so that neither side need know when the other was started ane
 
 A line is words separated by one space, ended by a newline. It begins with the version and an ID:
 1 to 16 of `0-9a-z`, chosen by the guest and given back with the answer. NAME is a
-service's, 1 to 31 of `a-z0-9-`. Empty lines mean nothing, either way.
+service's, 1 to 20 of `a-z0-9-`, a letter first. Empty lines mean nothing, either way.
 
 Guest to node, at most `CALL_MAX` bytes:
     1 ID label              who am I
@@ -22,6 +22,7 @@ Node to guest, an answer: any number of fields, then how it ended
     1 ID failed CODE        not done for another reason
 Node to guest, unasked, in the form of an answer with these IDs:
     -label                  as the answer to `label`: at first, and whenever it is another
+    -offers                 the services that this guest offers: at first, and whenever others
     -connected              somebody was bound to a service of this guest
 
 A line that is no call has the ID `?` in its answer where it has none that can be read.
@@ -45,7 +46,7 @@ CALL_MAX = 128
 TEXT_MAX = 4608
 """Longest text of a field, in characters: a label of two modules fits. A longer one is cut."""
 
-_NAME = rb"[a-z][a-z0-9-]{0,30}"
+_NAME = rb"[a-z][a-z0-9-]{0,19}"
 _NUMBER = rb"[1-9][0-9]{0,17}"
 _CALL = re.compile(
     rb"1 ([0-9a-z]{1,16}) (?:(label)|(offer|connect) (%b)|(close) (%b|%b)|(why) (%b))"

@@ -28,13 +28,19 @@ async def connect(host: Host, port: str) -> int:
 
 
 def test_a_domain_gets_no_more_channels_than_it_may_have(tmp_path: Path) -> None:
-    """The next is refused by name and leaves nothing; a cut makes room; the control has no key."""
+    """The next is refused by name, on record, and is not bound; a cut makes room.
+
+    The control has no key.
+    """
 
     async def scene(host: Host) -> None:
         await host.up()
         (first,) = host.monitor.channels
-        with pytest.raises(LimitReached, match="domain a has its 1 channels"):
+        with pytest.raises(LimitReached, match="domain a has its 1 channels") as refused:
             await connect(host, "more")
+        _, denied = host.audit.records[refused.value.record - 1]
+        assert (denied["hook"], denied["port"]) == ("channel_two_way", "more")
+        assert host.audit.events("deny") == [denied]
         assert list(host.monitor.channels) == [first]
         host.monitor.cut(first.number)
         await connect(host, "more")
@@ -46,6 +52,25 @@ def test_a_domain_gets_no_more_channels_than_it_may_have(tmp_path: Path) -> None
         await connect(host, "more")
 
     play(tmp_path, control, system=OPERATED)
+
+
+def test_a_declared_channel_that_meets_a_limit_is_on_record(tmp_path: Path) -> None:
+    """Also where the whole node has as many as it may have. The control: without that, none is."""
+
+    async def scene(host: Host) -> None:
+        host.monitor.channels.limit = 0
+        await host.up()
+        (denied,) = host.audit.events("deny")
+        assert (denied["source"], denied["sink"], denied["port"]) == ("a", "b", "orders")
+        assert "the node has its 0 channels" in str(denied["why"])
+
+    play(tmp_path, scene)
+
+    async def control(host: Host) -> None:
+        await host.up()
+        assert host.audit.events("deny") == []
+
+    play(tmp_path, control)
 
 
 def test_the_number_is_raised_by_another_file_and_needs_no_restart(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from skerry.label import Label
+from skerry.monitor.mediate import Parties
 from skerry.node import caller, hypercalls, offers
 from skerry.wire import control as wire
+from skerry.xsm.request import Verdict
 from tests.support.hypercalls import POLICY, SYSTEM, Services, play
 from tests.support.reconciling import up
 from tests.unit.control.test_calls import Client
@@ -61,6 +64,30 @@ def test_a_connected_pair_has_a_two_way_stream_by_one_name(tmp_path: Path) -> No
         ]
         allow = host.audit.events("allow")[-1]
         assert (allow["hook"], allow["asked"]) == ("channel_two_way", "ledger")
+
+    play(tmp_path, scene)
+
+
+def test_a_server_is_told_no_label_that_came_while_its_sight_was_asked(tmp_path: Path) -> None:
+    """Who may be seen as it was is not told as what it has become. The control: it stays."""
+
+    async def scene(host: Services) -> None:
+        ledger, decider = host.guest("ledger"), host.monitor.mediator.decider
+        await ledger.call("offer ledger")
+        decide = decider.decide
+        for now, told in (("bank", {"peer": "bank", "label": "bank"}), ("stranger", {})):
+            other = host.monitor.domain(now).label
+
+            async def late(hook: str, parties: Parties, other: Label = other) -> Verdict:
+                verdict = await decide(hook, parties)
+                if hook == "domain_getdomaininfo":
+                    host.monitor.domain("bank").label = other
+                return verdict
+
+            decider.decide = late  # type: ignore[method-assign]
+            host.guest("bank").send("connect ledger")
+            said = await ledger.told("-connected")
+            assert {key: said[key] for key in said if key in ("peer", "label")} == told
 
     play(tmp_path, scene)
 
@@ -242,6 +269,67 @@ def test_a_relabelled_server_loses_its_names_and_their_streams(tmp_path: Path) -
         assert (await bank.call("connect ledger")).code == "NO-SERVICE"
         assert (await ledger.call("offer ledger")).code == "NO-SERVICE"
         assert (await host.guest("ledger-2").call("offer ledger")).end == "ok"
+
+    play(tmp_path, scene)
+
+
+def test_a_server_is_told_what_it_serves_and_whenever_that_changes(tmp_path: Path) -> None:
+    """At first nothing; and what it lost is told though it has its old label again by then."""
+
+    async def scene(host: Services) -> None:
+        ledger, owner = host.guest("ledger"), host.node.setup.owner
+        assert await ledger.told("-offers") == {}
+        for name, served in (("spare", "spare"), ("ledger", "ledger spare")):
+            await ledger.call(f"offer {name}")
+            assert await ledger.told("-offers") == {"services": served}
+        await ledger.call("close spare")
+        assert await ledger.told("-offers") == {"services": "ledger"}
+        ledger.unasked.clear()
+        await host.monitor.pause(owner, "ledger")
+        await host.node.relabel(owner, "ledger", "bank")
+        await host.node.relabel(owner, "ledger", "ledger")
+        await host.monitor.resume(owner, "ledger")
+        assert await ledger.told("-offers") == {}
+        await ledger.call("label")
+        assert [event for event, _ in ledger.unasked if event == "-offers"] == []
+
+    play(tmp_path, scene)
+
+
+def test_a_server_that_keeps_its_label_keeps_its_names(tmp_path: Path) -> None:
+    """And their streams, where it is relabelled to what it is. The control: to another."""
+
+    async def scene(host: Services) -> None:
+        bank, ledger, owner = host.guest("bank"), host.guest("ledger"), host.node.setup.owner
+        await ledger.call("offer ledger")
+        await bank.call("connect ledger")
+        await host.node.relabel(owner, "ledger", "ledger")
+        await asyncio.sleep(0.01)
+        assert list(host.open_channels().values()) == ["ledger"]
+        assert (await bank.call("connect ledger")).end == "ok"
+        assert host.audit.events("withdrawn") == []
+        await host.node.relabel(owner, "ledger", "bank")
+        assert (host.open_channels(), len(host.audit.events("withdrawn"))) == ({}, 1)
+
+    play(tmp_path, scene)
+
+
+def test_what_ends_serves_nothing_in_the_same_step(tmp_path: Path) -> None:
+    """Before anything else is done: a name is nobody's while its server has still to be told."""
+
+    async def scene(host: Services) -> None:
+        await host.guest("ledger").call("offer ledger")
+        offered, domain = host.node.hypercalls.offers, host.monitor.domain("ledger")
+        label, domain.label = domain.label, host.monitor.domain("bank").label
+        assert offered.server("ledger") is None
+        domain.label = label
+        assert offered.server("ledger") is domain
+        host.monitor.kill("ledger")
+        assert offered.server("ledger") is None
+        assert offered.of(domain) == ["ledger"]
+        await domain.gone.wait()
+        await asyncio.sleep(0)
+        assert offered.of(domain) == []
 
     play(tmp_path, scene)
 

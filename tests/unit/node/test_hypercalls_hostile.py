@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import random
 import tracemalloc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.monitor.mediate import Parties
-from skerry.node import caller, hypercalls
+from skerry.node import caller, denials, hypercalls
 from skerry.wire import hypercall as wire
-from skerry.xsm.request import Verdict
-from tests.support.hypercalls import Services, play, play_in_no_time
+from tests.support.hypercalls import Services, play, play_in_no_time, slowly
 
 ASKED = ("ledger", "spare", "no-such-name")
 """Hidden from `stranger`, not offered, unknown."""
@@ -25,24 +22,6 @@ ASKED = ("ledger", "spare", "no-such-name")
 SAMPLES = 60
 LOST = 1.63
 """By Kolmogorov and Smirnov: samples of one distribution differ by more in 1 % of all cases."""
-
-
-def slowly(host: Services) -> None:
-    """Let decisions and records take what they take when others decide and write."""
-    chance = random.Random(7)
-    decider, append = host.monitor.mediator.decider, host.audit.append
-    decide: Callable[[str, Parties], object] = decider.decide
-
-    async def slow_decide(hook: str, parties: Parties) -> Verdict:
-        await asyncio.sleep(chance.uniform(0.0005, 0.004))
-        return await decide(hook, parties)  # type: ignore[misc, no-any-return] # as it was
-
-    async def slow_append(event: str, fields: Mapping[str, object]) -> int:
-        await asyncio.sleep(chance.uniform(0.0001, 0.001))
-        return await append(event, fields)
-
-    decider.decide = slow_decide  # type: ignore[method-assign]
-    host.audit.append = slow_append  # type: ignore[method-assign]
 
 
 def measure(folder: Path, quantum_s: float) -> dict[str, list[float]]:
@@ -59,7 +38,7 @@ def measure(folder: Path, quantum_s: float) -> dict[str, list[float]]:
                 began = loop.time()
                 said = await stranger.call(f"connect {name}")
                 found[name].append(loop.time() - began)
-                assert said.code == hypercalls.NO_SERVICE
+                assert said.code == denials.NO_SERVICE
 
     play_in_no_time(folder, scene, quantum_s=quantum_s)
     return found
@@ -79,7 +58,7 @@ def test_the_time_of_an_answer_does_not_tell_a_hidden_name_from_an_unknown_one(
     tmp_path: Path,
 ) -> None:
     """Quantised, the three are one distribution; the control: without it, they are told apart."""
-    timed = measure(tmp_path, hypercalls.QUANTUM_S)
+    timed = measure(tmp_path, denials.QUANTUM_S)
     for name in ASKED[1:]:
         assert distance(timed["ledger"], timed[name]) < LOST
     plain = measure(tmp_path, 0.0)
@@ -215,7 +194,7 @@ def test_a_defect_in_one_call_is_a_failed_call(tmp_path: Path) -> None:
         def broken(*_: object) -> bool:
             raise RuntimeError("a defect")
 
-        host.node.hypercalls.offers.may_offer = broken  # type: ignore[assignment, method-assign]
+        host.node.hypercalls.offers.owns = broken  # type: ignore[assignment, method-assign]
         assert await host.guest("bank").call("offer ledger") == ("failed", "INTERNAL", {})
         assert (await host.guest("bank").call("label")).end == "ok"
         host.node.hypercalls._label = broken  # type: ignore[assignment, method-assign]

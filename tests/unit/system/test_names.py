@@ -11,6 +11,7 @@ from skerry.node.setup import load_setup
 from skerry.system.load import parse_system
 from skerry.system.model import ServiceSpec
 from skerry.system.names import MAX_SERVICE_NAME, MAX_SERVICES
+from skerry.wire.hypercall import Call, Malformed, parse
 from tests.support.hypercalls import POLICY
 from tests.support.hypercalls import SYSTEM as SERVED
 
@@ -47,6 +48,7 @@ def test_a_service_is_a_name_and_the_label_that_may_serve_it() -> None:
         ('[services.ledger]\noffered-by = "l"\npublic = 1\n', "7: public must be true or false"),
         ('[services.Ledger]\noffered-by = "l"\n', "5: a service's name must be 1 to 31"),
         (f'[services.{"a" * 21}]\noffered-by = "l"\n', "5: a service's name has 20 characters"),
+        ('[services.skerry]\noffered-by = "l"\n', "5: a service cannot be named 'skerry'"),
         ("[services]\nledger = 1\n", "6: services.ledger must be a table"),
         ("services = 1\n", "5: unknown key"),
     ],
@@ -54,6 +56,14 @@ def test_a_service_is_a_name_and_the_label_that_may_serve_it() -> None:
 def test_a_wrong_service_is_an_error_at_its_line(more: str, said: str) -> None:
     """Nothing is guessed, and a name nobody may serve is no service."""
     assert any(problem.startswith(said) for problem in problems(more)), problems(more)
+
+
+def test_a_guest_can_ask_for_the_longest_name_and_for_no_longer_one() -> None:
+    """The protocol and the file have one limit; what no file can declare is no call."""
+    longest = "a" * MAX_SERVICE_NAME
+    for verb in ("offer", "connect", "close"):
+        assert isinstance(parse(f"1 i {verb} {longest}".encode()), Call)
+        assert parse(f"1 i {verb} {longest}a".encode()) == Malformed("i", "MALFORMED")
 
 
 def test_one_service_too_many_is_an_error() -> None:

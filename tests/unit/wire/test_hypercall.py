@@ -11,7 +11,7 @@ from skerry.wire import hypercall as wire
 from skerry.wire.hypercall import Answer, Call, Malformed, Parser
 
 IDS = st.from_regex(r"[0-9a-z]{1,16}", fullmatch=True)
-NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,19}", fullmatch=True)
 NUMBERS = st.integers(1, 10**18 - 1).map(str)
 CALLS = st.one_of(
     st.builds(Call, IDS, st.just("label")),
