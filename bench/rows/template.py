@@ -108,7 +108,7 @@ def _other(node: RunningNode) -> Iterator[Libvirt]:
 def _template() -> Template:
     [one] = store.stored(paths.templates_dir())
     assert one.manifest is not None
-    return Template(*store.read(paths.templates_dir(), one.manifest))
+    return store.read(paths.templates_dir(), one.manifest)
 
 
 async def _answer(node: RunningNode, name: str = DOMAIN) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from skerry.jail.identity import open_pool
+from skerry.machine.qemu.template import Template
 from skerry.node import template_store as store
 from tests.support.cli import Cli
 
@@ -148,8 +149,7 @@ def test_what_one_clone_writes_no_other_sees(cli: Cli) -> None:
     [one] = store.stored(shelf(cli))
     assert b"S" * 4096 not in (shelf(cli) / one.key / "ram").read_bytes()
     assert one.manifest is not None
-    memory, _ = store.read(shelf(cli), one.manifest)
-    os.close(memory)
+    store.read(shelf(cli), one.manifest)
 
 
 def test_a_wall_counts_clones_and_another_label_has_a_template_of_its_own(cli: Cli) -> None:
@@ -183,9 +183,8 @@ def test_a_domain_starts_cold_where_qemu_does_not_take_its_template(cli: Cli) ->
     rows = {row["label"]: row["template"] for row in cli.rows("image", "template", "list")}
     manifest = next(one.manifest for one in store.stored(shelf(cli)) if one.key == rows["red"])
     assert manifest is not None
-    ram, _ = store.read(shelf(cli), manifest)
-    store.write(shelf(cli), manifest.kind, ram, b"no state" * 999)
-    os.close(ram)
+    found = store.read(shelf(cli), manifest)
+    store.write(shelf(cli), manifest.kind, Template(os.dup(found.ram), b"no state" * 999))
     before = len(records(cli, "allow"))
     cli.ok("start", "red")
     assert sh(cli, "red", "cat /run/skerry/label; cat /proc/cmdline").startswith("redconsole=")

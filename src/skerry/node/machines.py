@@ -139,7 +139,7 @@ class Machines:
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""
-        self.templates.close()
+        await self.templates.close()
         if self._jails is not None:
             await self._jails.close()
 

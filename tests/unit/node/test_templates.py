@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from skerry.node import template_store as store
 from skerry.node import templates as module
 from skerry.node.template_store import TemplateAltered
 from skerry.node.templates import Templates
-from tests.unit.node.test_template_store import KIND, SIZE
+from tests.unit.node.test_template_store import KIND, SIZE, STATE, put
 
 BLUE = msgspec.structs.replace(KIND, label="blue")
 
@@ -31,6 +32,7 @@ class Boots:
 
     def __init__(self) -> None:
         self.count = 0
+        self.word = b"booted"
         self.failure: Exception | None = None
         self.go = asyncio.Event()
         self.go.set()
@@ -46,7 +48,7 @@ class Boots:
         if self.failure is not None:
             raise self.failure
         ram = make_ram(SIZE)
-        os.pwrite(ram, b"booted", 4096)
+        os.pwrite(ram, self.word, 4096)
         seal_now(ram)
         return Template(ram, b"state")
 
@@ -74,6 +76,32 @@ def nothing_left() -> Iterator[None]:
     """Let go of every template at once: other tests count descriptors."""
     yield
     gc.collect()
+
+
+class Slow:
+    """Holds up a function of the store until it may go on, with what it was given."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str) -> None:
+        self._real = getattr(store, name)
+        self.begun, self.go = threading.Event(), threading.Event()
+        patch.setattr(store, name, self)
+
+    def __call__(self, *args: object) -> object:
+        """Wait, then do it."""
+        self.begun.set()
+        assert self.go.wait(10)
+        return self._real(*args)
+
+    async def reached(self) -> None:
+        """Return when somebody waits in it."""
+        assert await asyncio.to_thread(self.begun.wait, 10)
+
+
+def memories() -> int:
+    """Return how many memories of templates this process has open."""
+    gc.collect()
+    opened = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return sum("skerry-template" in str(fd.readlink()) for fd in opened)
 
 
 def play(work: Coroutine[Any, Any, None]) -> None:
@@ -210,6 +238,92 @@ def test_who_waits_makes_it_when_the_maker_is_ended(tmp_path: Path) -> None:
         await waiter
         assert maker.cancelled()
         assert shelf.boots.count == 2
+
+    play(scene())
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "control"])
+def test_a_start_that_is_killed_stores_no_other_memory_as_its_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Red ends while its memory is copied, and blue's comes up: red's key never has blue's bytes.
+
+    It has nothing then, and red's own where red was not ended (the control).
+    """
+    slow = Slow(monkeypatch, "_copy")
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        red = asyncio.ensure_future(shelf.find(KIND))
+        await slow.reached()
+        if killed:
+            red.cancel()
+            await asyncio.wait({red}, timeout=1)
+            assert red.cancelled(), "it does not wait for the disk"
+        gc.collect()
+        shelf.boots.word = b"blue's"
+        other = make_ram(SIZE)  # would have the number of red's
+        os.pwrite(other, b"others", 4096)
+        blue = asyncio.ensure_future(shelf.find(BLUE))
+        slow.go.set()
+        await blue
+        os.close(other)
+        if killed:
+            await shelf.templates.close()
+            assert store.manifest_of(tmp_path, KIND) is None
+            assert shelf.events() == ["template-made", "cloned"], "blue's"
+        else:
+            await red
+        manifest = store.manifest_of(tmp_path, KIND if not killed else BLUE)
+        assert manifest is not None
+        found = store.read(tmp_path, manifest)
+        assert os.pread(found.ram, 6, 4096) == (b"blue's" if killed else b"booted")
+
+    play(scene())
+
+
+def test_who_waits_makes_it_when_the_piece_of_the_one_who_was_killed_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind stays locked until the thread that writes has ended: no two write one template."""
+    slow = Slow(monkeypatch, "_copy")
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        first = asyncio.ensure_future(shelf.find())
+        await slow.reached()
+        first.cancel()
+        second = asyncio.ensure_future(shelf.find())
+        await asyncio.wait({second}, timeout=0.1)
+        assert shelf.boots.count == 1
+        slow.go.set()
+        await second
+        assert shelf.boots.count == 2
+        assert shelf.events() == ["template-made", "cloned"]
+
+    play(scene())
+
+
+def test_a_start_that_is_killed_while_it_reads_keeps_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the thread has read is nobody's and goes; who is not killed (the control) has it."""
+
+    async def scene() -> None:
+        put(tmp_path)
+        slow = Slow(monkeypatch, "read")
+        shelf = Shelf(tmp_path)
+        before = memories()
+        reader = asyncio.ensure_future(shelf.find())
+        await slow.reached()
+        reader.cancel()
+        await asyncio.wait({reader})
+        slow.go.set()
+        await shelf.templates.close()
+        assert memories() == before
+        kept = await shelf.find()
+        assert (memories(), shelf.boots.count) == (before + 1, 0)
+        assert kept.state == STATE
 
     play(scene())
 
