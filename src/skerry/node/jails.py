@@ -195,7 +195,9 @@ class MachineJails:
         return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
-        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS, cpu=inmate.cpu)
+        # What a clone touches first is its template's page and its own copy: both are its charge.
+        memory = inmate.memory * (2 if inmate.template else 1) + MEMORY_OVERHEAD
+        limits = Limits(memory=memory, pids=MAX_THREADS, cpu=inmate.cpu)
         return make_groups(f"{inmate.name}.{next(self._starts)}", limits, self._accepted)
 
 

@@ -29,6 +29,10 @@ MAX_LOADED = 16
 """Templates that a node has in memory; beyond it the one that was used longest ago is let go, and
 read again when it is wanted."""
 
+GROWN_MAX = 64 << 20
+"""Bytes by which clones may have made a template in memory grow; beyond it, when one of them ends,
+it is let go, and read again when it is wanted."""
+
 Note = Callable[[str, Mapping[str, object]], object]
 
 
@@ -159,6 +163,12 @@ class Templates:
         self._drop(kind, why)
         if loaded is None or loaded.made:
             self._give_up(kind, why)
+
+    def ended(self, kind: Kind) -> None:
+        """Let go of a template that has grown too much, as one of its clones has ended."""
+        loaded = self._loaded.get(kind.key)
+        if loaded is not None and loaded.template.grown() > GROWN_MAX:
+            del self._loaded[kind.key]
 
     async def close(self) -> None:
         """Let go of what is in memory when no making is left; clones keep what they have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 
 import msgspec
@@ -62,6 +63,22 @@ def test_a_template_does_not_tell_when_it_was_read() -> None:
     os.pread(own, 4096, 0)
     assert os.fstat(one.ram).st_atime_ns == before
     os.close(own)
+
+
+def test_what_clones_touched_of_its_holes_is_told() -> None:
+    """A private mapping leaves a page for each hole that it wrote; where there was one (the
+    control), none."""
+    one = template()
+    own = one.own_open()
+    with mmap.mmap(own, SIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as clone:
+        clone[0] = 1
+        assert one.grown() == 0
+        for place in range(1, 9):
+            clone[place * mmap.PAGESIZE] = 1
+        assert one.grown() == 8 * mmap.PAGESIZE
+    os.close(own)
+    assert one.grown() == 8 * mmap.PAGESIZE, "it outlives the clone"
+    assert os.pread(one.ram, SIZE, 0) == b"booted" + bytes(SIZE - 6)
 
 
 def test_a_memory_that_can_be_written_is_no_template() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import mmap
 import os
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
@@ -382,6 +383,30 @@ def test_no_more_are_in_memory_than_the_limit(
         del red
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
+
+    play(scene())
+
+
+def test_one_that_its_clones_have_made_grow_is_let_go_when_one_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the limit (the control) it stays; beyond it the next start reads a fresh one."""
+    monkeypatch.setattr(module, "GROWN_MAX", 4 * mmap.PAGESIZE)
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        first = await shelf.find()
+        own = first.own_open()
+        with mmap.mmap(own, SIZE, mmap.MAP_PRIVATE, mmap.PROT_READ) as clone:
+            for count, same in ((4, True), (5, False)):
+                for place in range(8, 8 + count):
+                    _ = clone[place * mmap.PAGESIZE]
+                shelf.templates.ended(KIND)
+                shelf.templates.ended(BLUE)
+                assert ((await shelf.find()) is first) == same
+        os.close(own)
+        assert (await shelf.find()).grown() == 0
+        assert shelf.boots.count == 1
 
     play(scene())
 

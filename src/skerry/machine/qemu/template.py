@@ -3,6 +3,10 @@
 The rules it keeps: a template's memory is sealed before anybody else maps it, so that no clone, and
 nobody, can change what another one sees; each clone has an open file of its own, as the place in
 one that two share would be a channel; what a QEMU writes of itself is bounded while it is written.
+
+A private mapping does not keep a memory from growing: where it has a hole, the kernel puts a page
+of zeros into the file at the first touch, and copies that one at the first write (`mm/memory.c`,
+`do_cow_fault`). So what a clone touches first is there twice, and once of it outlives the clone.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ LOOK_S = 0.002
 ASLEEP = "skerry.template"
 """The word of a kernel's command line by which a guest waits to be told who it is."""
 
+NAME = "skerry-template"
+"""The name of a template's memory: what shows it in `/proc/PID/maps` and `fd`, whoever holds it."""
+
 _MADVISE, _HUGE = 28, 14
 CLONE_CALLS = (Call(_MADVISE, tuple((Arg(2, how),) for how in range(26) if how != _HUGE)),)
 """What a clone's QEMU may call in another way than others: no huge pages for what it translates,
@@ -58,6 +65,7 @@ class Template:
         self.ram = ram
         self.state = state
         self._close = weakref.finalize(self, os.close, ram)
+        self._made = os.fstat(ram).st_blocks
         if fcntl.fcntl(ram, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise MachineError("a template's memory is not sealed")
 
@@ -65,10 +73,14 @@ class Template:
         """Return a descriptor of the memory for one clone alone. Raises `OSError`."""
         return reader(self.ram)
 
+    def grown(self) -> int:
+        """Return the bytes that it takes more than when it was made: holes that clones touched."""
+        return (os.fstat(self.ram).st_blocks - self._made) * 512
+
 
 def make_ram(size: int) -> int:
     """Return a descriptor of fresh memory for a guest, `size` bytes. Raises `OSError`."""
-    ram = os.memfd_create("skerry-template", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    ram = os.memfd_create(NAME, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     try:
         os.ftruncate(ram, size)
         os.fchmod(ram, 0o666)  # QEMU opens it to write, also where it never does
