@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from skerry.errors import MachineError, StateError
-from skerry.machine.qemu.cloned import Clone
+from skerry.machine.qemu import cloned
+from skerry.machine.qemu.cloned import OWN_INIT, Clone, Source
 from skerry.machine.qemu.command import command
 from skerry.machine.qemu.template import Template, TemplateUnusable, make_ram, seal_now
 from skerry.monitor.domain import State
@@ -93,6 +94,26 @@ def test_a_machine_without_a_label_is_told_nothing_of_itself() -> None:
     nobody = msgspec.structs.replace(SPEC, label="")
     assert not [word for word in command(nobody, str) if "opt/skerry" in word]
     assert len([word for word in command(SPEC, str) if "opt/skerry" in word]) == 2
+
+
+@pytest.mark.parametrize("why", ["init of its own", "no memory", "not started"])
+def test_a_source_that_never_starts_has_ended(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made for it can go: before it is launched, or (the control) when that fails."""
+    words = "console=ttyS0" if why == "init of its own" else OWN_INIT[0]
+    spec = msgspec.structs.replace(SPEC, cmdline=words, memory=SIZE)
+
+    def full(_size: int) -> int:
+        raise OSError(12, os.strerror(12))
+
+    async def scene() -> None:
+        source = Source(spec, Launcher())
+        if why == "no memory":
+            monkeypatch.setattr(cloned, "make_ram", full)
+        with pytest.raises(MachineError, match=why):
+            await source.template()
+        assert source.exited.done()
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
 
 
 def test_a_domain_that_is_killed_while_its_template_is_made_has_ended_at_once() -> None:
