@@ -180,6 +180,12 @@ def manifest_of(folder: Path, kind: Kind) -> Manifest | None:
     return manifest
 
 
+def used(folder: Path, kind: Kind) -> None:
+    """Take note that a template is used now, read anew or not."""
+    with contextlib.suppress(OSError):  # it was just removed
+        os.utime(folder / kind.key)
+
+
 def read(folder: Path, manifest: Manifest) -> Template:
     """Return a template with a sealed copy of its memory: exactly what was compared.
 
@@ -208,8 +214,6 @@ def read(folder: Path, manifest: Manifest) -> Template:
             raise
     finally:
         os.close(file)
-    with contextlib.suppress(OSError):
-        os.utime(home)
     return Template(ram, state)
 
 

@@ -127,8 +127,11 @@ class Templates:
             return loaded
         try:
             manifest = await in_thread(store.manifest_of, self._folder, kind)
-            if manifest is None or (loaded is not None and loaded.manifest == manifest):
-                return loaded if manifest else None
+            if manifest is None:
+                return None
+            await in_thread(store.used, self._folder, kind)
+            if loaded is not None and loaded.manifest == manifest:
+                return loaded
             template = await in_thread(store.read, self._folder, manifest)
         except TemplateDamaged as error:
             self._drop(kind, str(error))

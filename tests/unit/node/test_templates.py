@@ -411,6 +411,23 @@ def test_one_that_its_clones_have_made_grow_is_let_go_when_one_ends(
     play(scene())
 
 
+def test_one_that_is_used_from_memory_is_used(tmp_path: Path) -> None:
+    """On the disk it counts as used last, whether it was read (the control) or was there."""
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        await shelf.find(KIND)
+        await shelf.find(BLUE)
+        for node, kind in ((shelf, KIND), (shelf, BLUE), (Shelf(tmp_path), KIND)):
+            for one in (KIND, BLUE):
+                age = 1000 if one == kind else 2000
+                os.utime(tmp_path / one.key, (age, age))
+            await node.find(kind)
+            assert store.stored(tmp_path)[-1].key == kind.key
+
+    play(scene())
+
+
 def test_the_beginning_of_a_node_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
     """A piece of a template is in nobody's way."""
 
