@@ -10,12 +10,21 @@ import msgspec
 import pytest
 
 from skerry.errors import MachineError, StateError
+from skerry.jail.bpf import ALLOW
+from skerry.jail.filter import ALWAYS, PROFILES, program
 from skerry.machine.qemu import cloned
 from skerry.machine.qemu.cloned import OWN_INIT, Clone, Source
 from skerry.machine.qemu.command import command
-from skerry.machine.qemu.template import Template, TemplateUnusable, make_ram, seal_now
+from skerry.machine.qemu.template import (
+    Template,
+    TemplateUnusable,
+    clone_profile,
+    make_ram,
+    seal_now,
+)
 from skerry.monitor.domain import State
 from tests.support.monitor import World, label
+from tests.unit.jail.test_filter import EPERM, run
 from tests.unit.machine_qemu.test_prepare import SPEC, Launcher
 
 SIZE = 1 << 20
@@ -80,6 +89,16 @@ def test_what_clones_touched_of_its_holes_is_told() -> None:
     os.close(own)
     assert one.grown() == 8 * mmap.PAGESIZE, "it outlives the clone"
     assert os.pread(one.ram, SIZE, 0) == b"booted" + bytes(SIZE - 6)
+
+
+def test_a_clones_qemu_may_not_fill_its_templates_holes_at_one_stroke() -> None:
+    """Nor have huge pages; another's (the control) may both, and either may ask for small ones."""
+    usual = PROFILES["qemu"]
+    huge, small = (0, 0, 14), (0, 0, 15)
+    for profile, answer in ((clone_profile(usual), EPERM), (usual, ALLOW)):
+        code = program(profile)
+        assert run(code, ALWAYS["fallocate"]) == run(code, ALWAYS["madvise"], *huge) == answer
+        assert run(code, ALWAYS["madvise"], *small) == ALLOW
 
 
 def test_a_memory_that_can_be_written_is_no_template() -> None:
