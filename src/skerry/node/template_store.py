@@ -65,7 +65,8 @@ class Kind(msgspec.Struct, frozen=True):
 
     `digest` is the image's, `kernel` which of its kernels, `memory` in bytes; `root` names the
     jail's root, and with it QEMU, its libraries and its firmware by their contents; `processor` is
-    the host's; `label` whose it is, empty for one that all labels share.
+    the host's, `tsc` the rate of its time-stamp counter as the guest was told it, in steps of
+    `templates.TSC_STEP_KHZ`, 0 for none; `label` whose it is, empty for one that all labels share.
     """
 
     image: str
@@ -77,6 +78,7 @@ class Kind(msgspec.Struct, frozen=True):
     accel: str
     root: str
     processor: str
+    tsc: int
     label: str
 
     @property
@@ -87,7 +89,7 @@ class Kind(msgspec.Struct, frozen=True):
 
     def supersedes(self, other: Kind) -> bool:
         """Say whether another one can't be wanted any more where this one is."""
-        changed = {"digest": "", "kernel": "", "root": "", "processor": ""}
+        changed = {"digest": "", "kernel": "", "root": "", "processor": "", "tsc": 0}
         return msgspec.structs.replace(self, **changed) == msgspec.structs.replace(other, **changed)
 
 

@@ -33,6 +33,10 @@ GROWN_MAX = 64 << 20
 """Bytes by which clones may have made a template in memory grow; beyond it, when one of them ends,
 it is let go, and read again when it is wanted."""
 
+TSC_STEP_KHZ = 50_000
+"""Steps in which the rate of the time-stamp counter makes a difference: it is measured anew by each
+node, and never quite the same. Rates are multiples of this, or nearly."""
+
 Note = Callable[[str, Mapping[str, object]], object]
 
 
@@ -61,6 +65,7 @@ def kind_of(spec: QemuSpec, image: Image, root: str, shared: bool) -> Kind:
         accel=spec.accel,
         root=root,
         processor=processor(),
+        tsc=round(spec.tsc_khz / TSC_STEP_KHZ),
         label="" if shared else spec.label,
     )
 

@@ -17,7 +17,7 @@ from skerry.node.template_store import Kind, TemplateAltered, TemplateDamaged
 
 SIZE = 1 << 20
 STATE = b"the state of devices"
-KIND = Kind("minimal", "d1", "vmlinux", SIZE, 1, "microvm", "tcg", "qemu-1", "p", "red")
+KIND = Kind("minimal", "d1", "vmlinux", SIZE, 1, "microvm", "tcg", "qemu-1", "p", 46, "red")
 
 
 def memory(*places: int) -> int:

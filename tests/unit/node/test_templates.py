@@ -156,6 +156,19 @@ def test_labels_share_one_only_where_the_system_says_so() -> None:
     assert module.kind_of(other, image, "qemu-1", True) != shared[0]
 
 
+def test_a_host_whose_counter_has_another_rate_has_templates_of_its_own() -> None:
+    """Its clones would keep the clock of the old one; what two measurements differ by (the control)
+    makes no other kind."""
+    place = Path("/i/vmlinux")
+    image = Image("minimal", place, place, place, place, "d", "6.1", "", {}, 2, 9, 9, {})
+    kinds = [
+        module.kind_of(QemuSpec("a", "red", kernel=place, tsc_khz=khz), image, "qemu-1", False)
+        for khz in (2_299_996, 2_300_151, 2_400_004)
+    ]
+    assert kinds[0] == kinds[1] != kinds[2]
+    assert kinds[2].supersedes(kinds[0])
+
+
 def test_an_altered_one_is_refused_and_stays_for_who_looks_into_it(tmp_path: Path) -> None:
     """Nothing boots in its place until it was removed; then one is made."""
 
