@@ -14,6 +14,7 @@ import pytest
 from skerry.jail.identity import open_pool
 from skerry.machine.qemu.template import Template
 from skerry.node import template_store as store
+from skerry.node.jails import MEMORY_OVERHEAD
 from tests.support.cli import Cli
 
 POLICY = """\
@@ -62,6 +63,11 @@ autostart = false
 [domains.blue]
 label = "blue"
 memory = "128M"
+template = true
+autostart = false
+[domains.large]
+label = "plain"
+memory = "1G"
 template = true
 autostart = false
 [[channels]]
@@ -197,6 +203,36 @@ def test_a_domain_starts_cold_where_qemu_does_not_take_its_template(cli: Cli) ->
     cli.ok("start", "red")
     assert "skerry.template" in sh(cli, "red", "cat /proc/cmdline"), "it is made anew"
     cli.ok("stop", "red")
+
+
+def most_used(cli: Cli, domain: str) -> int:
+    """Return the most bytes that a domain's control group had, 0 where the host gives none."""
+    [pid] = [
+        pid
+        for pid, words in cli.processes().items()
+        if words.startswith("/usr/bin/qemu-system") and f"-name {domain} " in words
+    ]
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, name, path = line.split(":", 2)
+        if name == "memory":
+            home = Path("/sys/fs/cgroup/memory") / path.lstrip("/")
+            return int((home / "memory.max_usage_in_bytes").read_text())
+        peak = Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.peak"
+        if not name and peak.exists():
+            return int(peak.read_text())
+    return 0
+
+
+def test_a_large_clone_may_use_its_memory(cli: Cli) -> None:
+    """It fills most of it and goes on; by then it had more than the group of a cold machine may
+    have (the control), where the host gives groups."""
+    cli.ok("start", "large")
+    fill = "mkdir /big; mount -t tmpfs -o size=900M none /big; dd if=/dev/zero of=/big/x bs=1M"
+    sh(cli, "large", f"{fill} count=850 2>/dev/null; rm /big/x")
+    assert sh(cli, "large", "hostname") == "large\n"
+    if used := most_used(cli, "large"):
+        assert used > (1 << 30) + MEMORY_OVERHEAD
+    cli.ok("stop", "large")
 
 
 def test_an_altered_template_is_refused_by_the_next_node(cli: Cli) -> None:
