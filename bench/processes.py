@@ -77,6 +77,22 @@ def pss_mb(pid: int) -> float:
     return _field(PROC / str(pid) / "smaps_rollup", "Pss")
 
 
+def kept_mb(pids: list[int], name: str) -> float:
+    """Return what all of processes keep in memory in MB, with the files in memory of that name.
+
+    Such a file counts once and whole, mapped or not. Needs root: helpers are closed.
+    """
+    files: dict[int, int] = {}
+    total = 0.0
+    for pid in pids:
+        total += pss_mb(pid) - _field(PROC / str(pid) / "smaps_rollup", "Pss_Shmem")
+        for fd in (PROC / str(pid) / "fd").iterdir():
+            if f"memfd:{name}" in str(fd.readlink()):
+                found = fd.stat()
+                files[found.st_ino] = found.st_blocks * 512
+    return total + sum(files.values()) / 1e6
+
+
 def _field(path: Path, name: str) -> float:
     try:
         lines = path.read_text().splitlines()

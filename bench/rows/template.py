@@ -17,12 +17,12 @@ from bench.libvirt import Libvirt, libvirt
 from bench.measure import Row, interleaved, say, single, versus
 from bench.node import RunningNode, running
 from bench.place import system
-from bench.processes import pss_mb
+from bench.processes import kept_mb
 from bench.rows.start import DOMAIN, started
 from skerry.errors import SkerryError
 from skerry.machine.qemu.cloned import Clone
 from skerry.machine.qemu.command import QemuSpec
-from skerry.machine.qemu.template import Template
+from skerry.machine.qemu.template import NAME, Template
 from skerry.node import paths
 from skerry.node import template_store as store
 from tests.support.machines import descendants
@@ -71,7 +71,7 @@ def cold_versus_libvirt() -> Row:
 
 
 def clones_pss() -> Row:
-    """The proportional memory of idle clones of one template, jails and all."""
+    """The memory of idle clones of one template, jails, template and all."""
     if os.getuid():
         raise SkerryError("jails are closed to others", fix="run this row as root")
     names = [f"clone-{number}" for number in range(1, CLONES + 1)]
@@ -83,7 +83,7 @@ def clones_pss() -> Row:
                 raise SkerryError(f"{name} is no clone")
         time.sleep(REST_S)
         pids = [pid for name in names for pid in descendants(node.machine(name).pid)]
-        return single("clones-pss-mb", "MB", [sum(map(pss_mb, pids))], "<= 450")
+        return single("clones-pss-mb", "MB", [kept_mb(pids, NAME)], "<= 450")
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def _other(node: RunningNode) -> Iterator[Libvirt]:
 def _template() -> Template:
     [one] = store.stored(paths.templates_dir())
     assert one.manifest is not None
-    return Template(*store.read(paths.templates_dir(), one.manifest))
+    return store.read(paths.templates_dir(), one.manifest)
 
 
 async def _answer(node: RunningNode, name: str = DOMAIN) -> None:

@@ -27,8 +27,9 @@ async def in_thread(work: Callable[Given, Made], *args: Given.args, **kwargs: Gi
         try:
             await asyncio.wait({doing})
         except asyncio.CancelledError as error:
-            cancelled = error
+            cancelled = error.with_traceback(None)
     if cancelled is not None:
         doing.exception()  # looked at
+        del doing  # what was made would live as long as the traceback
         raise cancelled
     return doing.result()

@@ -17,12 +17,14 @@ from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.image.minimal import CMDLINE, build_minimal
 from skerry.image.store import Image
 from skerry.jail.confinement import Confinement
+from skerry.jail.filter import PROFILES
 from skerry.jail.identity import open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import QemuSpec
 from skerry.machine.qemu.launch import Launcher
 from skerry.machine.qemu.machine import QemuMachine
 from skerry.machine.qemu.root import INITRD, KERNEL, own_descriptors, qemu_root
+from skerry.machine.qemu.template import clone_profile
 from skerry.machine.qemu.tsc import tsc_khz
 from skerry.supervisor.client import Inherited, Process, SupervisorClient
 from tests.support.supervisor import running_supervisor
@@ -106,9 +108,11 @@ class Host:
     def confinement(self, spec: QemuSpec, template: bool = False) -> Confinement:
         """Confine a machine as the product does, accepting only what this host cannot give."""
         files = {} if spec.firmware else {KERNEL: spec.kernel, INITRD: spec.initrd}
+        profile = PROFILES["qemu"]
         return Confinement(
             root=str(qemu_root(cache() / "roots", spec.machine, uefi=spec.firmware == "uefi")),
             identity=self._identities.take(spec.name) if self._identities else own(),
+            profile=clone_profile(profile) if template else profile,
             binds=(
                 *((str(file), inside) for inside, file in files.items()),
                 *own_descriptors(spec.machine, template),

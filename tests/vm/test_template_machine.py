@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import itertools
+import mmap
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +18,7 @@ from skerry.errors import MachineError
 from skerry.machine.qemu import cloned
 from skerry.machine.qemu.cloned import Clone, Source
 from skerry.machine.qemu.machine import QemuMachine
-from skerry.machine.qemu.template import Template, TemplateUnusable
+from skerry.machine.qemu.template import NAME, Template, TemplateUnusable, make_ram
 from skerry.monitor.domain import State
 from tests.support.machines import BOOT_S, Host, descendants, sh
 from tests.support.monitor import World, label
@@ -212,34 +215,51 @@ def held(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def memories(pid: int) -> tuple[set[str], set[str]]:
-    """Return how a process has files in memory open (flags), and mapped (permissions)."""
+def memories(pid: int) -> tuple[list[Path], set[str]]:
+    """Return how a process has templates open (its descriptors), and mapped (permissions)."""
     place = Path(f"/proc/{pid}")
-    opened = {
-        (place / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0][-1]
-        for fd in (place / "fd").iterdir()
-        if "memfd:skerry" in str(fd.readlink())
-    }
+    opened = [fd for fd in (place / "fd").iterdir() if f"memfd:{NAME}" in str(fd.readlink())]
     maps = [line.split() for line in (place / "maps").read_text().splitlines()]
-    return opened, {words[1] for words in maps if "memfd:skerry" in " ".join(words)}
+    return opened, {words[1] for words in maps if f"memfd:{NAME}" in " ".join(words)}
 
 
-def test_a_clone_holds_its_templates_memory_to_read_and_nothing_more(host: Host, kit: Kit) -> None:
-    """One descriptor beyond a cold machine's (the control), and a mapping that is its own."""
+def changes(file: Path) -> list[str]:
+    """Return in which ways a memory can be changed by who opens it to write, as QEMU does."""
+    descriptor = os.open(file, os.O_RDWR)
+    punch = 0x03, ctypes.c_long(0), ctypes.c_long(mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = []
+    with contextlib.suppress(OSError):
+        os.pwrite(descriptor, b"x", 0)
+        done.append("write")
+    with contextlib.suppress(OSError):
+        mmap.mmap(descriptor, mmap.PAGESIZE).close()
+        done.append("map")
+    if libc.fallocate(descriptor, *punch) == 0:
+        done.append("punch")
+    os.close(descriptor)
+    return done
+
+
+def test_what_a_clone_holds_of_its_template_is_sealed(host: Host, kit: Kit) -> None:
+    """QEMU opens it to write, and nobody can: not by a descriptor, a mapping or a hole. A memory
+    that is not sealed (the control) can be changed in all these ways.
+
+    A clone has that beyond a cold machine, and a mapping that is its own.
+    """
+    fresh = make_ram(kit.spec.memory)
+    assert changes(Path(f"/proc/self/fd/{fresh}")) == ["write", "map", "punch"]
+    os.close(fresh)
 
     async def scene() -> None:
         cold, clone = await host.boot("cold"), await kit.start()
-        counts = []
-        for machine in (cold, clone):
-            pid = descendants(machine.pid)[-1]
-            counts.append(held(pid))
-            opened, mapped = memories(pid)
-            if machine is cold:
-                assert (opened, mapped) == (set(), set())
-            else:
-                assert "0" in opened, "it was given one that can only be read"
-                assert mapped == {"rw-p"}
-        assert counts[1] - counts[0] <= 2, "and the one by which QEMU opened it by name"
+        pids = [descendants(machine.pid)[-1] for machine in (cold, clone)]
+        assert memories(pids[0]) == ([], set())
+        opened, mapped = memories(pids[1])
+        assert mapped == {"rw-p"}
+        assert len(opened) == 2, "the one that it was given, and the one that it opened by name"
+        assert [changes(file) for file in opened] == [[], []]
+        assert held(pids[1]) - held(pids[0]) <= 2
         cold.kill()
         clone.kill()
 

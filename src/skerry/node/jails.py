@@ -22,7 +22,7 @@ from skerry.jail.identity import Identity, IdentityPool, open_pool, own
 from skerry.machine.jailed import JailedLauncher
 from skerry.machine.qemu.command import Board
 from skerry.machine.qemu.root import own_descriptors, qemu_root
-from skerry.machine.qemu.template import CLONE_CALLS
+from skerry.machine.qemu.template import clone_profile
 from skerry.machine.qemu.tpm import TPM_CALLS
 from skerry.node import paths
 from skerry.supervisor.client import SupervisorClient
@@ -166,8 +166,7 @@ class MachineJails:
     ) -> Confinement:
         profile = PROFILES["qemu-kvm" if kvm else "qemu"]
         if inmate.template:
-            other = {call.number for call in CLONE_CALLS}
-            profile = (*(call for call in profile if call.number not in other), *CLONE_CALLS)
+            profile = clone_profile(profile)
         return Confinement(
             str(self.root(inmate)),
             identity,
@@ -195,7 +194,9 @@ class MachineJails:
         return self._roots[kind]
 
     def _groups(self, inmate: Inmate) -> tuple[str, ...]:
-        limits = Limits(memory=inmate.memory + MEMORY_OVERHEAD, pids=MAX_THREADS, cpu=inmate.cpu)
+        # What a clone touches first is its template's page and its own copy: both are its charge.
+        memory = inmate.memory * (2 if inmate.template else 1) + MEMORY_OVERHEAD
+        limits = Limits(memory=memory, pids=MAX_THREADS, cpu=inmate.cpu)
         return make_groups(f"{inmate.name}.{next(self._starts)}", limits, self._accepted)
 
 

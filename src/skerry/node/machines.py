@@ -139,7 +139,7 @@ class Machines:
 
     async def close(self) -> None:
         """Wait until what was made for the ended machines is gone."""
-        self.templates.close()
+        await self.templates.close()
         if self._jails is not None:
             await self._jails.close()
 
@@ -269,7 +269,9 @@ class Machines:
             return source
 
         find = partial(templates.find, spec.name, kind, boot)
-        return Clone(spec, jail.launcher, incarnation, find, partial(templates.refused, kind))
+        clone = Clone(spec, jail.launcher, incarnation, find, partial(templates.refused, kind))
+        clone.exited.add_done_callback(lambda _: templates.ended(kind))
+        return clone
 
     def heir(self, entry: DomainEntry, process: Process, kept: Mapping[str, int]) -> QemuMachine:
         """Return the machine of a domain that an earlier node started; `adopt` must follow.

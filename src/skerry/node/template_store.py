@@ -15,6 +15,7 @@ altered, and nothing starts from it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -26,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from skerry.errors import Denied, InputError, NotFound, SkerryError
-from skerry.machine.qemu.template import STATE_MAX, make_ram, seal_now
+from skerry.machine.qemu.template import STATE_MAX, Template, make_ram, seal_now
 from skerry.system.durable import sync
 from skerry.system.files import read_bounded
 
@@ -64,7 +65,8 @@ class Kind(msgspec.Struct, frozen=True):
 
     `digest` is the image's, `kernel` which of its kernels, `memory` in bytes; `root` names the
     jail's root, and with it QEMU, its libraries and its firmware by their contents; `processor` is
-    the host's; `label` whose it is, empty for one that all labels share.
+    the host's, `tsc` the rate of its time-stamp counter as the guest was told it, in steps of
+    `templates.TSC_STEP_KHZ`, 0 for none; `label` whose it is, empty for one that all labels share.
     """
 
     image: str
@@ -76,6 +78,7 @@ class Kind(msgspec.Struct, frozen=True):
     accel: str
     root: str
     processor: str
+    tsc: int
     label: str
 
     @property
@@ -86,7 +89,7 @@ class Kind(msgspec.Struct, frozen=True):
 
     def supersedes(self, other: Kind) -> bool:
         """Say whether another one can't be wanted any more where this one is."""
-        changed = {"digest": "", "kernel": "", "root": "", "processor": ""}
+        changed = {"digest": "", "kernel": "", "root": "", "processor": "", "tsc": 0}
         return msgspec.structs.replace(self, **changed) == msgspec.structs.replace(other, **changed)
 
 
@@ -110,13 +113,15 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 def blocks(file: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield what of a memory is not zero, in blocks, each with its place."""
+    """Yield what of a memory is not zero, in blocks, each with its place. Raises `OSError`."""
     place = 0
     while place < size:
         try:
             place = os.lseek(file, place, os.SEEK_DATA)
-        except OSError:  # a hole up to the end
-            return
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
         end = min(os.lseek(file, place, os.SEEK_HOLE), size)
         place -= place % BLOCK
         while place < end:
@@ -131,19 +136,24 @@ def _copy(source: int, target: int, size: int) -> str:
     digest = hashlib.sha256()
     for place, data in blocks(source, size):
         digest.update(place.to_bytes(8, "little") + data)
-        os.pwrite(target, data, place)
+        if os.pwrite(target, data, place) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return digest.hexdigest()
 
 
-def write(folder: Path, kind: Kind, ram: int, state: bytes) -> Manifest:
-    """Put a template into the store, in the place of one of that kind. Raises `OSError`."""
+def write(folder: Path, kind: Kind, template: Template) -> Manifest:
+    """Put a template into the store, in the place of one of that kind. Raises `OSError`.
+
+    It is given whole: a descriptor's number may be another file's before the last byte is copied.
+    """
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=folder))
     try:
         with (work / RAM).open("wb") as file:
             file.truncate(kind.memory)
-            digest = _copy(ram, file.fileno(), kind.memory)
-        (work / STATE).write_bytes(state)
-        manifest = Manifest(kind, int(time.time()), digest, hashlib.sha256(state).hexdigest())
+            digest = _copy(template.ram, file.fileno(), kind.memory)
+        (work / STATE).write_bytes(template.state)
+        state = hashlib.sha256(template.state).hexdigest()
+        manifest = Manifest(kind, int(time.time()), digest, state)
         content = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         (work / MANIFEST).write_bytes(content)
         for path in work.iterdir():
@@ -172,8 +182,14 @@ def manifest_of(folder: Path, kind: Kind) -> Manifest | None:
     return manifest
 
 
-def read(folder: Path, manifest: Manifest) -> tuple[int, bytes]:
-    """Return a sealed copy of a template's memory, and its state: exactly what was compared.
+def used(folder: Path, kind: Kind) -> None:
+    """Take note that a template is used now, read anew or not."""
+    with contextlib.suppress(OSError):  # it was just removed
+        os.utime(folder / kind.key)
+
+
+def read(folder: Path, manifest: Manifest) -> Template:
+    """Return a template with a sealed copy of its memory: exactly what was compared.
 
     Raises `TemplateDamaged`, `TemplateAltered`, `OSError`.
     """
@@ -200,9 +216,7 @@ def read(folder: Path, manifest: Manifest) -> tuple[int, bytes]:
             raise
     finally:
         os.close(file)
-    with contextlib.suppress(OSError):
-        os.utime(home)
-    return ram, state
+    return Template(ram, state)
 
 
 def stored(folder: Path) -> list[Stored]:

@@ -23,10 +23,19 @@ from skerry.machine.qemu.template import Template, TemplateUnusable
 from skerry.node import paths
 from skerry.node import template_store as store
 from skerry.node.template_store import Kind, Manifest, TemplateDamaged
+from skerry.threads import in_thread
 
 MAX_LOADED = 16
 """Templates that a node has in memory; beyond it the one that was used longest ago is let go, and
 read again when it is wanted."""
+
+GROWN_MAX = 64 << 20
+"""Bytes by which clones may have made a template in memory grow; beyond it, when one of them ends,
+it is let go, and read again when it is wanted."""
+
+TSC_STEP_KHZ = 50_000
+"""Steps in which the rate of the time-stamp counter makes a difference: it is measured anew by each
+node, and never quite the same. Rates are multiples of this, or nearly."""
 
 Note = Callable[[str, Mapping[str, object]], object]
 
@@ -56,6 +65,7 @@ def kind_of(spec: QemuSpec, image: Image, root: str, shared: bool) -> Kind:
         accel=spec.accel,
         root=root,
         processor=processor(),
+        tsc=round(spec.tsc_khz / TSC_STEP_KHZ),
         label="" if shared else spec.label,
     )
 
@@ -76,6 +86,7 @@ class Templates:
         self._folder = folder
         self._loaded: dict[str, _Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._work: set[asyncio.Task[_Loaded]] = set()
         self._given_up: dict[str, str] = {}
         self.note: Note = lambda _event, _fields: None
         store.sweep(folder)
@@ -83,9 +94,24 @@ class Templates:
     async def find(self, domain: str, kind: Kind, boot: Callable[[], Source]) -> Template:
         """Return the template of a kind, for a domain; boot one if there is none.
 
-        Whoever wants the same one waits meanwhile; cancelled, the making ends. Raises
-        `TemplateUnusable` where none can be had, `TemplateAltered` and other `Denied`.
+        Whoever wants the same one waits meanwhile. Cancelled, the making ends, for which nobody
+        waits but who wants that template. Raises `TemplateUnusable` where none can be had,
+        `TemplateAltered` and other `Denied`.
         """
+        work = asyncio.ensure_future(self._find(kind, boot))
+        self._work.add(work)
+        work.add_done_callback(self._work.discard)
+        try:
+            found = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
+        about = {"ram": found.manifest.ram} if found.manifest else {}
+        self.note("cloned", {"domain": domain, "template": kind.key, **about})
+        return found.template
+
+    async def _find(self, kind: Kind, boot: Callable[[], Source]) -> _Loaded:
+        """Return what there is of a kind, or make it: one at a time, until its threads are done."""
         async with self._locks.setdefault(kind.key, asyncio.Lock()):
             if kind.key in self._given_up:
                 raise TemplateUnusable(f"no template: {self._given_up[kind.key]}")
@@ -97,9 +123,7 @@ class Templates:
             self._loaded[kind.key] = found
             for key in list(self._loaded)[:-MAX_LOADED]:
                 del self._loaded[key]
-        about = {"ram": found.manifest.ram} if found.manifest else {}
-        self.note("cloned", {"domain": domain, "template": kind.key, **about})
-        return found.template
+        return found
 
     async def _there(self, kind: Kind) -> _Loaded | None:
         """Return what is in memory and still on the disk, or is read from there."""
@@ -107,14 +131,17 @@ class Templates:
         if loaded is not None and loaded.manifest is None:
             return loaded
         try:
-            manifest = await asyncio.to_thread(store.manifest_of, self._folder, kind)
-            if manifest is None or (loaded is not None and loaded.manifest == manifest):
-                return loaded if manifest else None
-            ram, state = await asyncio.to_thread(store.read, self._folder, manifest)
+            manifest = await in_thread(store.manifest_of, self._folder, kind)
+            if manifest is None:
+                return None
+            await in_thread(store.used, self._folder, kind)
+            if loaded is not None and loaded.manifest == manifest:
+                return loaded
+            template = await in_thread(store.read, self._folder, manifest)
         except TemplateDamaged as error:
             self._drop(kind, str(error))
             return None
-        return _Loaded(Template(ram, state), manifest, made=False)
+        return _Loaded(template, manifest, made=False)
 
     async def _make(self, kind: Kind, boot: Callable[[], Source]) -> _Loaded:
         try:
@@ -124,10 +151,12 @@ class Templates:
             raise TemplateUnusable(f"no template: {error}") from error
         manifest = None
         try:
-            memory, state = template.ram, template.state
             paths.make_private(self._folder)
-            manifest = await asyncio.to_thread(store.write, self._folder, kind, memory, state)
-            gone = await asyncio.to_thread(store.prune, self._folder, kind)
+            manifest = await in_thread(store.write, self._folder, kind, template)
+            gone = await in_thread(store.prune, self._folder, kind)
+        except asyncio.CancelledError:
+            store.discard(self._folder, kind)  # the trail has nothing of it
+            raise
         except (OSError, SkerryError) as error:
             self.note("template-not-kept", {"template": kind.key, "reason": str(error)})
             return _Loaded(template, manifest, made=True)
@@ -143,8 +172,15 @@ class Templates:
         if loaded is None or loaded.made:
             self._give_up(kind, why)
 
-    def close(self) -> None:
-        """Let go of what is in memory; clones keep what they have."""
+    def ended(self, kind: Kind) -> None:
+        """Let go of a template that has grown too much, as one of its clones has ended."""
+        loaded = self._loaded.get(kind.key)
+        if loaded is not None and loaded.template.grown() > GROWN_MAX:
+            del self._loaded[kind.key]
+
+    async def close(self) -> None:
+        """Let go of what is in memory when no making is left; clones keep what they have."""
+        await asyncio.gather(*self._work, return_exceptions=True)
         self._loaded.clear()
 
     def _drop(self, kind: Kind, why: str) -> None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 
 import msgspec
 import pytest
 
 from skerry.errors import MachineError, StateError
-from skerry.machine.qemu.cloned import Clone
+from skerry.jail.bpf import ALLOW
+from skerry.jail.filter import ALWAYS, PROFILES, program
+from skerry.machine.qemu import cloned
+from skerry.machine.qemu.cloned import OWN_INIT, Clone, Source
 from skerry.machine.qemu.command import command
-from skerry.machine.qemu.template import Template, TemplateUnusable, make_ram, seal_now
+from skerry.machine.qemu.template import (
+    Template,
+    TemplateUnusable,
+    clone_profile,
+    make_ram,
+    seal_now,
+)
 from skerry.monitor.domain import State
 from tests.support.monitor import World, label
+from tests.unit.jail.test_filter import EPERM, run
 from tests.unit.machine_qemu.test_prepare import SPEC, Launcher
 
 SIZE = 1 << 20
@@ -64,6 +75,32 @@ def test_a_template_does_not_tell_when_it_was_read() -> None:
     os.close(own)
 
 
+def test_what_clones_touched_of_its_holes_is_told() -> None:
+    """A private mapping leaves a page for each hole that it wrote; where there was one (the
+    control), none."""
+    one = template()
+    own = one.own_open()
+    with mmap.mmap(own, SIZE, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as clone:
+        clone[0] = 1
+        assert one.grown() == 0
+        for place in range(1, 9):
+            clone[place * mmap.PAGESIZE] = 1
+        assert one.grown() == 8 * mmap.PAGESIZE
+    os.close(own)
+    assert one.grown() == 8 * mmap.PAGESIZE, "it outlives the clone"
+    assert os.pread(one.ram, SIZE, 0) == b"booted" + bytes(SIZE - 6)
+
+
+def test_a_clones_qemu_may_not_fill_its_templates_holes_at_one_stroke() -> None:
+    """Nor have huge pages; another's (the control) may both, and either may ask for small ones."""
+    usual = PROFILES["qemu"]
+    huge, small = (0, 0, 14), (0, 0, 15)
+    for profile, answer in ((clone_profile(usual), EPERM), (usual, ALLOW)):
+        code = program(profile)
+        assert run(code, ALWAYS["fallocate"]) == run(code, ALWAYS["madvise"], *huge) == answer
+        assert run(code, ALWAYS["madvise"], *small) == ALLOW
+
+
 def test_a_memory_that_can_be_written_is_no_template() -> None:
     """Not even by mistake."""
     ram = make_ram(SIZE)
@@ -76,6 +113,26 @@ def test_a_machine_without_a_label_is_told_nothing_of_itself() -> None:
     nobody = msgspec.structs.replace(SPEC, label="")
     assert not [word for word in command(nobody, str) if "opt/skerry" in word]
     assert len([word for word in command(SPEC, str) if "opt/skerry" in word]) == 2
+
+
+@pytest.mark.parametrize("why", ["init of its own", "no memory", "not started"])
+def test_a_source_that_never_starts_has_ended(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made for it can go: before it is launched, or (the control) when that fails."""
+    words = "console=ttyS0" if why == "init of its own" else OWN_INIT[0]
+    spec = msgspec.structs.replace(SPEC, cmdline=words, memory=SIZE)
+
+    def full(_size: int) -> int:
+        raise OSError(12, os.strerror(12))
+
+    async def scene() -> None:
+        source = Source(spec, Launcher())
+        if why == "no memory":
+            monkeypatch.setattr(cloned, "make_ram", full)
+        with pytest.raises(MachineError, match=why):
+            await source.template()
+        assert source.exited.done()
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
 
 
 def test_a_domain_that_is_killed_while_its_template_is_made_has_ended_at_once() -> None:

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from skerry.errors import NotFound
-from skerry.machine.qemu.template import make_ram, seal_now
+from skerry.machine.qemu.template import Template, make_ram, seal_now
 from skerry.node import template_store as store
 from skerry.node.template_store import Kind, TemplateAltered, TemplateDamaged
 
 SIZE = 1 << 20
 STATE = b"the state of devices"
-KIND = Kind("minimal", "d1", "vmlinux", SIZE, 1, "microvm", "tcg", "qemu-1", "p", "red")
+KIND = Kind("minimal", "d1", "vmlinux", SIZE, 1, "microvm", "tcg", "qemu-1", "p", 46, "red")
 
 
 def memory(*places: int) -> int:
@@ -28,29 +28,30 @@ def memory(*places: int) -> int:
     return ram
 
 
+def template(ram: int) -> Template:
+    """Return a template with that memory, which is sealed from then on."""
+    assert seal_now(ram)
+    return Template(ram, STATE)
+
+
 def put(folder: Path, kind: Kind = KIND) -> store.Manifest:
     """Write a template of that kind."""
-    ram = memory(0, 300_000, SIZE - 5)
-    try:
-        return store.write(folder, kind, ram, STATE)
-    finally:
-        os.close(ram)
+    return store.write(folder, kind, template(memory(0, 300_000, SIZE - 5)))
 
 
 def test_what_is_read_is_what_was_written_and_can_not_be_changed(tmp_path: Path) -> None:
     """Memory and state come back; the memory is sealed, where a fresh one (the control) is not."""
     manifest = put(tmp_path)
     assert store.manifest_of(tmp_path, KIND) == manifest
-    ram, state = store.read(tmp_path, manifest)
-    whole = os.pread(ram, SIZE, 0)
-    assert state == STATE
+    found = store.read(tmp_path, manifest)
+    whole = os.pread(found.ram, SIZE, 0)
+    assert found.state == STATE
     assert [whole.find(b"guest"), whole.rfind(b"guest"), len(whole)] == [0, SIZE - 5, SIZE]
     assert whole.count(0) == SIZE - 15
     with pytest.raises(PermissionError):
-        os.pwrite(ram, b"x", 0)
+        os.pwrite(found.ram, b"x", 0)
     fresh = memory()
     assert os.pwrite(fresh, b"x", 0) == 1
-    os.close(ram)
     os.close(fresh)
 
 
@@ -63,9 +64,22 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
     os.pwrite(dense, bytes(SIZE), 0)
     for place in (0, 300_000, SIZE - 5):
         os.pwrite(dense, b"guest", place)
-    again = store.write(tmp_path, KIND, dense, STATE)
-    os.close(dense)
+    again = store.write(tmp_path, KIND, template(dense))
     assert again.ram == manifest.ram
+
+
+def test_a_memory_that_can_not_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    """No descriptor, or one that is no file's, is an error; a hole up to the end (the control) is
+    nothing to copy."""
+    empty = memory()
+    assert list(store.blocks(empty, SIZE)) == []
+    os.close(empty)
+    pipe = os.pipe()
+    for wrong in (-1, *pipe):
+        with pytest.raises(OSError, match=r"Bad file descriptor|Illegal seek"):
+            list(store.blocks(wrong, SIZE))
+    for end in pipe:
+        os.close(end)
 
 
 def _change(name: str, place: int) -> Callable[[Path], object]:
@@ -86,7 +100,7 @@ def _change(name: str, place: int) -> Callable[[Path], object]:
 def test_one_that_was_altered_is_a_denial(tmp_path: Path, alter: Callable[[Path], object]) -> None:
     """Whether in its memory, where there was nothing, or in its state; unaltered it is read."""
     manifest = put(tmp_path)
-    os.close(store.read(tmp_path, manifest)[0])
+    store.read(tmp_path, manifest)
     alter(tmp_path / KIND.key)
     with pytest.raises(TemplateAltered, match="was altered"):
         store.read(tmp_path, manifest)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import mmap
 import os
+import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +23,7 @@ from skerry.node import template_store as store
 from skerry.node import templates as module
 from skerry.node.template_store import TemplateAltered
 from skerry.node.templates import Templates
-from tests.unit.node.test_template_store import KIND, SIZE
+from tests.unit.node.test_template_store import KIND, SIZE, STATE, put
 
 BLUE = msgspec.structs.replace(KIND, label="blue")
 
@@ -31,6 +33,7 @@ class Boots:
 
     def __init__(self) -> None:
         self.count = 0
+        self.word = b"booted"
         self.failure: Exception | None = None
         self.go = asyncio.Event()
         self.go.set()
@@ -46,7 +49,7 @@ class Boots:
         if self.failure is not None:
             raise self.failure
         ram = make_ram(SIZE)
-        os.pwrite(ram, b"booted", 4096)
+        os.pwrite(ram, self.word, 4096)
         seal_now(ram)
         return Template(ram, b"state")
 
@@ -74,6 +77,32 @@ def nothing_left() -> Iterator[None]:
     """Let go of every template at once: other tests count descriptors."""
     yield
     gc.collect()
+
+
+class Slow:
+    """Holds up a function of the store until it may go on, with what it was given."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str) -> None:
+        self._real = getattr(store, name)
+        self.begun, self.go = threading.Event(), threading.Event()
+        patch.setattr(store, name, self)
+
+    def __call__(self, *args: object) -> object:
+        """Wait, then do it."""
+        self.begun.set()
+        assert self.go.wait(10)
+        return self._real(*args)
+
+    async def reached(self) -> None:
+        """Return when somebody waits in it."""
+        assert await asyncio.to_thread(self.begun.wait, 10)
+
+
+def memories() -> int:
+    """Return how many memories of templates this process has open."""
+    gc.collect()
+    opened = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return sum("skerry-template" in str(fd.readlink()) for fd in opened)
 
 
 def play(work: Coroutine[Any, Any, None]) -> None:
@@ -125,6 +154,19 @@ def test_labels_share_one_only_where_the_system_says_so() -> None:
     assert shared[0] == shared[1]
     other = msgspec.structs.replace(blue, memory=red.memory * 2)
     assert module.kind_of(other, image, "qemu-1", True) != shared[0]
+
+
+def test_a_host_whose_counter_has_another_rate_has_templates_of_its_own() -> None:
+    """Its clones would keep the clock of the old one; what two measurements differ by (the control)
+    makes no other kind."""
+    place = Path("/i/vmlinux")
+    image = Image("minimal", place, place, place, place, "d", "6.1", "", {}, 2, 9, 9, {})
+    kinds = [
+        module.kind_of(QemuSpec("a", "red", kernel=place, tsc_khz=khz), image, "qemu-1", False)
+        for khz in (2_299_996, 2_300_151, 2_400_004)
+    ]
+    assert kinds[0] == kinds[1] != kinds[2]
+    assert kinds[2].supersedes(kinds[0])
 
 
 def test_an_altered_one_is_refused_and_stays_for_who_looks_into_it(tmp_path: Path) -> None:
@@ -214,6 +256,92 @@ def test_who_waits_makes_it_when_the_maker_is_ended(tmp_path: Path) -> None:
     play(scene())
 
 
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "control"])
+def test_a_start_that_is_killed_stores_no_other_memory_as_its_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Red ends while its memory is copied, and blue's comes up: red's key never has blue's bytes.
+
+    It has nothing then, and red's own where red was not ended (the control).
+    """
+    slow = Slow(monkeypatch, "_copy")
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        red = asyncio.ensure_future(shelf.find(KIND))
+        await slow.reached()
+        if killed:
+            red.cancel()
+            await asyncio.wait({red}, timeout=1)
+            assert red.cancelled(), "it does not wait for the disk"
+        gc.collect()
+        shelf.boots.word = b"blue's"
+        other = make_ram(SIZE)  # would have the number of red's
+        os.pwrite(other, b"others", 4096)
+        blue = asyncio.ensure_future(shelf.find(BLUE))
+        slow.go.set()
+        await blue
+        os.close(other)
+        if killed:
+            await shelf.templates.close()
+            assert store.manifest_of(tmp_path, KIND) is None
+            assert shelf.events() == ["template-made", "cloned"], "blue's"
+        else:
+            await red
+        manifest = store.manifest_of(tmp_path, KIND if not killed else BLUE)
+        assert manifest is not None
+        found = store.read(tmp_path, manifest)
+        assert os.pread(found.ram, 6, 4096) == (b"blue's" if killed else b"booted")
+
+    play(scene())
+
+
+def test_who_waits_makes_it_when_the_piece_of_the_one_who_was_killed_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind stays locked until the thread that writes has ended: no two write one template."""
+    slow = Slow(monkeypatch, "_copy")
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        first = asyncio.ensure_future(shelf.find())
+        await slow.reached()
+        first.cancel()
+        second = asyncio.ensure_future(shelf.find())
+        await asyncio.wait({second}, timeout=0.1)
+        assert shelf.boots.count == 1
+        slow.go.set()
+        await second
+        assert shelf.boots.count == 2
+        assert shelf.events() == ["template-made", "cloned"]
+
+    play(scene())
+
+
+def test_a_start_that_is_killed_while_it_reads_keeps_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the thread has read is nobody's and goes; who is not killed (the control) has it."""
+
+    async def scene() -> None:
+        put(tmp_path)
+        slow = Slow(monkeypatch, "read")
+        shelf = Shelf(tmp_path)
+        before = memories()
+        reader = asyncio.ensure_future(shelf.find())
+        await slow.reached()
+        reader.cancel()
+        await asyncio.wait({reader})
+        slow.go.set()
+        await shelf.templates.close()
+        assert memories() == before
+        kept = await shelf.find()
+        assert (memories(), shelf.boots.count) == (before + 1, 0)
+        assert kept.state == STATE
+
+    play(scene())
+
+
 def test_without_room_on_the_disk_it_lives_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +396,47 @@ def test_no_more_are_in_memory_than_the_limit(
         del red
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
+
+    play(scene())
+
+
+def test_one_that_its_clones_have_made_grow_is_let_go_when_one_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the limit (the control) it stays; beyond it the next start reads a fresh one."""
+    monkeypatch.setattr(module, "GROWN_MAX", 4 * mmap.PAGESIZE)
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        first = await shelf.find()
+        own = first.own_open()
+        with mmap.mmap(own, SIZE, mmap.MAP_PRIVATE, mmap.PROT_READ) as clone:
+            for count, same in ((4, True), (5, False)):
+                for place in range(8, 8 + count):
+                    _ = clone[place * mmap.PAGESIZE]
+                shelf.templates.ended(KIND)
+                shelf.templates.ended(BLUE)
+                assert ((await shelf.find()) is first) == same
+        os.close(own)
+        assert (await shelf.find()).grown() == 0
+        assert shelf.boots.count == 1
+
+    play(scene())
+
+
+def test_one_that_is_used_from_memory_is_used(tmp_path: Path) -> None:
+    """On the disk it counts as used last, whether it was read (the control) or was there."""
+
+    async def scene() -> None:
+        shelf = Shelf(tmp_path)
+        await shelf.find(KIND)
+        await shelf.find(BLUE)
+        for node, kind in ((shelf, KIND), (shelf, BLUE), (Shelf(tmp_path), KIND)):
+            for one in (KIND, BLUE):
+                age = 1000 if one == kind else 2000
+                os.utime(tmp_path / one.key, (age, age))
+            await node.find(kind)
+            assert store.stored(tmp_path)[-1].key == kind.key
 
     play(scene())
 

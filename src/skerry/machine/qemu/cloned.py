@@ -69,10 +69,12 @@ class Source(QemuMachine):
         Raises `MachineError`, `Denied`; then nothing of it is left. Cancelled, it is ended.
         """
         if not set(OWN_INIT) & set(self._words):
+            self.kill()
             raise MachineError("its image has an init of its own, which does not wait")
         try:
             self._ram = make_ram(self._size)
         except OSError as error:
+            self.kill()
             raise MachineError(f"no memory for a template: {error.strerror}") from error
         try:
             await self.prepare()

@@ -3,6 +3,10 @@
 The rules it keeps: a template's memory is sealed before anybody else maps it, so that no clone, and
 nobody, can change what another one sees; each clone has an open file of its own, as the place in
 one that two share would be a channel; what a QEMU writes of itself is bounded while it is written.
+
+A private mapping does not keep a memory from growing: where it has a hole, the kernel puts a page
+of zeros into the file at the first touch, and copies that one at the first write (`mm/memory.c`,
+`do_cow_fault`). So what a clone touches first is there twice, and once of it outlives the clone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Mapping
 
 from skerry.errors import MachineError
 from skerry.jail.bpf import Arg, Call
+from skerry.jail.filter import ALWAYS, Profile
 from skerry.machine.qemu.qmp import Qmp
 from skerry.machine.qemu.sync import GIVEN
 from skerry.wire.memory import hide_access, reader
@@ -35,15 +40,27 @@ LOOK_S = 0.002
 ASLEEP = "skerry.template"
 """The word of a kernel's command line by which a guest waits to be told who it is."""
 
-_MADVISE, _HUGE = 28, 14
-CLONE_CALLS = (Call(_MADVISE, tuple((Arg(2, how),) for how in range(26) if how != _HUGE)),)
-"""What a clone's QEMU may call in another way than others: no huge pages for what it translates,
-which are little used each. It saves 3 MB of 30 (TCG)."""
+NAME = "skerry-template"
+"""The name of a template's memory: what shows it in `/proc/PID/maps` and `fd`, whoever holds it."""
+
+_HUGE = 14
+_MADVISE = Call(ALWAYS["madvise"], tuple((Arg(2, how),) for how in range(26) if how != _HUGE))
+_FALLOCATE = ALWAYS["fallocate"]
 
 _RAM = "ram"
 _LENGTH = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 _SEALS = _LENGTH | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 _CAPABILITY = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+
+
+def clone_profile(profile: Profile) -> Profile:
+    """Return what a clone's QEMU may call, where others may call what is in `profile`.
+
+    It gets no huge pages for what it translates, which are little used each: that saves 3 MB of 30
+    (TCG). And it has no way to fill a template's holes at one stroke; QEMU needs none.
+    """
+    other = (_MADVISE.number, _FALLOCATE)
+    return (*(call for call in profile if call.number not in other), _MADVISE)
 
 
 class TemplateUnusable(MachineError):
@@ -58,6 +75,7 @@ class Template:
         self.ram = ram
         self.state = state
         self._close = weakref.finalize(self, os.close, ram)
+        self._made = os.fstat(ram).st_blocks
         if fcntl.fcntl(ram, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise MachineError("a template's memory is not sealed")
 
@@ -65,10 +83,14 @@ class Template:
         """Return a descriptor of the memory for one clone alone. Raises `OSError`."""
         return reader(self.ram)
 
+    def grown(self) -> int:
+        """Return the bytes that it takes more than when it was made: holes that clones touched."""
+        return (os.fstat(self.ram).st_blocks - self._made) * 512
+
 
 def make_ram(size: int) -> int:
     """Return a descriptor of fresh memory for a guest, `size` bytes. Raises `OSError`."""
-    ram = os.memfd_create("skerry-template", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    ram = os.memfd_create(NAME, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     try:
         os.ftruncate(ram, size)
         os.fchmod(ram, 0o666)  # QEMU opens it to write, also where it never does
