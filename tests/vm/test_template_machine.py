@@ -114,7 +114,7 @@ def test_a_guest_that_can_not_have_fresh_randomness_does_not_go_on(host: Host, k
 
     async def scene() -> None:
         clone = await kit.start(awake=False)
-        waits = "cd /run/skerry; [ -e asleep ] && [ ! -s name ] && [ ! -e call ]"
+        waits = "cd /run/skerry; [ -e asleep ] && [ ! -s name ] && [ ! -s policy ]"
         assert (await sh(clone, waits))[0] == 0, "it still waits"
         assert (await sh(clone, "kill -KILL $(pidof waker)"))[0] == 0
         clone.agent.wake("other", "other")
