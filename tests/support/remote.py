@@ -100,6 +100,9 @@ class Liar:
     def __init__(self, says: Says) -> None:
         self.says = says
         self.orders: list[Order] = []
+        self.speaks = asyncio.Event()
+        """While it is not set, what is said waits."""
+        self.speaks.set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> tuple[socket.socket, Process]:
@@ -123,6 +126,7 @@ class Liar:
                         if isinstance(order.what, Begin) and isinstance(true.what, Made)
                         else self.says(order, true)
                     )
+                    await self.speaks.wait()
                     if said is not None:
                         await loop.sock_sendall(sock, said)
 

@@ -270,6 +270,6 @@ class RemoteManager:
             raise broken(link)
         if not reply.verdict.allowed:
             raise refuse(reply.verdict, subject=one, target=other)
-        self.history = merged(self.history, reply.changed)
+        self.history = merged(self.history, reply.touched)
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
         await self._keeper.keep(lambda: self.history)

@@ -17,12 +17,16 @@ from typing import Protocol
 import msgspec
 
 from skerry.errors import DeciderUnavailable, Denied, PolicyError, Problem
+from skerry.label import Label
 from skerry.policy.files import read_regular
 from skerry.system.durable import sync
 from skerry.xsm.stack import History
 
 MAX_HISTORY_BYTES = 4 * 1024 * 1024
 """Longest history file. A longer one is not read, and none is written: the touch is refused."""
+
+Entries = dict[str, dict[str, frozenset[str]]]
+"""Part of a history, or all of it, as messages hold it."""
 
 
 class HistoryStore(Protocol):
@@ -68,7 +72,7 @@ class FileHistory:
         if digest.decode("latin-1") != hashlib.sha256(body).hexdigest():
             raise self._damaged("its digest does not match")
         try:
-            return msgspec.json.decode(body, type=dict[str, dict[str, frozenset[str]]])
+            return msgspec.json.decode(body, type=Entries)
         except (msgspec.DecodeError, RecursionError) as error:
             raise self._damaged(str(error)) from None
 
@@ -160,17 +164,17 @@ def merged(history: History, more: History) -> History:
     return both if both != history else history
 
 
-def grown(history: History, before: History) -> History:
-    """Return the entries of a history that are not the same in the one before."""
+def entries_of(history: History, *labels: Label) -> Entries:
+    """Return all that these labels have touched, by module and by the label's text for it."""
     return {
-        module: changed
-        for module, entries in history.items()
-        if entries is not before.get(module)
-        and (
-            changed := {
-                label: touched
-                for label, touched in entries.items()
-                if touched != before.get(module, {}).get(label)
+        module: found
+        for module, touched in history.items()
+        if (
+            found := {
+                text: touched[text]
+                for label in labels
+                for name, text in label.parts
+                if name == module and text in touched
             }
         )
     }

@@ -130,10 +130,13 @@ class Answered(msgspec.Struct, frozen=True, tag="answered", array_like=True):
 
 
 class Touched(msgspec.Struct, frozen=True, tag="touched", array_like=True):
-    """The wall's answer, and the entries of the history that changed."""
+    """The wall's answer, and all that the two have touched, to the last exchange.
+
+    All of it, and not what this order added: the answer to an earlier one may have been lost.
+    """
 
     verdict: Verdict
-    changed: dict[str, dict[str, frozenset[str]]]
+    touched: dict[str, dict[str, frozenset[str]]]
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
