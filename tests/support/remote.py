@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from skerry.policy import messages
 from skerry.policy.client import Process, RemoteManager
 from skerry.policy.history import HistoryStore, MemoryHistory
-from skerry.policy.messages import Answer, Begin, Made, Order
+from skerry.policy.messages import Answer, Begin, Order
 from skerry.policy.service import SOCKET, Service
 from skerry.policy.source import Policy
 
@@ -95,10 +95,14 @@ Says = Callable[[Order, Answer], bytes | None]
 
 
 class Liar:
-    """A manager in this process that begins well, and then says what `says` makes of it."""
+    """A manager in this process that begins well, and then says what `says` makes of it.
 
-    def __init__(self, says: Says) -> None:
+    With `begins` not even that: its answer to `Begin` is what `says` makes of it, too.
+    """
+
+    def __init__(self, says: Says, begins: bool = False) -> None:
         self.says = says
+        self.begins = begins
         self.orders: list[Order] = []
         self.speaks = asyncio.Event()
         """While it is not set, what is said waits."""
@@ -121,11 +125,8 @@ class Liar:
                     order = messages.order(body)
                     self.orders.append(order)
                     true = service.answer(order)
-                    said = (
-                        messages.packed(true)
-                        if isinstance(order.what, Begin) and isinstance(true.what, Made)
-                        else self.says(order, true)
-                    )
+                    honest = isinstance(order.what, Begin) and not self.begins
+                    said = messages.packed(true) if honest else self.says(order, true)
                     await self.speaks.wait()
                     if said is not None:
                         await loop.sock_sendall(sock, said)

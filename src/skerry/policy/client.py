@@ -125,6 +125,8 @@ class RemoteManager:
             history = messages.plain(self.history)
             reply = await link.order(Begin(self.generation, self._policy.sources, history))
             require_made(link, reply, self.generation, self.stack)
+            if link.ended:  # by what came after its answer, in the same piece
+                raise DeciderUnavailable(f"the policy manager is gone: {link.ended}")
         except BaseException:
             link.end("it did not begin")
             process.kill()
