@@ -140,7 +140,7 @@ class Liar:
 
 @contextlib.asynccontextmanager
 async def lied_to(
-    policy: Policy, says: Says, answer_s: float = 2.0
+    policy: Policy, says: Says, answer_s: float = 2.0, store: HistoryStore | None = None
 ) -> AsyncIterator[tuple[RemoteManager, Liar, list[str]]]:
     """Give a manager whose process is false, and the names of its notices."""
     liar, notes = Liar(says), list[str]()
@@ -148,7 +148,8 @@ async def lied_to(
     def note(event: str, _: Mapping[str, object]) -> None:
         notes.append(event)
 
-    manager = RemoteManager(liar.start, policy, MemoryHistory(), note, answer_s=answer_s)
+    kept = store or MemoryHistory()
+    manager = RemoteManager(liar.start, policy, kept, note, answer_s=answer_s)
     try:
         await manager.begin()
         yield manager, liar, notes

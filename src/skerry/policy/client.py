@@ -20,7 +20,7 @@ from skerry.label import Label
 from skerry.policy import link as linking
 from skerry.policy import messages
 from skerry.policy.candidate import RemoteCandidate
-from skerry.policy.history import HistoryStore, Keeper, merged
+from skerry.policy.history import HistoryStore, Keeper, may_grow, merged
 from skerry.policy.link import Link, Reply
 from skerry.policy.messages import (
     Begin,
@@ -262,7 +262,7 @@ class RemoteManager:
         Raises `Denied` if the wall was closed meanwhile, or if the history can't be saved; what
         was remembered stays remembered even then.
         """
-        link, generation = self.link, self.generation
+        link, generation, stack = self.link, self.generation, self.stack
         reply = await link.order(Touch(one, other))
         if isinstance(reply, Failure):
             raise denial(reply)
@@ -272,6 +272,8 @@ class RemoteManager:
             raise broken(link)
         if not reply.verdict.allowed:
             raise refuse(reply.verdict, subject=one, target=other)
+        if not may_grow(self.history, reply.touched, (one, other), stack):
+            raise broken(link)
         self.history = merged(self.history, reply.touched)
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
         await self._keeper.keep(lambda: self.history)

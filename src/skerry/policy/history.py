@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,9 @@ from skerry.errors import DeciderUnavailable, Denied, PolicyError, Problem
 from skerry.label import Label
 from skerry.policy.files import read_regular
 from skerry.system.durable import sync
-from skerry.xsm.stack import History
+from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.module import SecurityModule
+from skerry.xsm.stack import History, Stack
 
 MAX_HISTORY_BYTES = 4 * 1024 * 1024
 """Longest history file. A longer one is not read, and none is written: the touch is refused."""
@@ -178,3 +181,30 @@ def entries_of(history: History, *labels: Label) -> Entries:
             }
         )
     }
+
+
+def may_grow(history: History, told: Entries, labels: Collection[Label], stack: Stack) -> bool:
+    """Say whether entries that were told of these labels may come into a history.
+
+    They may hold nothing of another module or label, and nothing new but types of this policy's
+    walls: a history only grows, so a falsehood in it would outlive whoever told it.
+    """
+    modules = {module.name: module for module in stack.modules}
+    texts = {part for label in labels for part in label.parts}
+    for name, entries in told.items():
+        known = history.get(name, {})
+        for text, touched in entries.items():
+            new = touched - known.get(text, frozenset())
+            if (name, text) not in texts or name not in modules:
+                return False
+            if new and not new <= _historic(modules[name]):
+                return False
+    return True
+
+
+def _historic(module: SecurityModule) -> frozenset[str]:
+    """Return the types of a module's policy of which it keeps a history."""
+    if not isinstance(module, AcmModule):
+        return frozenset()
+    kept = (conflict.types for conflict in module.policy.conflicts if conflict.history)
+    return frozenset(itertools.chain.from_iterable(kept))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
 
-from skerry.errors import Denied
+from skerry.errors import DeciderUnavailable, Denied
 from skerry.policy import messages
 from skerry.policy.client import RemoteManager
-from tests.support.remote import lied_to, until
+from skerry.policy.history import FileHistory, MemoryHistory
+from skerry.policy.messages import Answer, Order, Touched
+from tests.support.remote import lied_to, managed, until
 from tests.unit.policy.banks import BANK_A, BANK_B, BANKS, BROKER, run
 
 
@@ -46,5 +49,60 @@ def test_an_exchange_whose_first_answer_nobody_heard_is_remembered(unheard: str)
             await _replaced(manager)
             wall = await manager.admit_bind(BROKER, BANK_B)
             assert [answer.code for answer in wall.admission] == ["CW-HISTORY-CONFLICT"]
+
+    run(scene)
+
+
+_MANY = frozenset(f"{number:0>12}" for number in range(400_000))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"acm": {"nobody": frozenset({"bank-a"})}},
+        {"acm": {"bank-b": frozenset({"bank-a"})}},
+        {"flask": {"broker": frozenset({"bank-a"})}},
+        {"flask": {"nobody": frozenset[str]()}},
+        {"acm": {"broker": frozenset({"bank-a", "no-type"})}},
+        {"acm": {"broker": _MANY}},
+    ],
+)
+def test_a_history_grows_by_nothing_but_types_of_the_two_that_exchange(
+    told: dict[str, dict[str, frozenset[str]]], tmp_path: Path
+) -> None:
+    """A manager that tells anything else is ended; the next one is not led astray by it.
+
+    The control: the true entries, from that next one, come into the file.
+    """
+
+    def says(order: Order, true: Answer) -> bytes:
+        if isinstance(true.what, Touched):
+            true = Answer(true.number, Touched(true.what.verdict, told))
+        return messages.packed(true)
+
+    async def scene() -> None:
+        store = FileHistory(tmp_path / "history")
+        async with lied_to(BANKS, says, store=store) as (manager, liar, notes):
+            with pytest.raises(DeciderUnavailable, match="wrong form"):
+                await manager.touch(BROKER, BANK_A)
+            assert (manager.history, store.load(), notes) == ({}, {}, ["manager-lost"])
+            liar.says = lambda _, true: messages.packed(true)
+            await until(lambda: manager.state == "running")
+            assert (await manager.admit_bind(BROKER, BANK_B)).allowed
+            await manager.touch(BROKER, BANK_A)
+            entry = frozenset({"bank-a"})
+            assert store.load() == {"acm": {"broker": entry, "bank-a": entry}}
+
+    run(scene)
+
+
+def test_what_a_label_touched_under_an_earlier_policy_may_be_told_again() -> None:
+    """Its entry is told whole, with types that the policy in force has no more."""
+
+    async def scene() -> None:
+        old = MemoryHistory({"acm": {"broker": frozenset({"gone"})}})
+        async with managed(BANKS, old) as (manager, _):
+            await manager.touch(BROKER, BANK_A)
+            assert manager.history["acm"]["broker"] == {"gone", "bank-a"}
 
     run(scene)
