@@ -13,7 +13,8 @@ from skerry.label import Label
 from skerry.policy.messages import Exchanged, Hooked, Question
 from skerry.xsm.cache import UNCACHED_CODES
 from skerry.xsm.hooks import HOOKS
-from skerry.xsm.request import Verdict
+from skerry.xsm.hooks import Question as Asked
+from skerry.xsm.request import Answer, Request, Verdict
 
 MAX_VERDICTS = 4_096
 """Most verdicts kept, a channel's taking up to 23 KB; when full, the oldest makes room. A change of
@@ -62,21 +63,45 @@ def well_formed(question: Question, verdict: Verdict, generation: int) -> bool:
     """Say whether a verdict answers this question of this generation, and agrees with itself."""
     if verdict.generation != generation:
         return False
-    if not isinstance(question, Hooked):
-        what = "admit_bind" if isinstance(question, Exchanged) else "admit_start"
-        answers = verdict.admission
-        allowed = bool(answers) and all(answer.allowed for answer in answers)
-        return (verdict.hook, verdict.decisions, verdict.allowed) == (what, (), allowed)
+    if isinstance(question, Hooked):
+        return (verdict.hook, verdict.admission) == (question.hook, ()) and _decided(
+            question, verdict, generation
+        )
+    what = "admit_bind" if isinstance(question, Exchanged) else "admit_start"
+    agreed = _agreed(verdict.admission, verdict.allowed)
+    return (verdict.hook, verdict.decisions) == (what, ()) and agreed
+
+
+def _decided(question: Hooked, verdict: Verdict, generation: int) -> bool:
     hook, decisions = HOOKS.get(question.hook), verdict.decisions
-    if hook is None or len(decisions) != len(hook.asks):
-        return False
-    asked = [(ask.tclass, ask.permissions) for ask in hook.asks]
-    allowed = all(
-        decision.allowed and decision.answers and all(answer.allowed for answer in decision.answers)
-        for decision in decisions
-    )
     return (
-        (verdict.hook, verdict.admission, verdict.allowed) == (question.hook, (), allowed)
-        and [(d.request.tclass, d.request.permissions) for d in decisions] == asked
-        and all(decision.generation == generation for decision in decisions)
+        hook is not None
+        and len(decisions) == len(hook.asks)
+        and verdict.allowed == all(decision.allowed for decision in decisions)
+        and all(
+            decision.generation == generation
+            and _agreed(decision.answers, decision.allowed)
+            and _asked(ask, decision.request, question.parties)
+            for ask, decision in zip(hook.asks, decisions, strict=True)
+        )
+    )
+
+
+def _asked(ask: Asked, request: Request, parties: Mapping[str, Label]) -> bool:
+    """Say whether a request is the one that a hook makes of these parties.
+
+    What a label makes toward another (`one->other`) is the modules' to name.
+    """
+    sides = (ask.subject, request.subject), (ask.target, request.target)
+    return (request.tclass, request.permissions) == (ask.tclass, ask.permissions) and all(
+        "->" in role or parties.get(role) == label for role, label in sides
+    )
+
+
+def _agreed(answers: tuple[Answer, ...], allowed: bool) -> bool:
+    """Say whether somebody answered, each in full, and all together say `allowed`."""
+    return (
+        bool(answers)
+        and all(answer.allowed for answer in answers) == allowed
+        and all(len(answer.contexts) in (0, 2) for answer in answers)
     )
