@@ -139,10 +139,11 @@ def _decide(edition: Edition, question: Question) -> tuple[Verdict | None, Failu
 
 
 def _failure(error: Exception) -> Failure:
+    most = messages.MAX_WORDS
     if isinstance(error, Denied):
-        return Failure(error.code, error.message, error.fix)
+        return Failure(error.code, error.message[:most], error.fix[:most])
     words = error.message if isinstance(error, SkerryError) else f"{error!r:.200}"
-    return Failure(DeciderUnavailable.code, f"the policy manager failed: {words}", "")
+    return Failure(DeciderUnavailable.code, f"the policy manager failed: {words}"[:most], "")
 
 
 def serve(read: Callable[[], bytes], write: Callable[[bytearray], object]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from skerry.label import Label
 from skerry.policy.messages import Exchanged, Hooked, Question
 from skerry.xsm.cache import UNCACHED_CODES
@@ -19,6 +21,10 @@ from skerry.xsm.request import Answer, Request, Verdict
 MAX_VERDICTS = 4_096
 """Most verdicts kept, a channel's taking up to 23 KB; when full, the oldest makes room. A change of
 policy keeps as many as it has judged channels, if those are more."""
+
+MAX_KEPT = 32 * 1024
+"""Longest verdict kept, in bytes as it is sent; a channel's has some 8 KB. A longer one, of very
+long labels, is asked for each time."""
 
 Key = tuple[object, ...]
 
@@ -48,15 +54,18 @@ class Verdicts:
 
     def put(self, key: Key, verdict: Verdict) -> None:
         """Keep a verdict, if that may be."""
-        if not HOOKS[verdict.hook].cached or any(
-            answer.code in UNCACHED_CODES
-            for decision in verdict.decisions
-            for answer in decision.answers
-        ):
+        answers = (answer for decision in verdict.decisions for answer in decision.answers)
+        failed = any(answer.code in UNCACHED_CODES for answer in answers)
+        if failed or not HOOKS[verdict.hook].cached or not may_keep(verdict):
             return
         if len(self._kept) >= self._max:
             del self._kept[next(iter(self._kept))]
         self._kept[key] = verdict
+
+
+def may_keep(verdict: Verdict) -> bool:
+    """Say whether a verdict is short enough to be kept."""
+    return len(msgspec.msgpack.encode(verdict)) <= MAX_KEPT
 
 
 def well_formed(question: Question, verdict: Verdict, generation: int) -> bool:
