@@ -35,7 +35,7 @@ from skerry.policy.messages import (
 )
 from skerry.policy.replies import ask, broken, denial, require_made
 from skerry.policy.source import Policy, Source
-from skerry.policy.verdicts import Key, Verdicts, key_of, well_formed
+from skerry.policy.verdicts import Key, Verdicts, key_of, plain, well_formed
 from skerry.xsm.explain import refuse
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import History, Stack
@@ -271,7 +271,7 @@ class RemoteManager:
         ):
             raise broken(link)
         if not reply.verdict.allowed:
-            raise refuse(reply.verdict, subject=one, target=other)
+            raise refuse(plain(reply.verdict), subject=one, target=other)
         if not may_grow(self.history, reply.touched, (one, other), stack):
             raise broken(link)
         self.history = merged(self.history, reply.touched)

@@ -2,17 +2,20 @@
 
 The rule this module keeps: what is kept is what the manager would answer: only hooks whose answers
 may be cached, no failure, nothing of a Chinese Wall. And what a verdict must look like, as an
-answer to its question, before the core believes it.
+answer to its question, before the core believes it, or anybody is shown its words.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from skerry.label import Label
-from skerry.policy.messages import Exchanged, Hooked, Question
+from skerry.policy.messages import MAX_CODE, Exchanged, Hooked, Question
+from skerry.wire.escape import escape
 from skerry.xsm.cache import UNCACHED_CODES
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.hooks import Question as Asked
@@ -25,6 +28,9 @@ policy keeps as many as it has judged channels, if those are more."""
 MAX_KEPT = 32 * 1024
 """Longest verdict kept, in bytes as it is sent; a channel's has some 8 KB. A longer one, of very
 long labels, is asked for each time."""
+
+MAX_TEXT = 16_384
+"""Longest sentence or place in a policy of an answer, in characters; the rest is cut off."""
 
 Key = tuple[object, ...]
 
@@ -103,7 +109,8 @@ def _asked(ask: Asked, request: Request, parties: Mapping[str, Label]) -> bool:
     """
     sides = (ask.subject, request.subject), (ask.target, request.target)
     return (request.tclass, request.permissions) == (ask.tclass, ask.permissions) and all(
-        "->" in role or parties.get(role) == label for role, label in sides
+        str(label).isprintable() if "->" in role else parties.get(role) == label
+        for role, label in sides
     )
 
 
@@ -112,5 +119,38 @@ def _agreed(answers: tuple[Answer, ...], allowed: bool) -> bool:
     return (
         bool(answers)
         and all(answer.allowed for answer in answers) == allowed
-        and all(len(answer.contexts) in (0, 2) for answer in answers)
+        and all(len(answer.contexts) in (0, 2) and _named(answer) for answer in answers)
     )
+
+
+def _named(answer: Answer) -> bool:
+    """Say whether an answer's names are names, which may be shown as they are."""
+    names = answer.granted, answer.auditallow, answer.dontaudit, answer.contexts
+    return max(len(answer.module), len(answer.code)) <= MAX_CODE and all(
+        name.isprintable() for name in (answer.module, answer.code, *itertools.chain(*names))
+    )
+
+
+def plain(verdict: Verdict) -> Verdict:
+    """Return a verdict whose sentences and places may be shown; the same one if they may."""
+    answers = itertools.chain(verdict.admission, *(each.answers for each in verdict.decisions))
+    if all(_plain(answer) is answer for answer in answers):
+        return verdict
+    decisions = tuple(
+        [replace(each, answers=tuple(map(_plain, each.answers))) for each in verdict.decisions]
+    )
+    return replace(verdict, decisions=decisions, admission=tuple(map(_plain, verdict.admission)))
+
+
+def _plain(answer: Answer) -> Answer:
+    untrusted = answer.reason, answer.rule.text, answer.rule.file
+    if all(text.isprintable() and len(text) <= MAX_TEXT for text in untrusted):
+        return answer
+    reason, rule, file = map(shown, untrusted)
+    return replace(answer, reason=reason, rule=replace(answer.rule, text=rule, file=file))
+
+
+def shown(untrusted: str) -> str:
+    """Return a manager's words as they may be shown: cut, and without control characters."""
+    words = untrusted[:MAX_TEXT]
+    return words if words.isprintable() else escape(words)

@@ -81,7 +81,9 @@ def _words(number: int) -> tuple[str, ...]:
         (lambda n: Made(1, "x" * n), MAX_CODE),
     ],
 )
-def test_an_answer_that_lists_too_much_is_none_and_takes_no_room(made: MakeAnswer, most: int) -> None:
+def test_an_answer_that_lists_too_much_is_none_and_takes_no_room(
+    made: MakeAnswer, most: int
+) -> None:
     """One more than there may be of anything is refused; a hundred thousand cost nothing.
 
     The control: as many as there may be are read.
