@@ -138,8 +138,9 @@ class RemoteManager:
         """Begin as `begin` does, but for a failure: then it counts as lost, and is tried again."""
         try:
             await self.begin()
-        except SkerryError as error:
-            self._notice("manager-lost", {"why": error.message, "generation": self.generation})
+        except Exception as error:  # whatever it was, it is tried again
+            why = error.message if isinstance(error, SkerryError) else f"{error!r:.200}"
+            self._notice("manager-lost", {"why": why, "generation": self.generation})
             self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from skerry.policy.engine import Engine
 from skerry.policy.messages import Exchanged, Hooked, Question, Started
 from skerry.policy.source import Policy, make_policy
 from skerry.policy.verdicts import well_formed
+from skerry.xsm.explain import explain
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 from tests.unit.policy.banks import ACM, BANK_A, BANK_B, BANKS, DUMMY, XEN, labels_of
@@ -113,6 +114,9 @@ def test_a_denial_of_nobody_is_none() -> None:
     mute = tuple(replace(each, allowed=False, answers=()) for each in verdict.decisions)
     assert not well_formed(APART, replace(verdict, decisions=mute), 1)
     assert not well_formed(WALL, Verdict("admit_bind", False, (), (), 1), 1)
+    explanation = explain(replace(true(TOGETHER), allowed=False))
+    assert (explanation.allowed, explanation.code) == (False, "NOT-DECIDED")
+    assert explain(true(TOGETHER)).allowed  # the control
 
 
 @pytest.mark.parametrize("sources", [[ACM], [XEN], [DUMMY], [ACM, XEN]])
