@@ -143,8 +143,8 @@ class Recovery:
     async def judge(self, in_force: Callable[[], Candidate], within_s: float) -> Recovered:
         """Have what stands judged by the policy that `in_force` gives. Waits for no machine.
 
-        Raises `DeciderUnavailable` where nobody begins to judge `within_s` seconds; the node must
-        end then, because what was taken over runs unjudged.
+        Raises `DeciderUnavailable` where nobody judges for `within_s` seconds; the node must end
+        then, because what was taken over runs unjudged.
         """
         fall = await self._judge(in_force, within_s)
         for refused, why in fall.channels.items():

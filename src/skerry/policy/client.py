@@ -35,7 +35,8 @@ from skerry.policy.messages import (
 )
 from skerry.policy.replies import ask, broken, denial, require_made
 from skerry.policy.source import Policy, Source
-from skerry.policy.verdicts import Key, Verdicts, key_of, plain, well_formed
+from skerry.policy.verdicts import Key, Verdicts, key_of
+from skerry.policy.wellformed import plain, well_formed
 from skerry.xsm.explain import refuse
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import History, Stack

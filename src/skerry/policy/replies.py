@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.policy.link import Link, Reply
 from skerry.policy.messages import Answered, Ask, Failure, Made, Question
-from skerry.policy.verdicts import plain, shown, well_formed
+from skerry.policy.wellformed import plain, shown, well_formed
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import Stack
 

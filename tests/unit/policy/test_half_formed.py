@@ -15,7 +15,7 @@ from skerry.label import Label
 from skerry.policy.engine import Engine
 from skerry.policy.messages import Exchanged, Hooked, Question, Started
 from skerry.policy.source import Policy, make_policy
-from skerry.policy.verdicts import well_formed
+from skerry.policy.wellformed import well_formed
 from skerry.xsm.explain import explain
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict

@@ -14,7 +14,7 @@ from skerry.label import Label
 from skerry.policy import messages
 from skerry.policy.messages import Answer, Answered, Ask, Exchanged, Failure, Order, Touch, Touched
 from skerry.policy.replies import denial
-from skerry.policy.verdicts import MAX_TEXT
+from skerry.policy.wellformed import MAX_TEXT
 from skerry.xsm.explain import explain
 from skerry.xsm.request import Answer as Said
 from skerry.xsm.request import Rule, Verdict
