@@ -12,7 +12,7 @@ from skerry.errors import DeciderUnavailable, Denied
 from skerry.policy import messages
 from skerry.policy.client import RemoteManager
 from skerry.policy.history import FileHistory, MemoryHistory
-from skerry.policy.messages import Answer, Order, Touched
+from skerry.policy.messages import MAX_TOUCHED, Answer, Order, Touched
 from tests.support.remote import lied_to, managed, until
 from tests.unit.policy.banks import BANK_A, BANK_B, BANKS, BROKER, run
 
@@ -53,7 +53,7 @@ def test_an_exchange_whose_first_answer_nobody_heard_is_remembered(unheard: str)
     run(scene)
 
 
-_MANY = frozenset(f"{number:0>12}" for number in range(400_000))
+_MANY = frozenset(f"{number:0>12}" for number in range(MAX_TOUCHED))
 
 
 @pytest.mark.parametrize(
