@@ -6,6 +6,7 @@ A label has one text for each security module in force (`acm: bank-a`, `flask: u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -15,11 +16,18 @@ MAX_LABEL = 2048
 """Longest label text of one module, in characters; longer is refused before it is looked up.
 A FLASK context with a hundred single categories on both sides takes 1,000."""
 
+MAX_FEW = 16
+"""Most modules of a stack, questions of a hook, permissions of a question: a message that names
+more of any is refused before there is room made for them."""
+
+_T = TypeVar("_T")
+Few = Annotated[tuple[_T, ...], msgspec.Meta(max_length=MAX_FEW)]
+
 
 class Label(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """A security context: the text for each module, sorted by module name."""
 
-    parts: tuple[tuple[str, str], ...]
+    parts: Few[tuple[str, str]]
 
     def of(self, module: str) -> str:
         """Return the text for one module. Raises `UnknownLabel` if the label has none for it."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from skerry.policy import messages
 from skerry.policy.client import Process, RemoteManager
 from skerry.policy.history import HistoryStore, MemoryHistory
-from skerry.policy.messages import Answer, Begin, Made, Order
+from skerry.policy.messages import Answer, Begin, Order
 from skerry.policy.service import SOCKET, Service
 from skerry.policy.source import Policy
 
@@ -95,11 +95,18 @@ Says = Callable[[Order, Answer], bytes | None]
 
 
 class Liar:
-    """A manager in this process that begins well, and then says what `says` makes of it."""
+    """A manager in this process that begins well, and then says what `says` makes of it.
 
-    def __init__(self, says: Says) -> None:
+    With `begins` not even that: its answer to `Begin` is what `says` makes of it, too.
+    """
+
+    def __init__(self, says: Says, begins: bool = False) -> None:
         self.says = says
+        self.begins = begins
         self.orders: list[Order] = []
+        self.speaks = asyncio.Event()
+        """While it is not set, what is said waits."""
+        self.speaks.set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> tuple[socket.socket, Process]:
@@ -118,11 +125,9 @@ class Liar:
                     order = messages.order(body)
                     self.orders.append(order)
                     true = service.answer(order)
-                    said = (
-                        messages.packed(true)
-                        if isinstance(order.what, Begin) and isinstance(true.what, Made)
-                        else self.says(order, true)
-                    )
+                    honest = isinstance(order.what, Begin) and not self.begins
+                    said = messages.packed(true) if honest else self.says(order, true)
+                    await self.speaks.wait()
                     if said is not None:
                         await loop.sock_sendall(sock, said)
 
@@ -135,7 +140,7 @@ class Liar:
 
 @contextlib.asynccontextmanager
 async def lied_to(
-    policy: Policy, says: Says, answer_s: float = 2.0
+    policy: Policy, says: Says, answer_s: float = 2.0, store: HistoryStore | None = None
 ) -> AsyncIterator[tuple[RemoteManager, Liar, list[str]]]:
     """Give a manager whose process is false, and the names of its notices."""
     liar, notes = Liar(says), list[str]()
@@ -143,7 +148,8 @@ async def lied_to(
     def note(event: str, _: Mapping[str, object]) -> None:
         notes.append(event)
 
-    manager = RemoteManager(liar.start, policy, MemoryHistory(), note, answer_s=answer_s)
+    kept = store or MemoryHistory()
+    manager = RemoteManager(liar.start, policy, kept, note, answer_s=answer_s)
     try:
         await manager.begin()
         yield manager, liar, notes

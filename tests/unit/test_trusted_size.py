@@ -38,6 +38,7 @@ PARTS = {
         "policy/replies.py",
         "policy/link.py",
         "policy/verdicts.py",
+        "policy/wellformed.py",
         "policy/history.py",
         "policy/update.py",
         "policy/policydb/*.py",

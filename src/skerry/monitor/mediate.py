@@ -78,11 +78,13 @@ class Mediator:
                 if verdict.allowed:
                     record = await self.audit.append("allow", self._fields(verdict, asked, about))
                     await self.touch(hook, asked)
+                else:
+                    refusal = await self.refusal(verdict, asked, about)
             except Exception as error:
                 undone = {"allow": record} if record else {}
                 raise self._failure(hook, error, {**about, **undone}) from error
             if not verdict.allowed:
-                raise Refused(await self.refusal(verdict, asked, about))
+                raise Refused(refusal)
             if (
                 self.decider.generation == verdict.generation
                 and parties() == asked
@@ -90,20 +92,16 @@ class Mediator:
             ):
                 return Grant(record, verdict.generation)
             self.audit.note("stale", {"record": record, "generation": verdict.generation})
-        stale = StaleGeneration(
-            f"the policy or a label changed {MAX_TRIES} times while {hook} was decided",
-            fix="try again",
-        )
-        raise self._failure(hook, stale, about)
+        why = f"the policy or a label changed {MAX_TRIES} times while {hook} was decided"
+        raise self._failure(hook, StaleGeneration(why, fix="try again"), about)
 
     def _failure(self, hook: str, error: Exception, about: Mapping[str, object]) -> Denied:
         """Record what failed in deciding or recording, and return it: a denial by type."""
         self._avc.forget()  # what should have been recorded perhaps was not
-        denied = error
-        if not isinstance(denied, Denied):
-            denied = DeciderUnavailable(f"asking {hook} failed: {error!r:.200}")
-        self.failed(hook, denied, **about)
-        return denied
+        if not isinstance(error, Denied):
+            error = DeciderUnavailable(f"asking {hook} failed: {error!r:.200}")
+        self.failed(hook, error, **about)
+        return error
 
     async def judge(self, hook: str, parties: Parties, running: tuple[Label, ...] = ()) -> Verdict:
         """Return the verdict of the policy in force; nothing is recorded."""
@@ -170,13 +168,8 @@ async def judge(
             wall = await policy.admit_bind(parties["source"], other)
             if not wall.allowed:
                 break
-    return Verdict(
-        hook,
-        wall.allowed,
-        verdict.decisions,
-        wall.admission,
-        min(verdict.generation, wall.generation),
-    )
+    generation = min(verdict.generation, wall.generation)
+    return Verdict(hook, wall.allowed, verdict.decisions, wall.admission, generation)
 
 
 def exchanged(hook: str, parties: Parties) -> list[Label]:

@@ -106,7 +106,7 @@ class Monitor(Binder):
     async def _admit(self, operator: Label, domain: Domain, about: Mapping[str, object]) -> None:
         # One start at a time is decided, so that two competitors can't pass the wall together.
         async with self._admission:
-            if sum(d.admitted for d in self.domains.values()) >= self._max_domains:
+            if domain.label not in SERVICES and len(self.running()) >= self._max_domains:
                 full = f"the node has its {self._max_domains} domains"
                 raise LimitReached(full, fix="stop one of them")
             await self.mediator.permit(

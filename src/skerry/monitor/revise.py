@@ -147,13 +147,13 @@ async def _refusal(candidate: Candidate, hook: str, parties: Parties) -> str:
     """Return why a policy refuses a channel, nothing if it allows it."""
     try:
         verdict = await judge(candidate, hook, parties)
+        if verdict.allowed:
+            return ""
+        explanation = explain_for(verdict, parties)
     except UNDECIDED:
         raise
     except Exception as error:
         return _why(error)
-    if verdict.allowed:
-        return ""
-    explanation = explain_for(verdict, parties)
     return f"{_why(explanation.sentence)} [{explanation.code}]"
 
 

@@ -267,8 +267,10 @@ async def _judge(
 ) -> None:
     """Have the node's own domains serve it, and then what stands judged."""
     await services.rise(fresh, report)
-    setup = node.setup
-    await recovery.judge(lambda: manager.candidate(setup.stack, setup.policy.sources))
+    policy = node.setup.policy
+    await recovery.judge(
+        lambda: manager.candidate(policy.stack, policy.sources), services.patience_s
+    )
     services.judged()
     await node.coalitions.resume()
     node.hypercalls.resume()

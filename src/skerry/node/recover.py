@@ -35,9 +35,9 @@ from skerry.wire.memory import Identity
 ADOPT_S = 15.0
 """How long a machine may take to answer its new node; one that does not is ended."""
 
-JUDGE_TRIES, JUDGE_PAUSE_S = 6, 0.5
-"""How often, and how far apart, what was adopted is put to a policy manager that does not answer:
-long enough for another one to be started. After that the node ends, and everything with it."""
+JUDGE_S, JUDGE_PAUSE_S = 2.5, 0.5
+"""How long, and how far apart, what was adopted is put to a policy manager that does not answer:
+long enough for another process to be started. Then the node ends, and everything with it."""
 
 END_S = 2.0
 """How long killed processes may take to end; then they are dying, and act no more."""
@@ -126,7 +126,7 @@ class Recovery:
     async def run(self, in_force: Callable[[], Candidate]) -> Recovered:
         """Take over what stands, and have it judged: `take_over`, then `judge`."""
         self.take_over()
-        return await self.judge(in_force)
+        return await self.judge(in_force, JUDGE_S)
 
     def take_over(self) -> None:
         """Undo, cut, and let all else count; `judge` and `adopt` must follow. Asks nobody.
@@ -140,13 +140,13 @@ class Recovery:
             self._readmit_channel(channel)
         self._undo()
 
-    async def judge(self, in_force: Callable[[], Candidate]) -> Recovered:
+    async def judge(self, in_force: Callable[[], Candidate], within_s: float) -> Recovered:
         """Have what stands judged by the policy that `in_force` gives. Waits for no machine.
 
-        Raises `DeciderUnavailable` where nobody judges; the node must end then, because what was
-        taken over runs unjudged.
+        Raises `DeciderUnavailable` where nobody judges for `within_s` seconds; the node must end
+        then, because what was taken over runs unjudged.
         """
-        fall = await self._judge(in_force)
+        fall = await self._judge(in_force, within_s)
         for refused, why in fall.channels.items():
             self.found.channels.remove(refused.number)
             self.found.cut[refused.number] = why
@@ -154,8 +154,10 @@ class Recovery:
             self.found.ended[domain.name] = why
         return self.found
 
-    async def _judge(self, in_force: Callable[[], Candidate]) -> Fall:
-        for _ in range(JUDGE_TRIES - 1):
+    async def _judge(self, in_force: Callable[[], Candidate], within_s: float) -> Fall:
+        loop = asyncio.get_running_loop()
+        last = loop.time() + within_s
+        while loop.time() < last:
             with contextlib.suppress(*UNDECIDED):
                 return await self._monitor.judge_again(in_force())
             await asyncio.sleep(JUDGE_PAUSE_S)

@@ -23,10 +23,12 @@ from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.mediate import AUDIT, MANAGER
 from skerry.node import paths
 from skerry.node.node import Node, Report
+from skerry.node.recover import JUDGE_S
 from skerry.node.replica import HELPER, Replication, Trail
 from skerry.policy.client import Process, RemoteManager
 from skerry.policy.guest import PORT as MANAGER_PORT
 from skerry.policy.history import FileHistory
+from skerry.policy.link import MAKE_S
 from skerry.policy.source import Policy
 from skerry.system.model import AUDIT_DOMAIN, MANAGER_DOMAIN, DomainSpec
 
@@ -35,6 +37,10 @@ BOOT_S = 120.0
 
 END_S = 15.0
 """How long one that was killed may take to be gone before the next is started."""
+
+PATIENCE_S = END_S + BOOT_S + MAKE_S
+"""How long what an earlier node left may wait to be judged where the manager that it left does not
+serve: as long as another one may take, from the end of that one until it has the policy."""
 
 ANSWER_S = 5.0
 """How long a manager in a domain may take to answer a question, in seconds."""
@@ -127,6 +133,11 @@ class Services:
     def decides(self) -> bool:
         """Whether the policy manager lives in a domain."""
         return self._manager is not None
+
+    @property
+    def patience_s(self) -> float:
+        """How long what stands may wait for who judges it, in seconds."""
+        return PATIENCE_S if self.decides else JUDGE_S
 
     def join(self, node: Node, adopt: Adopt) -> None:
         """Learn on which node they stand, and who takes up what an earlier one left."""

@@ -23,7 +23,7 @@ from skerry.policy.messages import (
 )
 from skerry.policy.replies import answers_of, ask, require_made
 from skerry.policy.source import Policy, Source
-from skerry.policy.verdicts import Verdicts, key_of
+from skerry.policy.verdicts import Verdicts, key_of, may_keep
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import History
@@ -106,7 +106,7 @@ class RemoteCandidate:
     def _learn(self, question: Question, verdict: Verdict, history: History) -> None:
         if isinstance(question, Hooked):
             self.verdicts.put(key_of(question.hook, question.parties), verdict)
-        elif history is self._now():
+        elif history is self._now() and may_keep(verdict):
             self._wall(question)
             self._walls[question] = verdict
 

@@ -20,7 +20,7 @@ from skerry.label import Label
 from skerry.policy import link as linking
 from skerry.policy import messages
 from skerry.policy.candidate import RemoteCandidate
-from skerry.policy.history import HistoryStore, Keeper, merged
+from skerry.policy.history import HistoryStore, Keeper, may_grow, merged
 from skerry.policy.link import Link, Reply
 from skerry.policy.messages import (
     Begin,
@@ -35,7 +35,8 @@ from skerry.policy.messages import (
 )
 from skerry.policy.replies import ask, broken, denial, require_made
 from skerry.policy.source import Policy, Source
-from skerry.policy.verdicts import Key, Verdicts, key_of, well_formed
+from skerry.policy.verdicts import Key, Verdicts, key_of
+from skerry.policy.wellformed import plain, well_formed
 from skerry.xsm.explain import refuse
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import History, Stack
@@ -125,6 +126,8 @@ class RemoteManager:
             history = messages.plain(self.history)
             reply = await link.order(Begin(self.generation, self._policy.sources, history))
             require_made(link, reply, self.generation, self.stack)
+            if link.ended:  # by what came after its answer, in the same piece
+                raise DeciderUnavailable(f"the policy manager is gone: {link.ended}")
         except BaseException:
             link.end("it did not begin")
             process.kill()
@@ -136,8 +139,9 @@ class RemoteManager:
         """Begin as `begin` does, but for a failure: then it counts as lost, and is tried again."""
         try:
             await self.begin()
-        except SkerryError as error:
-            self._notice("manager-lost", {"why": error.message, "generation": self.generation})
+        except Exception as error:  # whatever it was, it is tried again
+            why = error.message if isinstance(error, SkerryError) else f"{error!r:.200}"
+            self._notice("manager-lost", {"why": why, "generation": self.generation})
             self._reviving = asyncio.get_running_loop().create_task(self._revive())
 
     async def close(self) -> None:
@@ -260,7 +264,7 @@ class RemoteManager:
         Raises `Denied` if the wall was closed meanwhile, or if the history can't be saved; what
         was remembered stays remembered even then.
         """
-        link, generation = self.link, self.generation
+        link, generation, stack = self.link, self.generation, self.stack
         reply = await link.order(Touch(one, other))
         if isinstance(reply, Failure):
             raise denial(reply)
@@ -269,7 +273,9 @@ class RemoteManager:
         ):
             raise broken(link)
         if not reply.verdict.allowed:
-            raise refuse(reply.verdict, subject=one, target=other)
-        self.history = merged(self.history, reply.changed)
+            raise refuse(plain(reply.verdict), subject=one, target=other)
+        if not may_grow(self.history, reply.touched, (one, other), stack):
+            raise broken(link)
+        self.history = merged(self.history, reply.touched)
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
         await self._keeper.keep(lambda: self.history)

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from skerry.errors import DeciderUnavailable, Denied, PolicyError, Problem
+from skerry.label import Label
 from skerry.policy.files import read_regular
 from skerry.system.durable import sync
-from skerry.xsm.stack import History
+from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.module import SecurityModule
+from skerry.xsm.stack import History, Stack
 
 MAX_HISTORY_BYTES = 4 * 1024 * 1024
 """Longest history file. A longer one is not read, and none is written: the touch is refused."""
+
+Entries = dict[str, dict[str, frozenset[str]]]
+"""Part of a history, or all of it, as messages hold it."""
 
 
 class HistoryStore(Protocol):
@@ -68,7 +75,7 @@ class FileHistory:
         if digest.decode("latin-1") != hashlib.sha256(body).hexdigest():
             raise self._damaged("its digest does not match")
         try:
-            return msgspec.json.decode(body, type=dict[str, dict[str, frozenset[str]]])
+            return msgspec.json.decode(body, type=Entries)
         except (msgspec.DecodeError, RecursionError) as error:
             raise self._damaged(str(error)) from None
 
@@ -160,17 +167,44 @@ def merged(history: History, more: History) -> History:
     return both if both != history else history
 
 
-def grown(history: History, before: History) -> History:
-    """Return the entries of a history that are not the same in the one before."""
+def entries_of(history: History, *labels: Label) -> Entries:
+    """Return all that these labels have touched, by module and by the label's text for it."""
     return {
-        module: changed
-        for module, entries in history.items()
-        if entries is not before.get(module)
-        and (
-            changed := {
-                label: touched
-                for label, touched in entries.items()
-                if touched != before.get(module, {}).get(label)
+        module: found
+        for module, touched in history.items()
+        if (
+            found := {
+                text: touched[text]
+                for label in labels
+                for name, text in label.parts
+                if name == module and text in touched
             }
         )
     }
+
+
+def may_grow(history: History, told: Entries, labels: Collection[Label], stack: Stack) -> bool:
+    """Say whether entries that were told of these labels may come into a history.
+
+    They may hold nothing of another module or label, and nothing new but types of this policy's
+    walls: a history only grows, so a falsehood in it would outlive whoever told it.
+    """
+    modules = {module.name: module for module in stack.modules}
+    texts = {part for label in labels for part in label.parts}
+    for name, entries in told.items():
+        known = history.get(name, {})
+        for text, touched in entries.items():
+            new = touched - known.get(text, frozenset())
+            if (name, text) not in texts or name not in modules:
+                return False
+            if new and not new <= _historic(modules[name]):
+                return False
+    return True
+
+
+def _historic(module: SecurityModule) -> frozenset[str]:
+    """Return the types of a module's policy of which it keeps a history."""
+    if not isinstance(module, AcmModule):
+        return frozenset()
+    kept = (conflict.types for conflict in module.policy.conflicts if conflict.history)
+    return frozenset(itertools.chain.from_iterable(kept))

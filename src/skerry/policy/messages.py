@@ -1,15 +1,18 @@
 """What a node and its policy manager say to each other: four bytes of length, then MessagePack.
 
 The rules this module keeps: each side bounds a message before it makes room for it, and takes none
-that is not of these forms; every answer names the order that it answers.
+that is not of these forms; every answer names the order that it answers. What an answer lists is
+counted before there is room made for it, so that a short one can't take much.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from skerry.errors import WireError
 from skerry.label import Label
@@ -26,6 +29,19 @@ MAX_ANSWER = 32 * 1024 * 1024
 MAX_QUESTIONS = 16
 """Most questions of one order: with the longest labels on all sides of each, for three modules, the
 verdicts fit into an answer."""
+
+MAX_WORDS = 4_096
+"""Longest sentence of a failure, in characters; the manager cuts a longer one short."""
+
+MAX_CODE = 64
+"""Longest code of a failure, and digest of a policy, in characters."""
+
+MAX_TOUCHED = 16_384
+"""Most types that a label can have touched; an answer that names more counts as a broken manager's.
+"""
+
+MAX_MODULES = 3
+"""Most modules that keep a history: there are no more kinds."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -111,29 +127,38 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 class Failure(msgspec.Struct, frozen=True, tag="failure", array_like=True):
     """A denial that no module decided."""
 
-    code: str
-    message: str
-    fix: str
+    code: Annotated[str, Meta(max_length=MAX_CODE)]
+    message: Annotated[str, Meta(max_length=MAX_WORDS)]
+    fix: Annotated[str, Meta(max_length=MAX_WORDS)]
 
 
 class Made(msgspec.Struct, frozen=True, tag="made", array_like=True):
     """A policy was made, or came into force; `digest` is its stack's."""
 
     generation: int
-    digest: str
+    digest: Annotated[str, Meta(max_length=MAX_CODE)]
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered", array_like=True):
     """For each question in turn the verdict, or why there is none."""
 
-    answers: tuple[tuple[Verdict | None, Failure | None], ...]
+    answers: Annotated[
+        tuple[tuple[Verdict | None, Failure | None], ...], Meta(max_length=MAX_QUESTIONS)
+    ]
+
+
+_Types = Annotated[frozenset[str], Meta(max_length=MAX_TOUCHED)]
+_Entries = Annotated[dict[str, _Types], Meta(max_length=2)]
 
 
 class Touched(msgspec.Struct, frozen=True, tag="touched", array_like=True):
-    """The wall's answer, and the entries of the history that changed."""
+    """The wall's answer, and all that the two have touched, to the last exchange.
+
+    All of it, and not what this order added: the answer to an earlier one may have been lost.
+    """
 
     verdict: Verdict
-    changed: dict[str, dict[str, frozenset[str]]]
+    touched: Annotated[dict[str, _Entries], Meta(max_length=MAX_MODULES)]
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

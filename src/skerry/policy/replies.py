@@ -1,7 +1,7 @@
 """What a node makes of its policy manager's answers.
 
 The rule this module keeps: an answer of a wrong form ends the link to the manager and is a denial,
-as is every failure that it tells.
+as is every failure that it tells; its words are escaped before anybody is shown them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.policy.link import Link, Reply
 from skerry.policy.messages import Answered, Ask, Failure, Made, Question
-from skerry.policy.verdicts import well_formed
+from skerry.policy.wellformed import plain, shown, well_formed
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import Stack
 
@@ -40,7 +40,7 @@ def answers_of(
         if failure is not None and verdict is None:
             found.append(failure)
         elif verdict is not None and well_formed(question, verdict, generation):
-            found.append(verdict)
+            found.append(plain(verdict))
         else:
             raise broken(link)
     return found
@@ -58,10 +58,10 @@ def require_made(link: Link, reply: Reply, generation: int, stack: Stack) -> Non
 
 def denial(failure: Failure) -> Denied:
     """Return a failure that the manager told as the denial that it is."""
-    kind = _BY_CODE.get(failure.code)
+    message, fix, kind = shown(failure.message), shown(failure.fix), _BY_CODE.get(failure.code)
     if kind is not None:
-        return kind(failure.message, fix=failure.fix)
-    return Denied(failure.message, fix=failure.fix, code=failure.code)
+        return kind(message, fix=fix)
+    return Denied(message, fix=fix, code=shown(failure.code))
 
 
 def broken(link: Link) -> DeciderUnavailable:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration, WireError
 from skerry.policy import messages
 from skerry.policy.engine import Edition, Engine
-from skerry.policy.history import grown
+from skerry.policy.history import entries_of
 from skerry.policy.messages import (
     Answer,
     Answered,
@@ -75,9 +75,8 @@ class Service:
                 edition = self._edition(engine, what.candidate)
                 return Answered(tuple([_decide(edition, each) for each in what.questions]))
             case Touch():
-                before = engine.history
                 verdict = engine.touch(what.one, what.other)
-                return Touched(verdict, messages.plain(grown(engine.history, before)))
+                return Touched(verdict, entries_of(engine.history, what.one, what.other))
             case Propose():
                 return self._propose(engine, what)
             case Install():
@@ -140,10 +139,11 @@ def _decide(edition: Edition, question: Question) -> tuple[Verdict | None, Failu
 
 
 def _failure(error: Exception) -> Failure:
+    most = messages.MAX_WORDS
     if isinstance(error, Denied):
-        return Failure(error.code, error.message, error.fix)
+        return Failure(error.code, error.message[:most], error.fix[:most])
     words = error.message if isinstance(error, SkerryError) else f"{error!r:.200}"
-    return Failure(DeciderUnavailable.code, f"the policy manager failed: {words}", "")
+    return Failure(DeciderUnavailable.code, f"the policy manager failed: {words}"[:most], "")
 
 
 def serve(read: Callable[[], bytes], write: Callable[[bytearray], object]) -> None:

@@ -1,16 +1,16 @@
 """Whole verdicts, kept by hook and parties while their generation is in force.
 
 The rule this module keeps: what is kept is what the manager would answer: only hooks whose answers
-may be cached, no failure, nothing of a Chinese Wall. And what a verdict must look like, as an
-answer to its question, before the core believes it.
+may be cached, no failure, nothing of a Chinese Wall.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from skerry.label import Label
-from skerry.policy.messages import Exchanged, Hooked, Question
 from skerry.xsm.cache import UNCACHED_CODES
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
@@ -18,6 +18,10 @@ from skerry.xsm.request import Verdict
 MAX_VERDICTS = 4_096
 """Most verdicts kept, a channel's taking up to 23 KB; when full, the oldest makes room. A change of
 policy keeps as many as it has judged channels, if those are more."""
+
+MAX_KEPT = 32 * 1024
+"""Longest verdict kept, in bytes as it is sent; a channel's has some 8 KB. A longer one, of very
+long labels, is asked for each time."""
 
 Key = tuple[object, ...]
 
@@ -47,36 +51,15 @@ class Verdicts:
 
     def put(self, key: Key, verdict: Verdict) -> None:
         """Keep a verdict, if that may be."""
-        if not HOOKS[verdict.hook].cached or any(
-            answer.code in UNCACHED_CODES
-            for decision in verdict.decisions
-            for answer in decision.answers
-        ):
+        answers = (answer for decision in verdict.decisions for answer in decision.answers)
+        failed = any(answer.code in UNCACHED_CODES for answer in answers)
+        if failed or not HOOKS[verdict.hook].cached or not may_keep(verdict):
             return
         if len(self._kept) >= self._max:
             del self._kept[next(iter(self._kept))]
         self._kept[key] = verdict
 
 
-def well_formed(question: Question, verdict: Verdict, generation: int) -> bool:
-    """Say whether a verdict answers this question of this generation, and agrees with itself."""
-    if verdict.generation != generation:
-        return False
-    if not isinstance(question, Hooked):
-        what = "admit_bind" if isinstance(question, Exchanged) else "admit_start"
-        answers = verdict.admission
-        allowed = bool(answers) and all(answer.allowed for answer in answers)
-        return (verdict.hook, verdict.decisions, verdict.allowed) == (what, (), allowed)
-    hook, decisions = HOOKS.get(question.hook), verdict.decisions
-    if hook is None or len(decisions) != len(hook.asks):
-        return False
-    asked = [(ask.tclass, ask.permissions) for ask in hook.asks]
-    allowed = all(
-        decision.allowed and decision.answers and all(answer.allowed for answer in decision.answers)
-        for decision in decisions
-    )
-    return (
-        (verdict.hook, verdict.admission, verdict.allowed) == (question.hook, (), allowed)
-        and [(d.request.tclass, d.request.permissions) for d in decisions] == asked
-        and all(decision.generation == generation for decision in decisions)
-    )
+def may_keep(verdict: Verdict) -> bool:
+    """Say whether a verdict is short enough to be kept."""
+    return len(msgspec.msgpack.encode(verdict)) <= MAX_KEPT

@@ -149,14 +149,15 @@ def explain(
 ) -> Explanation:
     """Explain a hook's verdict by the first question that failed, or the last one if none did.
 
-    `subject` and `target` name the two sides of an admission, which has no request of its own.
+    A refusal that nobody gave is explained as such, and never by an answer that allows. `subject`
+    and `target` name the two sides of an admission, which has no request of its own.
     """
     failed = next((d for d in verdict.decisions if not d.allowed), None)
     if failed is None and verdict.admission:
         refused = not all(answer.allowed for answer in verdict.admission)
         if refused or not verdict.decisions:
             return _explain(verdict, verdict.admission, str(subject), str(target), record)
-    deciding = failed or (verdict.decisions[-1] if verdict.decisions else None)
+    deciding = failed or (verdict.decisions[-1] if verdict.decisions and verdict.allowed else None)
     if deciding is None:
         return Explanation(
             False, "NOT-DECIDED", "", "nobody was asked", hook=verdict.hook, record=record

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from skerry.label import Label
+from skerry.label import Few, Label
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -17,7 +17,7 @@ class Request(msgspec.Struct, frozen=True):
     subject: Label
     target: Label
     tclass: str
-    permissions: tuple[str, ...]
+    permissions: Few[str]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -53,11 +53,11 @@ class Answer(msgspec.Struct, frozen=True):
     code: str
     reason: str
     rule: Rule = Rule("")
-    granted: tuple[str, ...] = ()
-    auditallow: tuple[str, ...] = ()
-    dontaudit: tuple[str, ...] = ()
+    granted: Few[str] = ()
+    auditallow: Few[str] = ()
+    dontaudit: Few[str] = ()
     permissive: bool = False
-    contexts: tuple[str, ...] = ()
+    contexts: Few[str] = ()
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     request: Request
     allowed: bool
-    answers: tuple[Answer, ...]
+    answers: Few[Answer]
     generation: int
 
 
@@ -78,6 +78,6 @@ class Verdict(msgspec.Struct, frozen=True):
 
     hook: str
     allowed: bool
-    decisions: tuple[Decision, ...]
-    admission: tuple[Answer, ...]
+    decisions: Few[Decision]
+    admission: Few[Answer]
     generation: int

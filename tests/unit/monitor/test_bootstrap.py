@@ -192,12 +192,12 @@ def test_an_operator_neither_starts_nor_resumes_a_service() -> None:
 
 
 def test_a_service_counts_in_no_wall_and_no_limit_and_no_load_evicts_it() -> None:
-    """It stands beside a full node, and under a policy that knows no label at all."""
+    """It is started on a full node, too, and stands under a policy that knows no label at all."""
 
     async def scene(world: World) -> None:
-        await world.monitor.start(MANAGER, "policy-manager", MANAGER, world.maker("pm"))
-        assert world.monitor.running() == ()
         await world.run("a")
+        await world.monitor.start(MANAGER, "policy-manager", MANAGER, world.maker("pm"))
+        assert world.monitor.running() == (label("a"),)
         with pytest.raises(LimitReached):
             await world.run("b")
         candidate = world.decider.candidate(Stack([DummyModule()]))

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 
 import pytest
+from msgspec.structs import replace
 
 from skerry.errors import (
     AuditUnavailable,
@@ -157,6 +158,37 @@ def test_whatever_fails_in_judging_is_a_refusal() -> None:
         new = Broken()
         new.generation = 2
         done = await load(world, new)
+        assert [fallen.what for fallen in done.cut] == list(numbers.values())
+        assert done.cut[0].why
+
+    play(scene)
+
+
+def test_a_refusal_that_nobody_can_explain_is_a_refusal_all_the_same() -> None:
+    """Who denies without an answer in it is a denial by type, on record, and cuts at a load.
+
+    The control: the same denial with its answer explains itself.
+    """
+
+    class Mute(ToyDecider):
+        async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
+            verdict = await super().decide(hook, parties)
+            mute = tuple(replace(each, answers=()) for each in verdict.decisions)
+            return verdict if verdict.allowed else replace(verdict, decisions=mute)
+
+    async def scene(world: World) -> None:
+        numbers = await joined(world, ("a", "b"))
+        await world.run("c")
+        with pytest.raises(Refused):
+            await world.monitor.bind("a", "c")
+        world.monitor.mediator.decider = Mute()
+        with pytest.raises(DeciderUnavailable):
+            await world.monitor.bind("a", "c")
+        last = world.audit.events("deny")[-1]
+        assert (last["hook"], last["why"]["code"]) == ("channel_two_way", "DECIDER-UNAVAILABLE")  # type: ignore[index]
+        new = Mute()
+        new.generation = 2
+        done = await load(world, new, dry_run=True)
         assert [fallen.what for fallen in done.cut] == list(numbers.values())
         assert done.cut[0].why
 

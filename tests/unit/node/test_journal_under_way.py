@@ -199,12 +199,12 @@ def test_the_supervisor_forgets_a_domain_that_ended_while_there_was_no_node(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("failures", [recover.JUDGE_TRIES - 1, recover.JUDGE_TRIES])
+@pytest.mark.parametrize("comes", [True, False])
 def test_what_was_adopted_waits_for_a_judge_and_does_not_go_on_without(
-    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    comes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manager that is started again meanwhile judges; without one the node does not begin."""
-    monkeypatch.setattr(recover, "JUDGE_PAUSE_S", 0)
+    monkeypatch.setattr(recover, "JUDGE_PAUSE_S", 0.01)
     asked = 0
 
     async def main() -> None:
@@ -219,7 +219,7 @@ def test_what_was_adopted_waits_for_a_judge_and_does_not_go_on_without(
         def in_force() -> ToyDecider:
             nonlocal asked
             asked += 1
-            if asked <= failures:
+            if asked <= 5 or not comes:
                 raise DeciderUnavailable("another one is being started")
             return world.decider
 
@@ -233,16 +233,17 @@ def test_what_was_adopted_waits_for_a_judge_and_does_not_go_on_without(
             NotImplemented,
         )
         recovery.found.channels.append(channel.number)
-        if failures < recover.JUDGE_TRIES:
-            assert list((await recovery.run(in_force)).cut) == [channel.number]
+        recovery.take_over()
+        if comes:
+            assert list((await recovery.judge(in_force, 20.0)).cut) == [channel.number]
         else:
             with pytest.raises(DeciderUnavailable):
-                await recovery.run(in_force)
+                await recovery.judge(in_force, 0.1)
         await journal.close()
         world.close()
 
     asyncio.run(main())
-    assert asked == recover.JUDGE_TRIES
+    assert asked == 6 if comes else asked > 1
 
 
 def test_no_number_that_was_in_a_record_is_given_again_after_a_restart(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -21,10 +23,17 @@ from skerry.monitor.domain import ALIVE, Domain, State
 from skerry.monitor.mediate import AUDIT, MANAGER
 from skerry.monitor.monitor import Monitor
 from skerry.monitor.protocols import Kind
+from skerry.node import recover
+from skerry.node import services as services_module
 from skerry.node.node import Node
+from skerry.node.opening import _judge
+from skerry.node.recover import Recovery
 from skerry.node.services import NUMBER, Services
+from skerry.policy import link as link_module
+from skerry.policy.candidate import RemoteCandidate
 from skerry.policy.client import RemoteManager
 from skerry.policy.service import serve
+from skerry.supervisor.client import Inherited
 from skerry.system.model import AUDIT_DOMAIN, MANAGER_DOMAIN, DomainSpec
 from tests.support.monitor import ToyAudit, ToyMachine
 from tests.support.remote import until
@@ -34,7 +43,7 @@ from tests.unit.policy.banks import BANKS, PAUSE
 class Guest(ToyMachine):
     """A machine whose guest serves at its port as soon as it has one and runs."""
 
-    garbles = False
+    garbles = mute = False
 
     async def attach(self, channel: int, kind: Kind, port: str, *ends: int) -> None:
         """Take the end, and serve at that of the manager."""
@@ -45,7 +54,8 @@ class Guest(ToyMachine):
 
     def _serve(self, end: socket.socket) -> None:
         def write(data: bytearray) -> None:
-            end.sendall(b"garbage!" if self.garbles else data)
+            if not self.mute:
+                end.sendall(b"garbage!" if self.garbles else data)
 
         with end, contextlib.suppress(OSError):
             serve(lambda: end.recv(1 << 16), write)
@@ -83,6 +93,20 @@ class Host:
         self.monitor = Monitor(manager, self.audit, {}, lambda: 0.0)
         self.services.join(cast(Node, self), self.adopt)
         self.left: list[Domain] = []
+        self.setup = SimpleNamespace(policy=BANKS)
+        self.coalitions = SimpleNamespace(resume=partial(asyncio.sleep, 0))
+        self.hypercalls = SimpleNamespace(resume=lambda: None)
+        none = Inherited({}, {})
+        unused = cast(Any, NotImplemented)
+        self.recovery = Recovery(self.monitor, unused, none, unused, unused, unused, unused)
+
+    def leave(self, guest: Guest) -> Guest:
+        """Stand as a node whose earlier life left a manager in this machine."""
+        self.machines.append(guest)
+        domain = Domain(MANAGER_DOMAIN, MANAGER, 0.0)
+        self.monitor.readmit(domain, guest)
+        self.left.append(domain)
+        return guest
 
     async def start_own(self, spec: DomainSpec, label: Label) -> Domain:
         """Start one as a node does."""
@@ -108,6 +132,15 @@ class Host:
         """Have them rise."""
         await self.services.rise(fresh, self.told.append)
         self.services.judged()
+
+    async def judge(self) -> None:
+        """Have them rise, and what stands judged, as a node does that goes on."""
+        node = cast(Node, self)
+        await _judge(self.services, self.manager, self.recovery, node, False, self.told.append)
+
+    def candidate(self) -> RemoteCandidate:
+        """Return the policy in force, to be judged by."""
+        return self.manager.candidate(BANKS.stack, BANKS.sources)
 
     async def end(self, over: bool = True) -> None:
         """End as a node does."""
@@ -225,11 +258,7 @@ def test_a_node_that_goes_on_adopts_the_manager_and_gives_it_a_new_port() -> Non
 
     async def scene() -> None:
         async with host() as made:
-            guest = Guest()
-            made.machines.append(guest)
-            domain = Domain(MANAGER_DOMAIN, MANAGER, 0.0)
-            made.monitor.readmit(domain, guest)
-            made.left.append(domain)
+            guest = made.leave(Guest())
             await made.rise(fresh=False)
             assert (await made.manager.decide("domain_pause", PAUSE)).allowed
             assert made.machines == [guest]
@@ -246,7 +275,7 @@ def test_nothing_new_is_decided_before_what_stands_was_judged() -> None:
             await made.services.rise(False, made.told.append)
             with pytest.raises(DeciderUnavailable, match="judged first"):
                 await made.manager.decide("domain_pause", PAUSE)
-            candidate = made.manager.candidate(BANKS.stack, BANKS.sources)
+            candidate = made.candidate()
             assert (await candidate.decide("domain_pause", PAUSE)).allowed
             made.services.judged()
             assert (await made.manager.decide("domain_pause", PAUSE)).allowed
@@ -254,17 +283,31 @@ def test_nothing_new_is_decided_before_what_stands_was_judged() -> None:
     asyncio.run(scene())
 
 
-def test_a_node_that_goes_on_and_gets_no_manager_tries_again() -> None:
-    """It is no reason to end; until one comes everything new is denied."""
+@pytest.mark.parametrize("left", ["nobody", "one that is mute"])
+def test_a_node_that_goes_on_and_gets_no_manager_tries_again(
+    left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands waits until another guest has booted; until then everything new is denied.
+
+    The control: where the manager is a process, nobody waits that long.
+    """
+    monkeypatch.setattr(recover, "JUDGE_PAUSE_S", 0.01)
+    monkeypatch.setattr(services_module, "JUDGE_S", 0.1)
+    monkeypatch.setattr(link_module, "MAKE_S", 0.2)
 
     async def scene() -> None:
         async with host(["prepare"]) as made:
-            await made.rise(fresh=False)
-            assert made.manager.state == "lost"
+            if left != "nobody":
+                made.leave(Guest()).mute = True
+            judging = asyncio.ensure_future(made.judge())
+            await until(lambda: "manager-lost" in [event for event, _ in made.audit.records])
+            with pytest.raises(DeciderUnavailable):
+                await made.recovery.judge(made.candidate, 0.1)
             with pytest.raises(DeciderUnavailable):
                 await made.manager.decide("domain_pause", PAUSE)
+            assert not judging.done()
             made.fails = ()
-            await until(lambda: made.manager.state == "running")
+            await judging
             assert (await made.manager.decide("domain_pause", PAUSE)).allowed
 
     asyncio.run(scene())

@@ -20,7 +20,7 @@ from skerry.policy.history import FileHistory, MemoryHistory
 from skerry.policy.manager import PolicyManager
 from skerry.policy.source import NewBooleans, changed, make_policy
 from skerry.xsm.explain import Refused
-from tests.support.remote import kinds, lied_to, managed, until
+from tests.support.remote import Host, kinds, lied_to, managed, until
 from tests.unit.policy.banks import (
     BANK_A,
     BANK_B,
@@ -103,6 +103,27 @@ def test_a_frozen_manager_denies_and_its_late_answers_bind_nothing() -> None:
             assert (await manager.decide("channel_two_way", TALK)).allowed
             assert host.events() == ["manager-lost", "manager-back"]
             assert len(host.processes) == 1
+
+    run(scene)
+
+
+def test_a_manager_that_can_not_be_started_is_tried_again_where_a_node_goes_on() -> None:
+    """Whatever keeps it from starting; where a node begins, that is an error (control)."""
+
+    async def scene() -> None:
+        host = Host()
+        host.broken = True
+        manager = RemoteManager(host.start, BANKS, MemoryHistory(), host.note)
+        with pytest.raises(OSError, match="no process"):
+            await manager.begin()
+        await manager.resume()
+        assert (manager.state, host.events()) == ("lost", ["manager-lost"])
+        assert "no process can be made" in str(host.notes[0][1]["why"])
+        host.broken = False
+        await until(lambda: manager.state == "running")
+        assert (await manager.decide("channel_two_way", TALK)).allowed
+        await manager.close()
+        host.close()
 
     run(scene)
 

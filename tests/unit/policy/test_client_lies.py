@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -16,7 +16,7 @@ from skerry.policy.history import MemoryHistory
 from skerry.policy.messages import Answer, Answered, Ask, Failure, Order, Touch
 from skerry.policy.source import Policy
 from skerry.xsm.request import Verdict
-from tests.support.remote import Host, framed, lied_to, managed, until
+from tests.support.remote import Host, Liar, framed, lied_to, managed, until
 from tests.unit.policy.banks import (
     BANK_A,
     BANKS,
@@ -45,19 +45,24 @@ def _replaced(**fields: object) -> Callable[[Verdict], Verdict]:
     return lambda verdict: msgspec.structs.replace(verdict, **fields)
 
 
+_LIES: list[Callable[[Order, Answer], bytes]] = [
+    lambda order, true: framed(b"\xc1 no message"),
+    lambda order, true: framed(b"\x92\x01" * 5000),
+    lambda order, true: b"\xff\xff\xff\xff",
+    lambda order, true: b"\0\0\0\0",
+    lambda order, true: messages.packed(Answer(order.number + 1, true.what)),
+    lambda order, true: messages.packed(Answer(0, true.what)),
+    lambda order, true: messages.packed(Answer(order.number, Answered(()))),
+    lambda order, true: messages.packed(Answer(order.number, Answered(((None, None),)))),
+    lambda order, true: messages.packed(Answer(order.number, messages.Made(1, "x"))),
+]
+
+
 @pytest.mark.parametrize(
     "says",
     [
-        lambda order, true: framed(b"\xc1 no message"),
-        lambda order, true: framed(b"\x92\x01" * 5000),
-        lambda order, true: b"\xff\xff\xff\xff",
-        lambda order, true: b"\0\0\0\0",
-        lambda order, true: messages.packed(Answer(order.number + 1, true.what)),
-        lambda order, true: messages.packed(Answer(0, true.what)),
+        *_LIES,
         lambda order, true: messages.packed(Answer(1, true.what)),
-        lambda order, true: messages.packed(Answer(order.number, Answered(()))),
-        lambda order, true: messages.packed(Answer(order.number, Answered(((None, None),)))),
-        lambda order, true: messages.packed(Answer(order.number, messages.Made(1, "x"))),
         _wrong(_replaced(generation=2)),
         _wrong(_replaced(hook="domain_pause")),
         _wrong(_replaced(allowed=False)),
@@ -78,6 +83,40 @@ def test_garbage_from_a_manager_is_a_denial_and_ends_it(
             liar.says = lambda _, true: messages.packed(true)
             await until(lambda: manager.state == "running")
             assert (await manager.decide("channel_two_way", TALK)).allowed  # the control
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        *_LIES,
+        lambda order, true: 2 * messages.packed(true),
+        lambda order, true: messages.packed(true) + b"\0\0\0\0",
+    ],
+)
+def test_a_manager_that_begins_with_a_lie_does_not_begin_and_is_replaced(
+    says: Callable[[Order, Answer], bytes],
+) -> None:
+    """Also where the lie follows the true answer in one piece; a fresh node is refused."""
+
+    async def scene() -> None:
+        liar, notes = Liar(says, begins=True), list[str]()
+
+        def note(event: str, _: Mapping[str, object]) -> None:
+            notes.append(event)
+
+        manager = RemoteManager(liar.start, BANKS, MemoryHistory(), note)
+        with pytest.raises(DeciderUnavailable):
+            await manager.begin()
+        await manager.resume()
+        assert (manager.state, notes) == ("lost", ["manager-lost"])
+        liar.says = lambda _, true: messages.packed(true)
+        await until(lambda: manager.state == "running")
+        assert (await manager.decide("channel_two_way", TALK)).allowed  # the control
+        assert notes == ["manager-lost", "manager-back"]
+        await manager.close()
+        await liar.close()
 
     run(scene)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skerry.label import MAX_LABEL, Label
 from skerry.policy import messages
-from skerry.policy.history import MemoryHistory, grown, merged
+from skerry.policy.history import MemoryHistory, entries_of, merged
 from skerry.policy.manager import PolicyManager
 from skerry.policy.messages import Answer, Answered, Failure
 from skerry.policy.source import Source, make_policy
@@ -112,14 +112,25 @@ HISTORIES = st.dictionaries(
 
 
 @given(HISTORIES, HISTORIES)
-def test_what_a_history_gained_is_what_is_missing_from_the_one_before(
-    before: History, more: History
-) -> None:
-    """The entries that changed, merged into the old history, give the new one."""
+def test_histories_merge_into_what_either_holds(before: History, more: History) -> None:
+    """Nothing is lost; where nothing is new it is the same history."""
     after = merged(before, more)
-    assert merged(before, grown(after, before)) == after
     assert merged(after, more) is after
-    assert grown(before, before) == {}
+    for module, text in {(m, t) for one in (before, more) for m in one for t in one[m]}:
+        both = (one.get(module, {}).get(text, frozenset()) for one in (before, more))
+        assert after[module][text] == frozenset().union(*both)
+
+
+@given(HISTORIES)
+def test_what_two_labels_have_touched_is_told_whole_and_nothing_else(history: History) -> None:
+    """Each label's entry under each module's own text for it, where there is one."""
+    one, other = Label((("a", "x"),)), Label((("a", "y"), ("b", "z")))
+    theirs = {("a", "x"), ("a", "y"), ("b", "z")}
+    told = entries_of(history, one, other)
+    assert {(m, t): told[m][t] for m in told for t in told[m]} == {
+        (m, t): history[m][t] for m in history for t in history[m] if (m, t) in theirs
+    }
+    assert all(told.values())
 
 
 def test_a_refused_touch_explains_itself() -> None:
