@@ -2,8 +2,7 @@
 
 The rules: a record counts as replicated only if it follows, by the chain, from the one before it;
 what was replicated once is never replaced, so a trail that was rewritten is found out when it comes
-by again; what is missing is a gap that is said. A feed begins with the first record of a segment,
-each time anew, because nothing tells its sender how far the replica is.
+by again; what is missing is a gap that is said. A feed begins with the first record of a segment.
 """
 
 from __future__ import annotations
