@@ -94,11 +94,31 @@ def replica(as_json: bool) -> None:
             click.echo(f"gap      and {found['more_gaps']} more")
         if found["left_out"]:
             click.echo(f"full     {found['left_out']} records found no room")
-    if found["state"] == "broken":
+        if found["unfed"]:
+            click.echo(f"unfed    {escape(found['unfed'])}")
+    _unbroken(found)
+
+
+def _unbroken(replica: Mapping[str, Any]) -> None:
+    """Raise `SkerryError` if the replica says that what it was fed does not follow."""
+    if replica["state"] == "broken":
         raise SkerryError(
-            f"the audit replica is broken: {escape(found['reason'])}",
+            f"the audit replica is broken: {escape(replica['reason'])}",
             fix="the trail is not what was replicated: keep the node's files as evidence",
         )
+
+
+def _vouched(replica: Mapping[str, Any]) -> str:
+    """Return the head that the replica vouches for. Raises `SkerryError` if it can't for any."""
+    _unbroken(replica)
+    if not replica["n"]:
+        raise SkerryError(
+            "the audit replica has no record yet: no trail can be held against it",
+            fix="look at 'skerry audit replica' until it has one",
+        )
+    for first, last in replica["gaps"]:
+        click.echo(f"the replica never had records {first} to {last}", err=True)
+    return str(replica["hash"])
 
 
 @audit.command("verify")
@@ -126,7 +146,7 @@ def verify_(
     if replica and head is not None:
         raise click.UsageError("--replica is a --head of its own")
     if replica:
-        head = str(ask(Replica())["hash"])
+        head = _vouched(ask(Replica()))
     if head is not None:
         head = head.lower()
         if not is_hash(head):

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 
+from skerry.audit.chain import GENESIS
 from skerry.cli import audit as audit_module
 from skerry.cli import show as show_module
 from skerry.errors import Denied, SkerryError, StateError
@@ -38,6 +39,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "left_out": 0,
         "reason": "",
         "lag": 3,
+        "unfed": "",
         "trail": {"n": 100, "hash": "cd" * 32},
         **changes,
     }
@@ -56,12 +58,13 @@ def test_the_head_of_the_replica_is_shown_with_all_that_it_lacks(
         "keeps    from record 5 on",
         "behind   10 records",
     ]
-    lacking = status(gaps=[[7, 9]], more_gaps=2, left_out=4)
+    lacking = status(gaps=[[7, 9]], more_gaps=2, left_out=4, unfed="a line \x1b is no record")
     answers(monkeypatch, audit_module, Replica=lacking)
     assert run(audit_module.audit, ["replica"]).output.splitlines()[3:] == [
         "gap      records 7 to 9 never came",
         "gap      and 2 more",
         "full     4 records found no room",
+        r"unfed    a line \x1b is no record",
     ]
 
 
@@ -94,6 +97,35 @@ def test_a_trail_is_held_against_the_replica_s_head(
     assert "ends before the head" in bad.exception.message
     both = run(audit_module.audit, ["verify", "--replica", "--head", HASH])
     assert both.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("stands", "words"),
+    [
+        (status(n=0, hash=GENESIS, state="empty", first=0), "has no record yet"),
+        (status(state="broken", reason="record 9 is not the one"), "record 9 is not the one"),
+    ],
+    ids=["empty", "broken"],
+)
+def test_a_replica_that_vouches_for_nothing_proves_no_trail(
+    stands: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever head it names, an error says why; the control: with its gaps named, one with gaps
+    does."""
+    (lines,) = made_segments([9])
+    path = tmp_path / "whole.log"
+    path.write_bytes(b"".join(lines))
+    verify = ["verify", "--replica", "--file", str(path)]
+    known = {} if stands["hash"] == GENESIS else {"n": 8, "hash": records(lines)[7].hash}
+    answers(monkeypatch, audit_module, Replica=stands | known)
+    done = CliRunner().invoke(audit_module.audit, verify)
+    assert isinstance(done.exception, SkerryError)
+    assert words in done.exception.message
+    good = {"n": 8, "hash": records(lines)[7].hash, "state": "gaps", "gaps": [[2, 3]]}
+    answers(monkeypatch, audit_module, Replica=stands | good)
+    done = CliRunner().invoke(audit_module.audit, verify)
+    assert done.exit_code == 0
+    assert "the replica never had records 2 to 3" in done.output
 
 
 def test_ps_says_that_nothing_waits_for_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
