@@ -23,6 +23,12 @@ KEEP = 64 << 20
 FILE = 1 << 20
 """Bytes after which the next file of records is begun."""
 
+MAX_FILE = FILE + MAX_LINE
+"""Longest file of records in bytes; what is longer is not taken from a replica."""
+
+MAX_EXPORT = 2 * KEEP
+"""Most bytes of records that one export takes from a replica, which may get more meanwhile."""
+
 MAX_GAPS = 16
 """Gaps that are named; further ones are only counted."""
 

@@ -19,8 +19,8 @@ import msgspec
 
 from skerry.audit.chain import Link
 from skerry.audit.feed import Feed
-from skerry.audit.guest import STATUS
-from skerry.audit.replica import MAX_STATUS, Status, read_status
+from skerry.audit.guest import RECORDS, STATUS
+from skerry.audit.replica import MAX_FILE, MAX_STATUS, Status, read_status
 from skerry.channel.one_way import PIPE_BYTES
 from skerry.errors import Denied, MachineError, StateError
 from skerry.monitor.domain import ALIVE, Domain
@@ -41,8 +41,14 @@ SERVES_S = 60.0
 ASK_S = 5.0
 """How long the replica's guest may take to say how it stands, in seconds."""
 
-SAY = ("sh", "-c", f"while [ ! -e {STATUS} ]; do sleep 0.2; done; cat {STATUS}")
-"""What says in the replica's guest how it stands, once it stands."""
+READ_S = 60.0
+"""How long the replica's guest may take to give one file of its records, in seconds."""
+
+SAY = f"while [ ! -e {STATUS} ]; do sleep 0.2; done; cat {STATUS}"
+"""The script that says in the replica's guest how it stands, once it stands."""
+
+NEXT = f'cd {RECORDS} && for f in $(ls | sort -n); do [ "$f" -le {{}} ] || exec cat "$f"; done'
+"""The script that gives the first file of records behind a record. Each is named by its first."""
 
 
 class Trail(AuditLog, Protocol):
@@ -126,17 +132,7 @@ class Replication:
 
         Raises `MachineError`, `WireError`.
         """
-        untrusted = bytearray()
-
-        def take(_stream: object, piece: bytes) -> None:
-            untrusted.extend(piece)
-            if len(untrusted) > MAX_STATUS:
-                raise MachineError("the audit replica says too much of itself")
-
-        code = await guest_of(domain).agent.run(SAY, output=take, timeout_s=timeout_s)
-        if code:
-            raise MachineError(f"the audit replica does not say how it stands: exit code {code}")
-        return read_status(bytes(untrusted))
+        return read_status(await _told(domain, SAY, MAX_STATUS, timeout_s))
 
     async def _stop_feeding(self) -> None:
         feed, self._feed = self._feed, None
@@ -178,21 +174,50 @@ class Replication:
 
         Raises `StateError` while there is none, `MachineError`, `WireError`.
         """
-        domain, feed = self._domain, self._feed
-        if domain is None or feed is None or domain.state not in ALIVE:
-            raise StateError("the audit replica is lost", fix="it is being started again: try then")
-        await self._node.answered(domain.name, ASK_S)
+        domain, feed = await self._standing()
         says = await self._says(domain, ASK_S)
         head = self._trail.head
         known = {"lag": feed.lag, "unfed": feed.failure}
         known |= {"trail": {"n": head.n, "hash": head.hash}}
         return {**msgspec.to_builtins(says), **known}
 
+    async def records(self, after: int) -> bytes:
+        """Return the replica's first file of records that begins behind a record, untrusted.
 
-async def replica_status(node: Node, uid: int) -> dict[str, object]:
-    """Return how the audit replica stands, to the node's owner, whose the trail is.
+        Nothing if there is none; at most `MAX_FILE` bytes. Raises as `status`.
+        """
+        domain, _ = await self._standing()
+        return await _told(domain, NEXT.format(after), MAX_FILE, READ_S)
 
-    Raises `Denied`, `StateError` where there is none, and what `Replication.status` does.
+    async def _standing(self) -> tuple[Domain, Feed]:
+        """Return what is there to be asked. Raises `StateError`, `MachineError`."""
+        domain, feed = self._domain, self._feed
+        if domain is None or feed is None or domain.state not in ALIVE:
+            raise StateError("the audit replica is lost", fix="it is being started again: try then")
+        await self._node.answered(domain.name, ASK_S)
+        return domain, feed
+
+
+async def _told(domain: Domain, script: str, most: int, timeout_s: float) -> bytes:
+    """Return what a script in the replica's guest says, untrusted. Raises `MachineError`."""
+    untrusted = bytearray()
+
+    def take(_stream: object, piece: bytes) -> None:
+        untrusted.extend(piece)
+        if len(untrusted) > most:
+            raise MachineError("the audit replica says too much of itself")
+
+    run = guest_of(domain).agent.run
+    code = await run(["sh", "-c", script], output=take, timeout_s=timeout_s)
+    if code:
+        raise MachineError(f"the audit replica does not say what it has: exit code {code}")
+    return bytes(untrusted)
+
+
+def replication_of(node: Node, uid: int) -> Replication:
+    """Return what keeps the audit replica, for the node's owner, whose the trail is.
+
+    Raises `Denied`, or `StateError` where there is none.
     """
     if uid != os.getuid():
         fix = "ask the user who runs the node"
@@ -201,4 +226,4 @@ async def replica_status(node: Node, uid: int) -> dict[str, object]:
     if not isinstance(replication, Replication):
         fix = 'write audit = "domain" in the system file, and start the system anew'
         raise StateError("this system has no audit replica", fix=fix)
-    return await replication.status()
+    return replication

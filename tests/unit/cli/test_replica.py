@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,8 @@ from skerry.cli import audit as audit_module
 from skerry.cli import show as show_module
 from skerry.errors import Denied, SkerryError, StateError
 from skerry.node.node import Node
-from skerry.node.replica import HELPER, replica_status
+from skerry.node.replica import HELPER, replication_of
+from skerry.wire.control import ReplicaRecords
 from tests.unit.audit.trails import made_segments, records
 
 HASH = "ab" * 32
@@ -128,6 +128,55 @@ def test_a_replica_that_vouches_for_nothing_proves_no_trail(
     assert "the replica never had records 2 to 3" in done.output
 
 
+def gives(monkeypatch: pytest.MonkeyPatch, *files: bytes) -> list[int]:
+    """Have the replica give these files, one for each call; return behind what it was asked."""
+    asked: list[int] = []
+
+    def ask(call: ReplicaRecords) -> bytes:
+        asked.append(call.after)
+        return files[len(asked) - 1] if len(asked) <= len(files) else b""
+
+    monkeypatch.setattr(audit_module, "ask", ask)
+    return asked
+
+
+def test_what_a_replica_keeps_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File by file, byte for byte as it was recorded; a line that is no record is left out."""
+    first, second = made_segments([5, 4])
+    run = CliRunner().invoke
+    words = ["export", "--replica", "--format", "json"]
+    asked = gives(monkeypatch, b"".join(first), b"".join(second))
+    done = run(audit_module.audit, words)
+    assert done.exit_code == 0
+    assert done.output.encode() == b"".join(first + second)
+    assert asked == [0, 1, 6]
+    gives(monkeypatch, first[0] + b"\x1b[2J\n")
+    done = run(audit_module.audit, words)
+    assert isinstance(done.exception, SkerryError)
+    assert "the audit replica: 1 broken records were left out" in done.exception.message
+    assert first[0].decode() in done.output
+    assert "\x1b" not in done.output
+    assert run(audit_module.audit, [*words, "--file", "x"]).exit_code == 2
+
+
+def test_a_replica_that_gives_no_end_of_records_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same file again, no record at its begin, or more than it can keep."""
+    (lines,) = made_segments([3])
+    words = ["export", "--replica", "--format", "json"]
+    for files in ([lines[0], lines[0]], [b"x\n"]):
+        gives(monkeypatch, *files)
+        done = CliRunner().invoke(audit_module.audit, words)
+        assert isinstance(done.exception, SkerryError)
+        assert "is no more of it" in done.exception.message
+    monkeypatch.setattr(audit_module, "MAX_EXPORT", len(lines[0]) + 10)
+    gives(monkeypatch, lines[0], lines[1])
+    done = CliRunner().invoke(audit_module.audit, words)
+    assert isinstance(done.exception, SkerryError)
+    assert "behind record 1 is no more of it" in done.exception.message
+
+
 def test_ps_says_that_nothing_waits_for_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     """And of the manager that what needs it is denied."""
     for helper, words in ((HELPER, "nothing waits for it"), ("policy manager", "is denied")):
@@ -140,11 +189,7 @@ def test_ps_says_that_nothing_waits_for_a_replica(monkeypatch: pytest.MonkeyPatc
 def test_only_the_owner_asks_for_the_replica() -> None:
     """Another operator is denied before anything is looked up; a system without one says so."""
     node = cast(Node, SimpleNamespace(helpers={}))
-
-    async def ask(uid: int) -> None:
-        await replica_status(node, uid)
-
     with pytest.raises(Denied, match="owner's"):
-        asyncio.run(ask(os.getuid() + 1))
+        replication_of(node, os.getuid() + 1)
     with pytest.raises(StateError, match="no audit replica"):
-        asyncio.run(ask(os.getuid()))
+        replication_of(node, os.getuid())

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -18,11 +19,13 @@ import msgspec
 import pytest
 
 from skerry.audit import feed as feed_module
-from skerry.audit.read import first_kept, read_lines
+from skerry.audit.guest import RECORDS
+from skerry.audit.read import first_kept, number_of, read_lines
 from skerry.audit.record import parse_record
 from skerry.audit.replica import Replica, Store
 from skerry.audit.segments import closed_segments
 from skerry.audit.writer import AuditTrail
+from skerry.errors import MachineError
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.mediate import AUDIT
 from skerry.monitor.protocols import Exit
@@ -37,7 +40,8 @@ class Guest:
     """A replica's guest: it reads what it was given, and says how it stands."""
 
     def __init__(self, folder: Path) -> None:
-        self.replica = Replica(Store(folder))
+        self.folder = folder
+        self.replica = Replica(Store(folder, file=4000))
         self.reads = threading.Event()
         self.reads.set()
         self.agent = self
@@ -62,9 +66,18 @@ class Guest:
     async def run(
         self, argv: Sequence[str], *, stdin: bytes = b"", output: Sink, timeout_s: float | None
     ) -> int:
-        """Say how the replica stands."""
-        output("out", msgspec.json.encode(self.replica.status))
-        return 0
+        """Run a script as its guest does, with its files where they are here."""
+        if argv[2] == replica_module.SAY:
+            said, code = msgspec.json.encode(self.replica.status), 0
+        else:
+            script = argv[2].replace(str(RECORDS), str(self.folder))
+            done = await asyncio.to_thread(
+                subprocess.run, [*argv[:2], script], capture_output=True, check=False
+            )
+            said, code = done.stdout, done.returncode
+        for at in range(0, len(said), 3000):
+            output("out", said[at : at + 3000])
+        return code
 
     def close(self) -> None:
         """Read no more from the port, once what it waits for has come."""
@@ -227,16 +240,46 @@ def test_the_next_service_feeds_what_a_lagging_replica_lacks(spoiled: bool, tmp_
             await made.record(100)
             assert first_kept(made.path) == 1
             assert int(made.closed()[-1].suffix[1:]) > has + 20, "the control: it lags so far"
+            last = made.trail.head.n
             if spoiled:
                 spoil(made)
             await made.next_service()
-            wanted: Callable[[], bool] = made.caught_up
-            if spoiled:
-                wanted = lambda: made.keeper.state == "unfed"  # noqa: E731
-            await until(wanted)
+            await until(lambda: made.replica.status.n >= last)
+            await until(lambda: made.keeper.state == ("unfed" if spoiled else "running"))
             status = made.replica.status
             assert (status.state, status.gaps, status.first) == ("whole", (), 1)
-            assert status.n > has + 50
             assert len(made.home.guests) == 1
+
+    asyncio.run(run())
+
+
+def test_the_records_of_a_replica_are_read_file_by_file(tmp_path: Path) -> None:
+    """Each by the number that its first is behind; behind the last one there is none."""
+
+    async def run() -> None:
+        async with scene(tmp_path) as made:
+            assert await made.keeper.records(made.trail.head.n) == b""
+            await made.record(100)
+            await until(made.caught_up)
+            after, kept = 0, b""
+            while piece := await made.keeper.records(after):
+                after = number_of(piece.splitlines(keepends=True)[0])
+                kept += piece
+            assert kept == b"".join(read_lines(made.path))
+            assert after > 50, "the control: there are several files, of numbers of any length"
+
+    asyncio.run(run())
+
+
+def test_more_than_a_replica_s_file_can_be_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that gives more is cut off, and nobody keeps what it said; the control is above."""
+
+    async def run() -> None:
+        async with scene(tmp_path) as made:
+            monkeypatch.setattr(replica_module, "MAX_FILE", 100)
+            with pytest.raises(MachineError, match="too much"):
+                await made.keeper.records(0)
 
     asyncio.run(run())
