@@ -313,10 +313,14 @@ def test_a_trail_that_its_writer_does_not_write_any_more_is_told(tmp_path: Path)
         time.sleep(0.2)
         assert notes.events == [], "the control: nothing is missing yet"
         copy.rename(path)
-        time.sleep(0.1)
-        fill(trail, 1)
-        until(lambda: bool(feed.failure))
-        assert "what was recorded after 3 is not in the trail's files" in feed.failure
+
+        def is_told() -> bool:
+            fill(trail, 1)
+            return bool(feed.failure)
+
+        until(is_told)
+        assert feed.failure.startswith("what was recorded after ")
+        assert notes.events == ["replica-unfed"]
     finally:
         feed.close()
         trail.close()
