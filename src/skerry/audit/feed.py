@@ -109,7 +109,7 @@ class Feed:
             return
         before = self.fed or self._since
         if before and number > before + 1:
-            why = "retention removed it first"
+            why = "it is no longer in the trail's files"
             self._note("replica-gap", {"first": before + 1, "last": number - 1, "why": why})
         left = memoryview(untrusted_line)
         while left:
