@@ -93,7 +93,13 @@ ATTACKS = (
         fresh=True,
         revoke=True,
     ),
-    Attack("crashme", "Debian's crashme: random bytes run as programs, as root", ALL, short=True),
+    Attack(
+        "crashme",
+        "Debian's crashme: random bytes run as programs, as root",
+        ALL,
+        short=True,
+        fresh=True,
+    ),
 )
 
 

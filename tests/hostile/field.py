@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,27 +21,22 @@ import msgspec
 
 from skerry.node.jails import MEMORY_OVERHEAD
 from tests.hostile import attacks
+from tests.hostile.attacker import Console, Talk
 from tests.hostile.attacks import Attack
 from tests.hostile.observer.__main__ import Ready
 from tests.hostile.observer.neighbours import BOUND_S, Node, Scene
 from tests.hostile.observer.outcome import Verdict
 from tests.hostile.table import Row
-from tests.support.cli import SKERRY, Cli
+from tests.support.cli import Cli
 
 STALL_S = 20.0
 """An attack that says nothing for so long has silenced its own guest, which is started anew."""
 
-LIVES = 2
-"""How many guests an attack gets that has not done anything when its time is over."""
+LIVES = 3
+"""How many guests an attack gets that has not done its work when its time is over."""
 
 LIFE_S = 2.0
 """The shortest time that a guest is given to attack in, in seconds."""
-
-TALK_S = 1.5
-"""How long a command in the attacker may take, in seconds; then it is interrupted."""
-
-KEPT = 1 << 16
-"""Bytes of the attacker's console that are kept to find the attack's reports in."""
 
 MEMORY = 192 << 20
 """Bytes of the attacker's memory."""
@@ -211,52 +204,11 @@ class Watch:
         return line
 
 
-class Console:
-    """The attacker's serial console: what is typed, and what the attack says of itself."""
+class Attacked(msgspec.Struct, frozen=True):
+    """What an attack did: how many operations; whether all was cut while its guest attacked."""
 
-    def __init__(self, cli: Cli) -> None:
-        self._process = subprocess.Popen(
-            [SKERRY, "console", "attacker"],
-            env=cli.env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self.total = 0
-        self._kept = b""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether the console has ended, as it does with its domain."""
-        return self._process.poll() is not None
-
-    def type(self, line: str) -> None:
-        """Type a line."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(b"\n" + line.encode() + b"\n")
-            self._process.stdin.flush()
-
-    def said(self, attack: str) -> tuple[int, bool, int]:
-        """Return operations, whether it has ended, and how much the console has said in all."""
-        found = re.findall(rb"@@ %b (\d+) (run|end)" % attack.encode(), self._kept)
-        count, what = found[-1] if found else (b"0", b"run")
-        return int(count), what == b"end", self.total
-
-    def close(self) -> None:
-        """Leave it."""
-        self._process.kill()
-        self._reader.join()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        while untrusted := os.read(self._process.stdout.fileno(), 1 << 16):
-            self.total += len(untrusted)
-            self._kept = (self._kept + untrusted)[-KEPT:]
+    operations: int
+    revoked: bool
 
 
 class Field:
@@ -339,22 +291,28 @@ class Field:
         self.cli.ok("exec", "attacker", "--", "true")
         watch.order("settle")
 
-    def attack(self, attack: Attack, watch: Watch, seconds: float) -> int:
-        """Attack until the time is over, from as many guests as it takes; return the operations."""
+    def attack(self, attack: Attack, watch: Watch, seconds: float) -> Attacked:
+        """Attack until the time is over, from as many guests as it takes."""
         if attack.fresh or self.state() != "running":
             self.renew(watch)
         end = time.monotonic() + seconds
-        operations, revoked, lives = 0, False, 0
-        while (left := end - time.monotonic()) > 0 or (operations == 0 and lives < LIVES):
-            done = self._life(attack, watch, max(left, LIFE_S), not revoked)
-            operations, revoked, lives = operations + done, True, lives + 1
-            if time.monotonic() < end or operations == 0:
-                watch.order("look")
-                self.renew(watch)
-        return operations
+        operations, to_revoke, lives = 0, attack.revoke, 0
+        while True:
+            left = max(end - time.monotonic(), LIFE_S)
+            done = self._life(attack, watch, left, to_revoke)
+            operations, lives = operations + done.operations, lives + 1
+            to_revoke = to_revoke and not done.revoked
+            is_done = operations and not to_revoke
+            if time.monotonic() >= end and (is_done or lives >= LIVES):
+                return Attacked(operations, attack.revoke and not to_revoke)
+            watch.order("look")
+            self.renew(watch)
 
-    def _life(self, attack: Attack, watch: Watch, seconds: float, first: bool) -> int:
-        """Attack from one guest, until it has no more time or says no more."""
+    def _life(self, attack: Attack, watch: Watch, seconds: float, to_revoke: bool) -> Attacked:
+        """Attack from one guest, until it has no more time or says no more.
+
+        With `to_revoke`, all that it has is cut half-way, if it lives so long.
+        """
         console = Console(self.cli)
         talk = Talk(self.cli) if attack.talk else None
         try:
@@ -362,17 +320,17 @@ class Field:
             words = f"{attack.name} {seconds:.1f} {seed} {self.mark} {self.backward} {self.bait}"
             console.type(f"attack {words}")
             begun = now = spoke = time.monotonic()
-            heard, ended = 0, False
+            heard, ended, revoked = 0, False, False
             while not (console.over or ended) and now < min(begun + seconds, spoke) + STALL_S:
                 _, ended, total = console.said(attack.name)
                 now = time.monotonic()
                 if total != heard:
                     heard, spoke = total, now
-                if attack.revoke and first and now > begun + seconds / 2:
-                    first = False
+                if to_revoke and not revoked and now > begun + seconds / 2:
+                    revoked = True
                     watch.order("revoke")
                 time.sleep(0.05)
-            return console.said(attack.name)[0]
+            return Attacked(console.said(attack.name)[0], revoked)
         finally:
             console.close()
             if talk is not None:
@@ -380,32 +338,6 @@ class Field:
 
     def row(self, attack: Attack, seconds: float, operations: int, verdict: Verdict) -> Row:
         """Return a line of the table."""
-        words = dict.fromkeys(finding.what for finding in verdict.findings)
-        return Row(
-            attack.name, self.board, seconds, operations, verdict.outcome, "; ".join(words) or "-"
-        )
-
-
-class Talk:
-    """Commands in the attacker, one after the other, whatever it answers. Close it when done."""
-
-    def __init__(self, cli: Cli) -> None:
-        self._over = threading.Event()
-        self._cli = cli
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        words = [str(SKERRY), "exec", "--wait", "2", "attacker", "--", "echo", "hello"]
-        pipe = subprocess.DEVNULL
-        while not self._over.is_set():
-            with subprocess.Popen(words, env=self._cli.env, stdout=pipe, stderr=pipe) as asked:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    asked.wait(TALK_S)
-                asked.kill()
-            self._over.wait(0.1)
-
-    def close(self) -> None:
-        """Give no more of them."""
-        self._over.set()
-        self._thread.join()
+        seen = [finding.what for finding in verdict.findings]
+        words = "; ".join(dict.fromkeys([*seen, *(f"not seen: {what}" for what in verdict.blind)]))
+        return Row(attack.name, self.board, seconds, operations, verdict.outcome, words or "-")

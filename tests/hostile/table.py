@@ -1,6 +1,7 @@
 """The table of what the attacks came to: shown after the tests, written as a page if asked.
 
-The rule: what stands in it was seen in this run; nothing in it says when or on which machine.
+The rules: what is shown was seen in this run; a page keeps the lines of what was not run this time.
+Nothing in it says when or on which machine.
 """
 
 from __future__ import annotations

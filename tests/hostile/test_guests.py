@@ -33,12 +33,13 @@ def test_a_guest_that_attacks_harms_nobody_but_itself(
     """Nothing outside of its jail is reached, no law broken, no neighbour or core hindered."""
     field = fields.on(board)
     watch = fields.watch()
-    operations = field.attack(attack, watch, SECONDS)
+    done = field.attack(attack, watch, SECONDS)
     verdict = watch.report("report")
     if LONG:
         verdict = fields.end(verdict)
-    table.rows.append(field.row(attack, SECONDS, operations, verdict))
-    assert operations > 0, "the control: it did attack"
+    table.rows.append(field.row(attack, SECONDS, done.operations, verdict))
+    assert done.operations > 0, "the control: it did attack"
+    assert done.revoked == attack.revoke, "the control: all was cut while it attacked"
     assert verdict.looks > 0
     assert harmless(verdict), verdict.findings
 

@@ -160,6 +160,28 @@ def test_the_replica_has_the_trail_and_shows_a_missing_end(node: Cli) -> None:
     cut = node.run("audit", "verify", "--replica", "--file", str(short))
     assert cut.returncode == 1
     assert "the trail ends before the head" in cut.stderr
+    kept = node.ok("audit", "export", "--replica", "--format", "json").encode()
+    assert kept.splitlines(keepends=True)[: len(trail)] == trail
+
+
+def test_what_is_written_to_the_trail_s_file_does_not_end_the_replica(node: Cli) -> None:
+    """It stands with all that it had, `ps` says that it is not fed, and it goes on afterwards."""
+    wait_for(lambda: caught_up(node))
+    before, since, pid = replica(node)["n"], last(node), qemu(node, AUDIT)
+    path = node.home / "state/audit.log"
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"x\n")
+    wait_for(lambda: ill(node) == {"audit replica": "unfed"})
+    assert "a line is no record" in node.ok("audit", "replica")
+    assert (qemu(node, AUDIT), replica(node)["state"]) == (pid, "whole")
+    assert replica(node)["n"] >= before
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size] + whole[size + 2 :])
+    wait_for(lambda: ill(node) == {}, BACK_S)
+    wait_for(lambda: caught_up(node), BACK_S)
+    assert events(node, since) == ["replica-unfed", "replica-fed"]
+    assert qemu(node, AUDIT) == pid
 
 
 def test_the_replica_s_qemu_can_only_read_the_trail(node: Cli) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from skerry.errors import NotFound, SkerryError
 MAX_TAIL = 100_000
 """Most records that `tail` returns at once."""
 
+_NUMBERED = re.compile(rb'\{"n":([1-9][0-9]{0,15}),')
 _MOMENTS = 5
 _MOMENT_S = 0.02
 
@@ -69,38 +71,73 @@ def read_tail(path: Path, count: int) -> tuple[list[bytes], Position]:
     return lines, position
 
 
+def position_of(path: Path, number: int) -> Position:
+    """Return where the segment that holds a record begins; for 0, the live one.
+
+    The oldest, if retention removed it. Raises `SkerryError`.
+    """
+    segments = _segments(path, number or MAX_NUMBER)
+    file, _ = next(segments)  # open as long as they are held
+    return Position(os.fstat(file.fileno()).st_ino, 0)
+
+
 def follow_lines(
-    path: Path, position: Position, sleep: Sleep, pause_s: float = 0.2
+    path: Path,
+    position: Position,
+    sleep: Sleep,
+    pause_s: float = 0.2,
+    known: Callable[[], int] = lambda: MAX_NUMBER,
 ) -> Iterator[bytes]:
-    """Yield whole lines from a place on, for ever, as they are written, segment by segment."""
+    """Yield whole lines from a place on, for ever, as they are written, segment by segment.
+
+    `known` returns the last record that may come out. What stands behind it is read again later:
+    its writer may have to replace it. Raises `SkerryError`, `OSError`.
+    """
     inode, offset = position.inode, position.offset
     while True:
         with open_trail(_since(path, inode)[0]) as file:
             inode = os.fstat(file.fileno()).st_ino
-            file.seek(offset)
-            yield from _followed(path, file, inode, sleep, pause_s)
-        later = _since(path, inode)
-        inode, offset = _inode(later[1] if len(later) > 1 else later[0]), 0
+            yield from _followed(path, file.fileno(), offset, sleep, pause_s, known)
+        inode, offset = next(map(_inode, _behind(path, inode)), 0), 0
 
 
 def _followed(
-    path: Path, file: BinaryIO, inode: int, sleep: Sleep, pause_s: float
+    path: Path, fd: int, offset: int, sleep: Sleep, pause_s: float, known: Callable[[], int]
 ) -> Iterator[bytes]:
     """Yield whole lines until all of a segment was read and the next one is being written."""
-    line = b""
+    inode = os.fstat(fd).st_ino
     closed = False
     while True:
-        line += file.readline(MAX_LINE + 1 - len(line))
-        if line.endswith(b"\n") or len(line) > MAX_LINE:
+        last = known()  # asked before it is read: what is known by then is not replaced any more
+        lines = _whole(os.pread(fd, MAX_LINE + 1, offset))
+        begun = offset
+        for line in lines:
+            if number_of(line) > last:
+                break
             yield line
-            line = b""
-        elif closed:
-            return
-        else:
-            later = _since(path, inode)[1:]
+            offset += len(line)
+        if offset > begun:
+            continue
+        if not lines:
+            if closed:
+                return
+            later = _behind(path, inode)
             closed = bool(later) and _size(later[0]) > 0  # empty: this one is still written to
-            if not closed:
-                sleep(pause_s)
+        if lines or not closed:
+            sleep(pause_s)
+
+
+def _whole(data: bytes) -> list[bytes]:
+    """Return the whole lines that data begins with; one that is too long as it is."""
+    *lines, rest = data.split(b"\n")
+    return [line + b"\n" for line in lines] or ([rest] if len(rest) > MAX_LINE else [])
+
+
+def number_of(untrusted_line: bytes) -> int:
+    """Return the number that a line says it has, 0 if it can be no record."""
+    found = _NUMBERED.match(untrusted_line)
+    fits = len(untrusted_line) <= MAX_LINE and untrusted_line.endswith(b"\n")
+    return int(found[1]) if found and fits else 0
 
 
 def find_line(path: Path, number: int) -> bytes:
@@ -144,6 +181,12 @@ def _since(path: Path, inode: int) -> list[Path]:
     files = _listed(path)
     at = next((at for at, file in enumerate(files) if _inode(file) == inode), 0)
     return files[at:]
+
+
+def _behind(path: Path, inode: int) -> list[Path]:
+    """Return the files of a trail behind the one with this inode; all if that is gone."""
+    files = _since(path, inode)
+    return files[1:] if _inode(files[0]) == inode else files
 
 
 def _segments(path: Path, since: int) -> Iterator[tuple[BinaryIO, bool]]:

@@ -2,8 +2,7 @@
 
 The rules: a record counts as replicated only if it follows, by the chain, from the one before it;
 what was replicated once is never replaced, so a trail that was rewritten is found out when it comes
-by again; what is missing is a gap that is said. A feed begins with the first record of a segment,
-each time anew, because nothing tells its sender how far the replica is.
+by again; what is missing is a gap that is said. A feed begins with the first record of a segment.
 """
 
 from __future__ import annotations
@@ -23,6 +22,12 @@ KEEP = 64 << 20
 
 FILE = 1 << 20
 """Bytes after which the next file of records is begun."""
+
+MAX_FILE = FILE + MAX_LINE
+"""Longest file of records in bytes; what is longer is not taken from a replica."""
+
+MAX_EXPORT = 2 * KEEP
+"""Most bytes of records that one export takes from a replica, which may get more meanwhile."""
 
 MAX_GAPS = 16
 """Gaps that are named; further ones are only counted."""

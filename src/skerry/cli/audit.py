@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,22 @@ from skerry.audit.chain import BrokenLinkError, Link, is_hash, open_line, verify
 from skerry.audit.checkpoint import Checks, read_public
 from skerry.audit.export import AvcExport
 from skerry.audit.head import read_head
-from skerry.audit.read import MAX_TAIL, find_line, first_kept, follow_lines, read_lines, read_tail
+from skerry.audit.read import (
+    MAX_TAIL,
+    find_line,
+    first_kept,
+    follow_lines,
+    number_of,
+    read_lines,
+    read_tail,
+)
 from skerry.audit.record import Record, RecordError, parse_record, record_json
+from skerry.audit.replica import MAX_EXPORT
 from skerry.audit.show import details, summary
 from skerry.cli.common import ask, counted, emit, json_option
 from skerry.errors import NotFound, SkerryError
 from skerry.node.paths import audit_file, audit_head
-from skerry.wire.control import Replica
+from skerry.wire.control import Replica, ReplicaRecords
 from skerry.wire.escape import escape
 from skerry.xsm.explain import Explanation
 from skerry.xsm.request import Answer, Rule
@@ -94,11 +103,31 @@ def replica(as_json: bool) -> None:
             click.echo(f"gap      and {found['more_gaps']} more")
         if found["left_out"]:
             click.echo(f"full     {found['left_out']} records found no room")
-    if found["state"] == "broken":
+        if found["unfed"]:
+            click.echo(f"unfed    {escape(found['unfed'])}")
+    _unbroken(found)
+
+
+def _unbroken(replica: Mapping[str, Any]) -> None:
+    """Raise `SkerryError` if the replica says that what it was fed does not follow."""
+    if replica["state"] == "broken":
         raise SkerryError(
-            f"the audit replica is broken: {escape(found['reason'])}",
+            f"the audit replica is broken: {escape(replica['reason'])}",
             fix="the trail is not what was replicated: keep the node's files as evidence",
         )
+
+
+def _vouched(replica: Mapping[str, Any]) -> str:
+    """Return the head that the replica vouches for. Raises `SkerryError` if it can't for any."""
+    _unbroken(replica)
+    if not replica["n"]:
+        raise SkerryError(
+            "the audit replica has no record yet: no trail can be held against it",
+            fix="look at 'skerry audit replica' until it has one",
+        )
+    for first, last in replica["gaps"]:
+        click.echo(f"the replica never had records {first} to {last}", err=True)
+    return str(replica["hash"])
 
 
 @audit.command("verify")
@@ -126,7 +155,7 @@ def verify_(
     if replica and head is not None:
         raise click.UsageError("--replica is a --head of its own")
     if replica:
-        head = str(ask(Replica())["hash"])
+        head = _vouched(ask(Replica()))
     if head is not None:
         head = head.lower()
         if not is_hash(head):
@@ -190,23 +219,26 @@ def _checks(path: Path, keys: tuple[Path, ...]) -> Checks | None:
     show_default=True,
     help="Access vectors for SELinux's tools, or every record as it is.",
 )
+@click.option("--replica", is_flag=True, help="What the audit replica keeps, instead of the trail.")
 @click.option(
     "--style",
     type=click.Choice(["user", "xen"]),
     help="avc as audit's USER_AVC records (the default), or as Xen prints them.",
 )
 @file_option
-def export(form: str, style: str | None, file: Path | None) -> None:
+def export(form: str, replica: bool, style: str | None, file: Path | None) -> None:
     """Write the trail for other tools.
 
     Lines that are no whole, unaltered record are named, and then the exit code is 1.
     """
     if style and form != "avc":
         raise click.UsageError("--style goes with --format avc")
+    if replica and file:
+        raise click.UsageError("--replica and --file are two trails")
     path = file or audit_file()
     writer = AvcExport(xen=style == "xen")
     number, broken = 0, 0
-    for untrusted_line in read_lines(path):
+    for untrusted_line in _replicated() if replica else read_lines(path):
         number += 1
         try:
             record = open_line(untrusted_line)
@@ -219,9 +251,27 @@ def export(form: str, style: str | None, file: Path | None) -> None:
             click.echo("\n".join(lines))
     _confess(writer)
     if broken:
+        source, command = ("the audit replica", "replica") if replica else (path, "verify")
         raise SkerryError(
-            f"{path}: {broken} broken records were left out", fix="run 'skerry audit verify'"
+            f"{source}: {broken} broken records were left out", fix=f"run 'skerry audit {command}'"
         )
+
+
+def _replicated() -> Iterator[bytes]:
+    """Yield the lines that the replica keeps, file by file, untrusted. Raises `SkerryError`.
+
+    A file must begin behind the one before it: so none that lies goes on for ever.
+    """
+    after, left = 0, MAX_EXPORT
+    while untrusted := ask(ReplicaRecords(after)):
+        lines = untrusted.splitlines(keepends=True)
+        first, left = number_of(lines[0]), left - len(untrusted)
+        if first <= after or left < 0:
+            raise SkerryError(
+                f"what the audit replica gives behind record {after} is no more of it"
+            )
+        yield from lines
+        after = first
 
 
 def _confess(writer: AvcExport) -> None:

@@ -24,7 +24,7 @@ from skerry.node.guest import guest_of
 from skerry.node.node import Node
 from skerry.node.on_record import bind_on_record
 from skerry.node.reconcile import Prepare, Reconciler
-from skerry.node.replica import replica_status
+from skerry.node.replica import replication_of
 from skerry.node.rows import channel_row
 from skerry.node.statements import make_statement
 from skerry.policy.load import MAX_POLICY_BYTES
@@ -71,7 +71,9 @@ class Calls:
             case wire.Health():
                 return node.health()
             case wire.Replica():
-                return await replica_status(node, session.uid)
+                return await replication_of(node, session.uid).status()
+            case wire.ReplicaRecords(after):
+                return await replication_of(node, session.uid).records(after)
             case wire.Channels():
                 return await node.channels(operator)
             case wire.PolicyShow():

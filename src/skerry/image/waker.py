@@ -5,8 +5,8 @@ only a call that no program of busybox makes has it begin anew at once. The cloc
 as each process costs a clone more than all of this.
 
 The rule: it writes a newline only if the kernel took all that it was given, and draws from it from
-then on; else it ends. Having written it stays and sleeps, as the end of a process costs a clone more
-time than its answer, and 2 MB in which its QEMU keeps what it has translated.
+then on; else it ends. Having written it stays and sleeps, as the end of a process costs a clone
+more time than its answer, and 2 MB in which its QEMU keeps what it has translated.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +19,8 @@ import msgspec
 
 from skerry.audit.chain import Link
 from skerry.audit.feed import Feed
-from skerry.audit.guest import STATUS
-from skerry.audit.replica import MAX_STATUS, read_status
+from skerry.audit.guest import RECORDS, STATUS
+from skerry.audit.replica import MAX_FILE, MAX_STATUS, Status, read_status
 from skerry.channel.one_way import PIPE_BYTES
 from skerry.errors import Denied, MachineError, StateError
 from skerry.monitor.domain import ALIVE, Domain
@@ -39,6 +40,15 @@ SERVES_S = 60.0
 
 ASK_S = 5.0
 """How long the replica's guest may take to say how it stands, in seconds."""
+
+READ_S = 60.0
+"""How long the replica's guest may take to give one file of its records, in seconds."""
+
+SAY = f"while [ ! -e {STATUS} ]; do sleep 0.2; done; cat {STATUS}"
+"""The script that says in the replica's guest how it stands, once it stands."""
+
+NEXT = f'cd {RECORDS} && for f in $(ls | sort -n); do [ "$f" -le {{}} ] || exec cat "$f"; done'
+"""The script that gives the first file of records behind a record. Each is named by its first."""
 
 
 class Trail(AuditLog, Protocol):
@@ -79,9 +89,11 @@ class Replication:
 
     @property
     def state(self) -> str:
-        """`running`, `behind`, or `lost` while another is being started."""
+        """`running`, `behind`, `unfed`, or `lost` while another is being started."""
         if self._feed is None:
             return "lost"
+        if self._feed.failure:
+            return "unfed"
         return "behind" if self._feed.lag > BEHIND else "running"
 
     async def begin(self, insist: bool) -> None:
@@ -104,7 +116,7 @@ class Replication:
             with contextlib.suppress(OSError):  # it may stay as it is: then it waits more often
                 fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             await self._own.give(domain, given)
-            await self._serves(domain)
+            since = (await self._says(domain, SERVES_S)).n
         except BaseException:
             os.close(end)
             self._own.kill()
@@ -113,26 +125,26 @@ class Replication:
             os.close(given)
         self._domain, self._why = domain, ""
         trail = self._trail
-        self._feed = Feed(trail.path, lambda: trail.head, end, self._gap, self._unfed)
+        self._feed = Feed(trail.path, lambda: trail.head, end, self._note, self._unread, since)
 
-    async def _serves(self, domain: Domain) -> None:
-        """Return once its service has begun. Raises `MachineError`."""
-        there = f"while [ ! -e {STATUS} ]; do sleep 0.2; done"
-        run = guest_of(domain).agent.run
-        await run(["sh", "-c", there], output=lambda *_: None, timeout_s=SERVES_S)
+    async def _says(self, domain: Domain, timeout_s: float) -> Status:
+        """Return how it says that it stands, once its service has begun.
+
+        Raises `MachineError`, `WireError`.
+        """
+        return read_status(await _told(domain, SAY, MAX_STATUS, timeout_s))
 
     async def _stop_feeding(self) -> None:
         feed, self._feed = self._feed, None
         if feed is not None:
             await asyncio.to_thread(feed.close)
 
-    def _gap(self, first: int, last: int) -> None:
-        """Note, from the feed's thread, what retention removed before the replica had it."""
-        fields = {"first": first, "last": last, "why": "retention removed it first"}
-        self._loop.call_soon_threadsafe(self._trail.note, "replica-gap", fields)
+    def _note(self, event: str, fields: Mapping[str, object]) -> None:
+        """Note, from the feed's thread, what becomes of the feed."""
+        self._loop.call_soon_threadsafe(self._trail.note, event, fields)
 
-    def _unfed(self, why: str) -> None:
-        """End, from the feed's thread, a replica that is not fed any more; another one will be."""
+    def _unread(self, why: str) -> None:
+        """End, from the feed's thread, a replica that does not read any more; another one will."""
         self._why = why
         self._loop.call_soon_threadsafe(self._own.kill)
 
@@ -158,34 +170,54 @@ class Replication:
             self._trail.note("replica-back", {"tries": tries})
 
     async def status(self) -> dict[str, object]:
-        """Ask the replica how it stands; `lag` and `trail` are what the node itself knows.
+        """Ask the replica how it stands; `lag`, `unfed`, `trail` are what the node itself knows.
 
         Raises `StateError` while there is none, `MachineError`, `WireError`.
         """
+        domain, feed = await self._standing()
+        says = await self._says(domain, ASK_S)
+        head = self._trail.head
+        known = {"lag": feed.lag, "unfed": feed.failure}
+        known |= {"trail": {"n": head.n, "hash": head.hash}}
+        return {**msgspec.to_builtins(says), **known}
+
+    async def records(self, after: int) -> bytes:
+        """Return the replica's first file of records that begins behind a record, untrusted.
+
+        Nothing if there is none; at most `MAX_FILE` bytes. Raises as `status`.
+        """
+        domain, _ = await self._standing()
+        return await _told(domain, NEXT.format(after), MAX_FILE, READ_S)
+
+    async def _standing(self) -> tuple[Domain, Feed]:
+        """Return what is there to be asked. Raises `StateError`, `MachineError`."""
         domain, feed = self._domain, self._feed
         if domain is None or feed is None or domain.state not in ALIVE:
             raise StateError("the audit replica is lost", fix="it is being started again: try then")
-        untrusted = bytearray()
-
-        def take(_stream: object, piece: bytes) -> None:
-            untrusted.extend(piece)
-            if len(untrusted) > MAX_STATUS:
-                raise MachineError("the audit replica says too much of itself")
-
         await self._node.answered(domain.name, ASK_S)
-        argv = ["cat", str(STATUS)]
-        code = await guest_of(domain).agent.run(argv, output=take, timeout_s=ASK_S)
-        if code:
-            raise MachineError(f"the audit replica does not say how it stands: exit code {code}")
-        head = self._trail.head
-        known = {"lag": feed.lag, "trail": {"n": head.n, "hash": head.hash}}
-        return {**msgspec.to_builtins(read_status(bytes(untrusted))), **known}
+        return domain, feed
 
 
-async def replica_status(node: Node, uid: int) -> dict[str, object]:
-    """Return how the audit replica stands, to the node's owner, whose the trail is.
+async def _told(domain: Domain, script: str, most: int, timeout_s: float) -> bytes:
+    """Return what a script in the replica's guest says, untrusted. Raises `MachineError`."""
+    untrusted = bytearray()
 
-    Raises `Denied`, `StateError` where there is none, and what `Replication.status` does.
+    def take(_stream: object, piece: bytes) -> None:
+        untrusted.extend(piece)
+        if len(untrusted) > most:
+            raise MachineError("the audit replica says too much of itself")
+
+    run = guest_of(domain).agent.run
+    code = await run(["sh", "-c", script], output=take, timeout_s=timeout_s)
+    if code:
+        raise MachineError(f"the audit replica does not say what it has: exit code {code}")
+    return bytes(untrusted)
+
+
+def replication_of(node: Node, uid: int) -> Replication:
+    """Return what keeps the audit replica, for the node's owner, whose the trail is.
+
+    Raises `Denied`, or `StateError` where there is none.
     """
     if uid != os.getuid():
         fix = "ask the user who runs the node"
@@ -194,4 +226,4 @@ async def replica_status(node: Node, uid: int) -> dict[str, object]:
     if not isinstance(replication, Replication):
         fix = 'write audit = "domain" in the system file, and start the system anew'
         raise StateError("this system has no audit replica", fix=fix)
-    return await replication.status()
+    return replication

@@ -216,6 +216,15 @@ class Replica(_Message, frozen=True, tag="replica"):
     """Say how the audit replica stands."""
 
 
+class ReplicaRecords(_Message, frozen=True, tag="replica-records"):
+    """Give the audit replica's next file of records: the first that begins behind `after`.
+
+    The result is bytes from a guest, untrusted; none means that there is no further one.
+    """
+
+    after: Annotated[int, Meta(ge=0, lt=1 << 53)] = 0
+
+
 class Restart(_Message, frozen=True, tag="restart"):
     """Let another process of the service take over; domains and channels go on."""
 
@@ -224,6 +233,7 @@ Call = (
     Ps | Health | Channels | PolicyShow | PolicyLoad | SetBooleans | RaiseAlarm | Start | Stop
     | Kill | Pause | Resume | Relabel | Connect | Cut | Disks | ReleaseDisk | Exec | Console | Down
     | Reconcile | Restart | TpmStatement | ForgetDisk | Replica
+    | ReplicaRecords
 )  # fmt: skip
 
 

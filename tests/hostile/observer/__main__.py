@@ -27,7 +27,7 @@ import msgspec
 
 from tests.hostile.observer import laws, processes
 from tests.hostile.observer.baits import Baits, Places
-from tests.hostile.observer.neighbours import Late, Node, Scene
+from tests.hostile.observer.neighbours import NoAnswer, Node, Scene
 from tests.hostile.observer.outcome import Finding, Verdict
 from tests.support.cli import peer
 
@@ -78,7 +78,7 @@ class Observer:
     def look(self) -> None:
         """Look at everything once."""
         self._note(self._baits.look())
-        self._note(self._lost())
+        self._note(processes.lost(self._core))
         self._note(self._node.served())
         self._note(self._jail())
         self._looks += 1
@@ -107,13 +107,6 @@ class Observer:
 
     def _note(self, found: Iterator[Finding] | list[Finding]) -> None:
         self._findings.update(dict.fromkeys(found))
-
-    def _lost(self) -> Iterator[Finding]:
-        """Say which of the processes that serve everybody have ended."""
-        for pid, words in list(self._core.items()):
-            if not processes.command_line(pid):
-                del self._core[pid]
-                yield Finding("hindered", f"a process that serves others has ended: {words[:60]}")
 
     def _jail(self) -> Iterator[Finding]:
         """Look at the attacker's QEMU, or at what became of it."""
@@ -144,28 +137,14 @@ class Observer:
         end = time.monotonic() + self._scene.bound_s
         while left and time.monotonic() < end:
             try:
-                left, reason = self._left()
-            except Late as late:
-                left = [str(late)]
+                left, reason = self._node.left_of(self._scene.attacker)
+                left += [each.what for each in self._strangers([])]
+            except NoAnswer as none:
+                left = [str(none)]
         for what in left:
             yield Finding("hindered", f"the attacker's QEMU has ended, and {what}")
         if not left:
             yield Finding("ended", reason)
-
-    def _left(self) -> tuple[list[str], str]:
-        """Return what is left of an attacker that has ended, and the reason that is given."""
-        name, left = self._scene.attacker, []
-        row = next((row for row in self._node.rows("ps") if row["name"] == name), {})
-        if row.get("state") != "ended" or not row.get("reason"):
-            left.append(f"`ps` says that it is {row.get('state')}")
-        # One way: its source is not told that the sink has ended, so that channel stays, stranded.
-        rows = [row for row in self._node.rows("channels") if row["state"] != "stranded"]
-        if any(name in (row["source"], row["sink"]) for row in rows):
-            left.append("it has channels")
-        records = self._node.rows("audit", "tail", "-n", "40")
-        if not any(r["event"] == "ended" and r["fields"].get("domain") == name for r in records):
-            left.append("the trail has no record of it")
-        return left + [each.what for each in self._strangers([])], str(row.get("reason"))
 
     def _strangers(self, jail: list[int]) -> list[Finding]:
         """Return what has the attacker's uid outside of its jail, and had not before."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.hostile.observer import processes
-from tests.hostile.observer.neighbours import Late, Node, Scene, missing
+from tests.hostile.observer.neighbours import NoAnswer, Node, Scene, missing
 from tests.hostile.observer.outcome import Finding
 from tests.support.trail import Broken, all_allowed, proven
 
@@ -20,8 +20,8 @@ def broken(node: Node, scene: Scene, supervisor: int) -> Iterator[Finding]:
     try:
         yield from _mediation(node, scene)
         yield from _explanation(node, scene)
-    except Late as late:
-        yield Finding("hindered", str(late))
+    except NoAnswer as none:
+        yield Finding("hindered", str(none))
     yield from _direction(scene, supervisor)
 
 

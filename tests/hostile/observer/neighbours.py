@@ -1,6 +1,6 @@
 """Whether the node and a neighbour serve as ever, asked as their user would, by the command.
 
-The rule: an answer that comes after the scene's bound is none.
+The rule: an answer that comes after the scene's bound is none, and neither is a list's failure.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Scene(msgspec.Struct, frozen=True):
     bait: int = 0
 
 
-class Late(Exception):
-    """No answer came in time."""
+class NoAnswer(Exception):
+    """No answer came in time, or that there is none."""
 
 
 class Node:
@@ -71,7 +71,7 @@ class Node:
         self._env = {**os.environ, "SKERRY_HOME": scene.home, "SKERRY_SHARE": scene.share}
 
     def ask(self, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        """Run a command. Raises `Late`."""
+        """Run a command. Raises `NoAnswer`."""
         try:
             return subprocess.run(
                 [SKERRY, *words],
@@ -83,17 +83,19 @@ class Node:
             )
         except subprocess.TimeoutExpired:
             what = " ".join(words[:2])
-            raise Late(f"`skerry {what}` had no answer in {self._scene.bound_s:g} s") from None
+            bound_s = self._scene.bound_s
+            raise NoAnswer(f"`skerry {what}` had no answer in {bound_s:g} s") from None
 
     def rows(self, *words: str) -> list[dict[str, Any]]:
-        """Run a command that lists; nothing if it failed. Raises `Late`."""
+        """Run a command that lists. Raises `NoAnswer` if it failed."""
         done = self.ask(*words, "--json")
-        return (
-            [json.loads(line) for line in done.stdout.splitlines()] if not done.returncode else []
-        )
+        if done.returncode:
+            why = done.stderr.decode(errors="replace").strip()[:200]
+            raise NoAnswer(f"`skerry {' '.join(words[:2])}` came to {done.returncode}: {why}")
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     def sh(self, domain: str, script: str, stdin: bytes = b"") -> str:
-        """Run a script in a guest; return what it said, nothing if it failed. Raises `Late`."""
+        """Run a script in a guest; return what it said, nothing if it failed. Raises `NoAnswer`."""
         stdin_too = ("-i",) if stdin else ()
         done = self.ask("exec", *stdin_too, domain, "--", "sh", "-c", script, stdin=stdin)
         return done.stdout.decode(errors="replace").strip() if not done.returncode else ""
@@ -124,17 +126,35 @@ class Node:
                 if domain in (row["source"], row["sink"]):
                     self.ask("cut", str(row["id"]))
             left = [r["port"] for r in self.rows("channels") if domain in (r["source"], r["sink"])]
-        except Late as late:
-            yield Finding("hindered", str(late))
+        except NoAnswer as none:
+            yield Finding("hindered", str(none))
             return
         if left:
             yield Finding("hindered", f"what was cut is still there: {', '.join(left)}")
+
+    def left_of(self, domain: str) -> tuple[list[str], str]:
+        """Return what is left of a domain that has ended, and the reason that is given.
+
+        Raises `NoAnswer`.
+        """
+        left = []
+        row = next((row for row in self.rows("ps") if row.get("name") == domain), {})
+        if row.get("state") != "ended" or not row.get("reason"):
+            left.append(f"`ps` says that it is {row.get('state')}")
+        # One way: its source is not told that the sink has ended, so that channel stays, stranded.
+        rows = [row for row in self.rows("channels") if row["state"] != "stranded"]
+        if any(domain in (row["source"], row["sink"]) for row in rows):
+            left.append("it has channels")
+        records = self.rows("audit", "tail", "-n", "40")
+        if not any(r["event"] == "ended" and r["fields"].get("domain") == domain for r in records):
+            left.append("the trail has no record of it")
+        return left, str(row.get("reason"))
 
     def served(self) -> Iterator[Finding]:
         """Say what of the node's and the neighbours' services hangs or is down."""
         one, other = self._scene.neighbours
         try:
-            states = {row["name"]: row["state"] for row in self.rows("ps")}
+            states = {row.get("name"): row["state"] for row in self.rows("ps")}
             for name in (one, other, self._scene.mate):
                 if states.get(name) != "running":
                     yield Finding("hindered", f"{name} is {states.get(name, 'not known')}")
@@ -143,8 +163,8 @@ class Node:
                 yield Finding(
                     "hindered", f"the stream from {one} to {other} and back does not carry"
                 )
-        except Late as late:
-            yield Finding("hindered", str(late))
+        except NoAnswer as none:
+            yield Finding("hindered", str(none))
 
     def untouched(self) -> Iterator[Finding]:
         """Say what of a neighbour's data or console is not as it was."""
@@ -152,8 +172,8 @@ class Node:
         try:
             if self.sh(one, f"cat {CANARY}") != self._scene.secret:
                 yield Finding("reached", f"{one}'s {CANARY} is not what it was")
-        except Late as late:
-            yield Finding("hindered", str(late))
+        except NoAnswer as none:
+            yield Finding("hindered", str(none))
         for name, text in self._consoles(one, other):
             if self._scene.mark.encode() in text:
                 yield Finding("reached", f"the attacker's words are on {name}'s console")

@@ -31,7 +31,10 @@ _PROC = Path("/proc")
 
 
 class Likeness(msgspec.Struct, frozen=True):
-    """What a QEMU in its jail is: its uids, rights, namespaces, and what it holds of others."""
+    """What a QEMU in its jail is: its uids, rights, namespaces, and what it holds of others.
+
+    All of these are a thread's own in Linux. Where its threads differ, a text has what each is.
+    """
 
     uids: str
     rights: Mapping[str, str]
@@ -90,18 +93,47 @@ def core(supervisor: int, domains: Iterable[str]) -> dict[int, str]:
 
 
 def likeness(pid: int) -> Likeness:
-    """Return what a process is now. Raises `OSError` if it has ended."""
-    status = dict(
-        line.split(":", 1) for line in (_PROC / str(pid) / "status").read_text().splitlines()
+    """Return what a process is now, all its threads together. Raises `OSError` if it has ended."""
+    seen = [each for task in (_PROC / str(pid) / "task").iterdir() if (each := _thread(task))]
+    if not seen:
+        raise ProcessLookupError(pid)
+    held = [each.given for each in seen if each.given is not None]
+    spaces: dict[str, set[str]] = {}
+    for each in seen:
+        for name, space in each.spaces.items():
+            spaces.setdefault(name, set()).add(space)
+    return Likeness(
+        _each(each.uids for each in seen),
+        {key: _each(each.rights[key] for each in seen) for key in WANTED},
+        {name: _each(found) for name, found in spaces.items()},
+        frozenset().union(*held) if len(held) == len(seen) else None,
     )
-    rights = {key: status[key].strip() for key in WANTED}
+
+
+def _each(texts: Iterable[str]) -> str:
+    return " / ".join(sorted(set(texts)))
+
+
+def _thread(task: Path) -> Likeness | None:
+    """Return what one thread is now, None if it has ended."""
     try:
-        spaces = _links(_PROC / str(pid) / "ns")
-        held = _links(_PROC / str(pid) / "fd").values()
-    except PermissionError:
-        return Likeness(status["Uid"].strip(), rights, {}, None)
-    given = frozenset(link for link in held if _GIVEN.fullmatch(link))
-    return Likeness(status["Uid"].strip(), rights, spaces, given)
+        uids, rights = _credentials(task)
+        try:
+            spaces, held = _links(task / "ns"), _links(task / "fd").values()
+        except PermissionError:
+            _credentials(task)  # of a thread that has just ended nobody may see the namespaces
+            return Likeness(uids, rights, {}, None)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Likeness(uids, rights, spaces, frozenset(filter(_GIVEN.fullmatch, held)))
+
+
+def _credentials(task: Path) -> tuple[str, dict[str, str]]:
+    """Return a thread's uids and rights. Raises `FileNotFoundError`, `ProcessLookupError`."""
+    status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+    if status["State"].strip()[0] in "ZX":
+        raise ProcessLookupError(f"{task} has ended")
+    return status["Uid"].strip(), {key: status[key].strip() for key in WANTED}
 
 
 def _links(folder: Path) -> dict[str, str]:
@@ -122,6 +154,14 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGESIZE")
 
 
+def lost(core: dict[int, str]) -> Iterator[Finding]:
+    """Say which of the processes that serve everybody have ended, and forget them."""
+    for pid, words in list(core.items()):
+        if not command_line(pid):
+            del core[pid]
+            yield Finding("hindered", f"a process that serves others has ended: {words[:60]}")
+
+
 def changes(before: Likeness, now: Likeness, children: int) -> Iterator[Finding]:
     """Say what a QEMU has become that it was not, or should never have been."""
     if now.uids != before.uids or len(set(now.uids.split())) != 1:
@@ -131,6 +171,8 @@ def changes(before: Likeness, now: Likeness, children: int) -> Iterator[Finding]
             yield Finding("reached", f"its {key} is {value}")
     if now.spaces != before.spaces:
         yield Finding("reached", "it is in other namespaces than before")
+    if now.given is None and before.given is not None:
+        yield Finding("reached", "nobody may look at it any more")
     for what in sorted((now.given or frozenset()) - (before.given or frozenset())):
         yield Finding("reached", f"it holds {what}, which it was not given")
     if children:

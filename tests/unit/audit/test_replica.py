@@ -62,7 +62,7 @@ def test_a_replica_may_begin_with_any_segment(tmp_path: Path) -> None:
 
 
 def test_a_second_feed_of_the_same_trail_adds_only_what_is_new(tmp_path: Path) -> None:
-    """Nothing tells a feed where the replica stands, so it begins again, perhaps torn before."""
+    """A feed begins with a whole segment, and the one before may have been torn."""
     (lines,) = made_segments([8])
     status = fed(Replica(Store(tmp_path)), [*lines[:3], lines[3][:20]], lines[:5], lines)
     assert (status.n, status.state) == (8, "whole")

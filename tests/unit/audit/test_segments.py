@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.audit.chain import SEGMENT, Link, verify
-from skerry.audit.read import find_line, first_kept, follow_lines, read_lines, read_tail
+from skerry.audit.read import (
+    Position,
+    find_line,
+    first_kept,
+    follow_lines,
+    read_lines,
+    read_tail,
+)
 from skerry.audit.record import Record, parse_record
 from skerry.audit.writer import AuditTrail
 from skerry.cli.audit import audit, why
@@ -158,6 +165,32 @@ def test_follow_goes_on_in_the_next_segments(tmp_path: Path) -> None:
     trail.close()
     assert seen == [record.n for record in on_disk(path)]
     assert len(list(tmp_path.iterdir())) > 4
+
+
+def test_behind_a_segment_that_retention_removed_comes_the_oldest_that_is_left(
+    tmp_path: Path,
+) -> None:
+    """A follower that is slow misses what was removed, and nothing that is still there."""
+    path = tmp_path / "audit.log"
+    trail = AuditTrail.open(path, rotate=1000, keep=3)
+    fill(trail, 1)
+
+    class EnoughError(Exception):
+        pass
+
+    def enough(_: float) -> None:
+        raise EnoughError
+
+    follower = follow_lines(path, Position(path.stat().st_ino, 0), enough)
+    seen = [parse_record(next(follower)).n]
+    fill(trail, 40)
+    trail.close()
+    with pytest.raises(EnoughError):
+        for line in follower:
+            seen.append(parse_record(line).n)
+    kept = [record.n for record in on_disk(path)]
+    assert kept[0] > seen[0] + 1
+    assert seen[-len(kept) :] == kept
 
 
 def test_a_rotation_while_reading_hides_and_doubles_nothing(tmp_path: Path) -> None:
