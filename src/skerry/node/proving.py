@@ -4,15 +4,20 @@ The rules this module keeps: a change is refused if an assertion does not hold u
 that can't be told: an analysis that fails, or takes longer than its bound, proves nothing. Only
 where a change takes away and gives nothing, an analysis that fails does not stand in its way: what
 was proven under the policy in force is then still true. What is proven are the assertions of the
-system's file and those of its policies; a policy that comes without any keeps those in force.
+system's file and those of its policies; a policy that comes without any keeps those in force. A
+file's are proven also of what its change leaves as it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from skerry.errors import Denied, InputError, SkerryError
+import msgspec
+
+from skerry.errors import Denied, InputError, Problem, SkerryError
 from skerry.flow.deadline import Deadline, TookTooLong
+from skerry.label import Label
 from skerry.node.assertions import AnalysisFailed, count, refused, violations
 from skerry.node.setup import Setup, carried
 from skerry.policy.asserted import NOTHING
@@ -60,6 +65,36 @@ def prove_change(
     if broken:
         raise refused(broken, hook)
     return Proven(policy, total)
+
+
+def staying(wanted: Setup, before: Setup, names: Iterable[str]) -> Setup:
+    """Return a setup in which some domains are what they were before, under its own policy."""
+    old = carried(before, wanted.policy)
+    names = set(names)
+    mine = {name: old.system.domains[name] for name in names}
+    system = msgspec.structs.replace(wanted.system, domains={**wanted.system.domains, **mine})
+    consoles = {
+        name: label
+        for setup, own in ((wanted, False), (old, True))
+        for name, label in setup.consoles.items()
+        if (name in names) is own
+    }
+    labels = {**wanted.labels, **{name: old.labels[name] for name in names}}
+    return msgspec.structs.replace(wanted, system=system, labels=labels, consoles=consoles)
+
+
+def require_holding(defined: Setup, kept: Mapping[str, Label]) -> None:
+    """Prove what a file asserts also of what becomes of it where steps are refused.
+
+    `defined` is the setup that comes into force, `kept` holds the domains that go on under another
+    label than its. Raises `InputError` with the assertions that do not hold then, and as
+    `violations` does.
+    """
+    running = msgspec.structs.replace(defined, labels={**defined.labels, **kept})
+    shown = "".join(f"; {name} keeps the label {label}" for name, label in sorted(kept.items()))
+    for setup in [defined] if running.labels == defined.labels else [defined, running]:
+        if broken := violations(setup):
+            raise InputError([Problem(one.file, one.line, one.text + shown) for one in broken])
 
 
 def _failed(error: Exception) -> Denied:

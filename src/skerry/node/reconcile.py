@@ -31,6 +31,7 @@ from skerry.node.descriptors import check_descriptors
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
 from skerry.node.node import Node, Report
 from skerry.node.plan import Step
+from skerry.node.proving import require_holding, staying
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
 from skerry.policy.signature import Unsigned, require_signed
@@ -106,6 +107,9 @@ class Reconciler:
             report({"event": "plan", **msgspec.to_builtins(step)})
         if difference.governed:
             await self._require(uid, difference.governed)
+        if plan.kept:
+            defined = staying(wanted, base, plan.unmoved)
+            await asyncio.to_thread(require_holding, defined, plan.kept)
         return base, wanted, difference, plan
 
     async def _require(self, uid: int, what: str) -> None:
@@ -154,6 +158,7 @@ class _Run:
                 relabel = node.relabel_to(self._operator, name, label)
                 if await self._done(f"relabel {name}", relabel):
                     self._report({"event": "relabelled", "domain": name, "label": str(label)})
+            await self._done("what is asserted", self._hold())
             starting = [name for name in difference.start if name not in node.alive()]
             self._refused += await node.raise_up(self._operator, starting, self._report)
         if not difference.nothing:
@@ -240,6 +245,15 @@ class _Run:
             await node.monitor.mediator.permit("policy_load", lambda: parties, {"change": what})
         await node.adopt(self._adoption())
 
+    async def _hold(self) -> None:
+        """Prove what is asserted again if the plan did not foresee which labels are kept."""
+        node, setup = self._node, self._node.setup
+        live = {name: node.monitor.domain(name).label for name in node.alive()}
+        kept = {name: label for name, label in live.items() if label != setup.labels[name]}
+        defined = staying(self._wanted, self._base, self._plan.unmoved).labels
+        if {**setup.labels, **kept} != {**defined, **self._plan.kept}:
+            await asyncio.to_thread(require_holding, setup, kept)
+
     def _adoption(self) -> Adoption:
         return Adoption(self._wanted, self._base, self._merged, self._taken)
 
@@ -247,15 +261,18 @@ class _Run:
         """Return the file's setup under a policy, but for what is not yet so."""
         node, before = self._node, self._base
         wanted = carried(self._wanted, policy)  # another may have come into force meanwhile
-        domains, labels = dict(wanted.system.domains), dict(wanted.labels)
-        for name in node.alive():
-            old = before.system.domains[name]
-            # What runs is what it was started as, also if it was started while we were at work.
-            if name not in domains or needs_restart(old, domains[name]):
-                domains[name], labels[name] = old, before.labels[name]
+        domains = wanted.system.domains
+        # What runs is what it was started as, also if it was started while we were at work.
+        kept = [
+            name
+            for name in node.alive()
+            if name not in domains
+            or name in self._plan.unmoved
+            or needs_restart(before.system.domains[name], domains[name])
+        ]
         channels = tuple(c for c in wanted.system.channels if c not in self._plan.hidden)
-        system = msgspec.structs.replace(wanted.system, domains=domains, channels=channels)
-        return msgspec.structs.replace(wanted, system=system, labels=labels)
+        system = msgspec.structs.replace(wanted.system, channels=channels)
+        return staying(msgspec.structs.replace(wanted, system=system), before, kept)
 
     def _taken(self, before: Setup) -> None:
         """Let the rest of the node follow its new setup; waits for nothing."""
