@@ -21,7 +21,7 @@ from skerry.label import Label
 from skerry.node.assertions import AnalysisFailed, count, refused, violations
 from skerry.node.setup import Setup, carried
 from skerry.policy.asserted import NOTHING
-from skerry.policy.opening import opens_nothing
+from skerry.policy.opening import opens_nothing, same_groups
 from skerry.policy.signature import require_signed
 from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
 
@@ -113,10 +113,15 @@ def _words(error: Exception) -> str:
 def _still_proven(setup: Setup, policy: Policy, limit: Deadline) -> bool:
     """Tell whether everything asserted under a policy was proven under the one in force."""
     try:
-        for old, new in zip(setup.policy.sources, policy.sources, strict=True):
+        before, after = setup.policy, policy
+        for old, new in zip(before.sources, after.sources, strict=True):
             asserted = new.assertions or NOTHING
             if not asserted.within(old.assertions or NOTHING):
                 return False
+            names = asserted.names()
+            for one, two in zip(before.stack.modules, after.stack.modules, strict=True):
+                if not same_groups(one, two, names):
+                    return False
         return opens_nothing(setup.stack, policy.stack, limit.check)
     except Exception:  # it can't be told
         return False

@@ -73,6 +73,11 @@ class Assertions(msgspec.Struct, frozen=True):
             (one.never, one.except_) in known for one in self.written
         )
 
+    def names(self) -> frozenset[str]:
+        """Return every name that is used, as far as commas set them apart."""
+        sides = (text for one in self.written for text in (*one.never.split("->"), *one.except_))
+        return frozenset(name.strip() for side in sides for name in side.split(","))
+
     def _of(self) -> tuple[object, ...]:
         return self.min_weight, self.exclude_classes, self.contexts
 

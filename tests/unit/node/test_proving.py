@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from skerry.errors import Denied, InputError, PolicyError
@@ -266,3 +267,44 @@ def test_an_input_error_of_booleans_stays_one(setup: Setup) -> None:
     change: Change = NewBooleans({"x": True})
     with pytest.raises(InputError, match="only a FLASK policy has booleans"):
         prove_change(setup, change, setup, "policy_setbool")
+
+
+GROUPED = (
+    policies.XEN_CLASSES + "attribute side; attribute gate;\n"
+    "type a_t; type b_t, side; type c_t, gate; type d_t;\n"
+    "role r; role r types { a_t b_t c_t d_t };\n"
+    "allow a_t { c_t d_t }:grant { map_write }; allow c_t b_t:grant { map_write };\n"
+    "user u roles r;\nsid kernel u:r:a_t\nsid security u:r:a_t\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (("type d_t;", "type d_t, side;"), False),
+        (("type c_t, gate;", "type c_t;"), False),
+        (("{ c_t d_t }", "d_t"), True),
+    ],
+)
+def test_an_assertion_of_an_attribute_that_means_other_types_is_proven_anew(
+    change: tuple[str, str], same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rule gives anything, but another type is asserted of, or one is trusted no more. The
+    control: rules that go."""
+    contents = [
+        compile_conf(text, tmp_path / str(number), "selinux", 33).read_bytes()
+        for number, text in enumerate((GROUPED, GROUPED.replace(*change)))
+    ]
+    written = assertions_of(b"", b'[[assert]]\nnever = "a_t -> side"\nexcept = ["gate"]\n', "p")
+    policy = make_policy([Source("p", contents[0], assertions=written)])
+    assert policy_violations(policy) == []
+    path = Path(write_system(tmp_path, PLAIN_SYSTEM, POLICY))
+    setup = msgspec.structs.replace(load_setup(path), policy=policy)
+    new = NewPolicy("n", contents[1])
+    assert opens_nothing(policy.stack, changed(policy, new).stack)
+    monkeypatch.setattr(proving, "violations", fail)
+    if same:
+        assert prove_change(setup, new, setup, "policy_load").warnings
+    else:
+        with pytest.raises(AnalysisFailed):
+            prove_change(setup, new, setup, "policy_load")
