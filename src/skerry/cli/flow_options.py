@@ -97,10 +97,10 @@ class Source(msgspec.Struct, frozen=True):
     def graph(self) -> Graph:
         """Make the graph that is asked."""
         from skerry.flow.claim import labels
-        from skerry.flow.policy import policy_graph
+        from skerry.node.assertions import known_graph
 
         if self.system is None:
-            graph = policy_graph(self.stack(), self.options())
+            graph = known_graph(self.stack(), self.options())
         else:
             graph = self.system_flows().graph("configured" if self.configured else "possible")
         return graph.without(labels(graph, self.exclude)) if self.exclude else graph
@@ -177,7 +177,7 @@ _OPTIONS = (
     click.option(
         "--skip-unknown",
         is_flag=True,
-        help="Take permissions that the map lacks for no flow.",
+        help="Take permissions that the map, or a policy that allows them then, lacks for no flow.",
     ),
 )
 
