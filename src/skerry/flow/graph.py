@@ -83,6 +83,7 @@ class Graph:
         if len(self._index) != len(self.names):
             raise self._wrong("two labels have the same name, so they can't be told apart")
         self._reason = reason
+        self.has_commas = any("," in name for name in (*self.names, *self.groups))
 
     @classmethod
     def from_flows(cls, flows: Mapping[str, Collection[str]]) -> Graph:
@@ -142,20 +143,26 @@ class Graph:
 
     def find_all(self, untrusted: str) -> int:
         """Return the same with what is left out. Raises `InputError` where it names nothing."""
+        matching = fnmatch.filter(self.names, untrusted) if is_pattern(untrusted) else []
         if untrusted in self._index:
             found = 1 << self._index[untrusted]
+            if matching not in ([], [untrusted]) or self.groups.get(untrusted, found) != found:
+                raise self._wrong(f"{untrusted!r} is a label, and stands for others as well")
         elif untrusted in self.groups:
             found = self.groups[untrusted]
             if not found:
                 raise self._wrong(f"{untrusted!r} stands for no label: nothing has it")
-        elif any(character in untrusted for character in "*?["):
-            matching = fnmatch.filter(self.names, untrusted)
+        elif is_pattern(untrusted):
             if not matching:
                 raise self._wrong(f"no label matches {untrusted!r}")
             found = bitset(self._index[name] for name in matching)
         else:
             raise self._wrong(f"there is no label {untrusted!r}; {self._meant(untrusted)}")
         return found
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a name is that of a label or of a group."""
+        return name in self._index or name in self.groups
 
     def edges(self) -> int:
         """Return the number of flows."""
@@ -198,6 +205,11 @@ class Graph:
 
     def _wrong(self, message: str) -> InputError:
         return InputError([Problem("flow", 0, message)])
+
+
+def is_pattern(untrusted: str) -> bool:
+    """Tell whether a name may stand for all that it matches."""
+    return any(character in untrusted for character in "*?[")
 
 
 def check_size(labels: int) -> None:

@@ -269,6 +269,22 @@ def test_an_input_error_of_booleans_stays_one(setup: Setup) -> None:
         prove_change(setup, change, setup, "policy_setbool")
 
 
+@pytest.mark.parametrize(
+    ("never", "label"), [("clerk,red -> blue", "clerk,red"), ("re* -> x", "re*")]
+)
+def test_a_label_that_is_added_takes_over_no_assertion_in_force(
+    never: str, label: str, tmp_path: Path
+) -> None:
+    """The assertion would be of that label alone. The control adds another."""
+    policy = POLICY + "[labels.x]\nste = []\n"
+    asserted = f'[[assert]]\nnever = "{never}"\nexcept = ["broker", "system"]\n'
+    path = Path(write_system(tmp_path, PLAIN_SYSTEM, policy + asserted))
+    setup = load_setup(path)
+    with pytest.raises(PolicyError, match=r"can be read as|stands for others"):
+        load(setup, f'{policy}[labels."{label}"]\nste = []\n')
+    assert load(setup, f"{policy}[labels.other]\nste = []\n").assertions == 1
+
+
 GROUPED = (
     policies.XEN_CLASSES + "attribute side; attribute gate;\n"
     "type a_t; type b_t, side; type c_t, gate; type d_t;\n"
