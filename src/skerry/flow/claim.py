@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from skerry.errors import InputError, Problem
+from skerry.flow.deadline import Check, unbounded
 from skerry.flow.graph import Graph, is_pattern
 
 ARROW = "-/->"
@@ -108,7 +109,7 @@ def parse_claims(untrusted: str, file: str) -> list[Claim]:
     return claims
 
 
-def resolve(claim: Claim, graph: Graph) -> Sides:
+def resolve(claim: Claim, graph: Graph, check: Check = unbounded) -> Sides:
     """Return a claim's sides in a graph. Raises `InputError` with all that is wrong with it."""
     problems: list[Problem] = []
     found = []
@@ -120,6 +121,7 @@ def resolve(claim: Claim, graph: Graph) -> Sides:
             words = []
             problems += [_at(claim, problem.message) for problem in error.problems]
         for name in words:
+            check()
             try:
                 side |= graph.find_all(name)
             except InputError as error:

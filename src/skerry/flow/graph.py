@@ -19,6 +19,8 @@ MAX_NODES = 20_000
 """Most nodes of a graph, which then takes 100 MB; a policy or system with more is refused."""
 
 _SHOWN = 8
+_COMPARED, _LIKE = 1_000, 128
+"""Names, and characters of a name, among which one that was meant is looked for."""
 
 Reason = Callable[[str, str], Sequence[str]]
 """Returns what makes the flow from one node to another: rules, as their policy writes them."""
@@ -83,6 +85,7 @@ class Graph:
         if len(self._index) != len(self.names):
             raise self._wrong("two labels have the same name, so they can't be told apart")
         self._reason = reason
+        self._suggests = True
         self.has_commas = any("," in name for name in (*self.names, *self.groups))
 
     @classmethod
@@ -193,12 +196,23 @@ class Graph:
 
     def _meant(self, untrusted: str) -> str:
         from difflib import get_close_matches
+        from heapq import nlargest
+        from operator import eq
 
         if self.about.kind == "flask" and untrusted.count(":") > 1:
             return "the labels are types; name whole contexts by --context"
-        close = get_close_matches(untrusted[:256], self.names, 3)
+        # Looking for it may cost more than any answer: it is done once, and among so many.
+        if not self._suggests:
+            return self._listed()
+        self._suggests = False
+        word, short = untrusted[:_LIKE], (n for n in self.names if len(n) <= _LIKE)
+        among = nlargest(_COMPARED, short, lambda n: sum(map(eq, n, word)))
+        close = get_close_matches(word, among, 3)
         if close:
             return f"did you mean {' or '.join(close)}?"
+        return self._listed()
+
+    def _listed(self) -> str:
         more = len(self.names) - _SHOWN
         shown = ", ".join(self.names[:_SHOWN]) or "none"
         return f"the labels are: {shown}{f' and {more} more' if more > 0 else ''}"

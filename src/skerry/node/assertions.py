@@ -18,7 +18,7 @@ import msgspec
 
 from skerry.errors import Denied, InputError, PolicyError, Problem
 from skerry.flow.claim import Claim, never_claim
-from skerry.flow.deadline import Deadline
+from skerry.flow.deadline import Check, Deadline, unbounded
 from skerry.flow.graph import Graph
 from skerry.flow.permission_map import shipped_map
 from skerry.flow.policy import Options, policy_graph
@@ -149,7 +149,7 @@ def policy_violations(policy: Policy, deadline: Deadline | None = None) -> list[
         if asserted and asserted.written:
             try:
                 claims = _claims(asserted)
-                graph = _graph(Stack([module]), asserted)
+                graph = _graph(Stack([module]), asserted, limit)
                 broken += _broken(graph, claims, limit)
             except InputError as error:
                 raise PolicyError(error.problems) from None
@@ -232,24 +232,24 @@ def require_rules(stack: Stack, options: Options) -> None:
             raise InputError([Problem(policy.file, 0, message)])
 
 
-def known_graph(stack: Stack, options: Options) -> Graph:
+def known_graph(stack: Stack, options: Options, check: Check = unbounded) -> Graph:
     """Make the graph of a policy whose rules say all that it allows, as far as that counts.
 
     Raises `InputError` as `policy_graph` does, and but for `skip_unknown` as `require_rules` does.
     """
     if not options.skip_unknown:
         require_rules(stack, options)
-    return policy_graph(stack, options)
+    return policy_graph(stack, options, check)
 
 
-def _graph(stack: Stack, asserted: Assertions) -> Graph:
+def _graph(stack: Stack, asserted: Assertions, limit: Deadline) -> Graph:
     options = Options(
         min_weight=asserted.min_weight,
         exclude_classes=asserted.exclude_classes,
         contexts=asserted.contexts,
     )
     try:
-        return known_graph(stack, options)
+        return known_graph(stack, options, limit.check)
     except InputError as error:
         raise AnalysisFailed(f"its assertions can't be proven: {error}") from None
 
@@ -260,7 +260,7 @@ def _broken(graph: Graph, claims: Sequence[Claim], deadline: Deadline) -> list[V
     for claim in claims:
         deadline.check()
         try:
-            found = prove(graph, claim)
+            found = prove(graph, claim, check=deadline.check)
         except InputError as error:
             problems += error.problems
             continue

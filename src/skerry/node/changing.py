@@ -19,6 +19,7 @@ from skerry.label import Label
 from skerry.monitor.domain import Domain
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
+from skerry.node.analyses import analysed
 from skerry.node.assertions import AnalysisFailed
 from skerry.node.coalitions import Coalitions
 from skerry.node.consoles import asked_now, may_read, question
@@ -133,7 +134,7 @@ class Changing:
     ) -> Proven:
         """Make another policy and prove what is asserted under it; a refusal is recorded."""
         try:
-            return await asyncio.to_thread(prove_change, setup, change, after, hook)
+            return await analysed("change", prove_change, setup, change, after, hook)
         except (Refused, AnalysisFailed) as error:
             self.monitor.mediator.failed(hook, error, change=what)
             raise

@@ -83,13 +83,13 @@ def staying(wanted: Setup, before: Setup, names: Iterable[str]) -> Setup:
     return msgspec.structs.replace(wanted, system=system, labels=labels, consoles=consoles)
 
 
-def require_holding(defined: Setup, kept: Mapping[str, Label]) -> None:
-    """Prove what a file asserts also of what becomes of it where steps are refused.
+def require_holding(defined: Setup, kept: Mapping[str, Label] | None = None) -> None:
+    """Prove what a file asserts of a setup, and of what becomes of it where steps are refused.
 
-    `defined` is the setup that comes into force, `kept` holds the domains that go on under another
-    label than its. Raises `InputError` with the assertions that do not hold then, and as
-    `violations` does.
+    `kept` holds the domains that go on under another label than the setup's. Raises `InputError`
+    with the assertions that do not hold, and as `violations` does.
     """
+    kept = kept or {}
     running = msgspec.structs.replace(defined, labels={**defined.labels, **kept})
     shown = "".join(f"; {name} keeps the label {label}" for name, label in sorted(kept.items()))
     for setup in [defined] if running.labels == defined.labels else [defined, running]:

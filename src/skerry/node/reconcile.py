@@ -17,15 +17,15 @@ import msgspec
 
 from skerry.errors import (
     Denied,
-    InputError,
     NotFound,
+    PolicyError,
     Problem,
     StateError,
 )
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
-from skerry.node.assertions import violations
+from skerry.node.analyses import analysed
 from skerry.node.changing import Adoption, Refusal
 from skerry.node.descriptors import check_descriptors
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
@@ -34,6 +34,7 @@ from skerry.node.plan import Step
 from skerry.node.proving import require_holding, staying
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
+from skerry.policy.asserted import Assertions, assertions_of
 from skerry.policy.signature import Unsigned, require_signed
 from skerry.policy.source import NewSources, Policy, changed
 from skerry.system.model import System
@@ -71,7 +72,7 @@ class Reconciler:
         `Denied`s: then nothing was touched.
         """
         # Nothing is made of a policy, nor does anybody wait, for whom the policy does not let.
-        if _bytes_differ(self.node.setup, files):
+        if await analysed("plan", _policies_differ, self.node.setup, files):
             await self._require(uid, "the policy")
         if dry_run:
             _, _, difference, _ = await self._plan(uid, files, report)
@@ -92,7 +93,7 @@ class Reconciler:
     ) -> tuple[Setup, Setup, Difference, Plan]:
         """Check the files and report the plan; return what it was compared with, too."""
         base = self.node.setup
-        wanted = await asyncio.to_thread(_read, base, files)
+        wanted = await analysed("plan", _read, base, files)
         if uid not in wanted.operators:
             raise StateError(
                 f"the file does not name uid {uid} in [operators], and that is you",
@@ -101,6 +102,7 @@ class Reconciler:
         difference = self.difference(wanted)
         if difference.governed:
             await self._require(uid, difference.governed)
+        await analysed("plan", require_holding, wanted)
         plan = await plan_difference(self.node, uid, wanted, difference)
         difference = msgspec.structs.replace(difference, define=plan.define)
         for step in plan.steps:
@@ -109,7 +111,7 @@ class Reconciler:
             await self._require(uid, difference.governed)
         if plan.kept:
             defined = staying(wanted, base, plan.unmoved)
-            await asyncio.to_thread(require_holding, defined, plan.kept)
+            await analysed("plan", require_holding, defined, plan.kept)
         return base, wanted, difference, plan
 
     async def _require(self, uid: int, what: str) -> None:
@@ -252,7 +254,7 @@ class _Run:
         kept = {name: label for name, label in live.items() if label != setup.labels[name]}
         defined = staying(self._wanted, self._base, self._plan.unmoved).labels
         if {**setup.labels, **kept} != {**defined, **self._plan.kept}:
-            await asyncio.to_thread(require_holding, setup, kept)
+            await analysed("plan", require_holding, setup, kept)
 
     def _adoption(self) -> Adoption:
         return Adoption(self._wanted, self._base, self._merged, self._taken)
@@ -294,10 +296,28 @@ class _Run:
             self._owner.operators_changed(relabelled)
 
 
-def _bytes_differ(now: Setup, untrusted: SystemFiles) -> bool:
-    """Say whether any policy's bytes are others than those in force; nothing is parsed for it."""
-    ours = sorted(source.content for source in now.policy.sources if source.content)
-    return ours != sorted(policy.content for policy in untrusted.policies)
+def _policies_differ(now: Setup, untrusted: SystemFiles) -> bool:
+    """Say whether any policy's bytes are others than those in force, or what it asserts is.
+
+    No other policy is parsed for it.
+    """
+    sources = [source for source in now.policy.sources if source.content]
+    ours = sorted(source.content for source in sources)
+    if ours != sorted(policy.content for policy in untrusted.policies):
+        return True
+    asserted = {source.content: source.assertions for source in sources}
+    try:
+        return any(
+            _meaning(assertions_of(one.content, one.assertions, one.file))
+            != _meaning(asserted[one.content])
+            for one in untrusted.policies
+        )
+    except PolicyError:  # whoever may change it is told so
+        return True
+
+
+def _meaning(asserted: Assertions | None) -> object:
+    return asserted and asserted.meaning()
 
 
 def _read(now: Setup, untrusted: SystemFiles) -> Setup:
@@ -321,11 +341,7 @@ def _read(now: Setup, untrusted: SystemFiles) -> Setup:
     policy = now.policy
     if is_other_policy(now, wanted):
         policy = changed(now.policy, NewSources(wanted.policy.sources))
-    wanted = msgspec.structs.replace(wanted, policy=policy)
-    broken = violations(wanted)
-    if broken:
-        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
-    return wanted
+    return msgspec.structs.replace(wanted, policy=policy)
 
 
 def _check_key(now: Setup, wanted: Setup, key: KeyFile | None) -> None:
