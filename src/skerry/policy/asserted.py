@@ -129,7 +129,10 @@ def write_assertions(asserted: Assertions) -> str:
 
 def _may_hold(content: bytes) -> bool:
     """Tell whether a policy's content is TOML, and might have assertions in it."""
-    return b"\0" not in content and not content.lstrip().startswith(b"<") and b"assert" in content
+    text = content.removeprefix(BYTE_ORDER_MARK).lstrip()
+    # Nothing but an escape writes the key in other letters than its own.
+    named = b"assert" in content or b"\\" in content
+    return named and b"\0" not in content and not text.startswith(b"<")
 
 
 def _parse(untrusted: bytes, file: str, *, inside: bool) -> Assertions | None:

@@ -117,6 +117,19 @@ def test_what_is_no_assertion_is_an_error_with_its_line(text: str, line: int, wo
     assert words in problem.message
 
 
+def test_a_key_is_read_however_it_is_written() -> None:
+    """TOML has escapes, also in the names of tables, so the letters of `assert` may be missing."""
+    for key in ('"\\u0061ssert"', '"\\U00000061\\u0073\\u0073ert"', "'assert'", "assert"):
+        text = POLICY + ONE.replace("[[assert]]", f"[[{key}]]")
+        found = assertions_of(text.encode(), b"", "p.toml")
+        assert texts(found) == ["never clerk -> blue except red"]
+        wrong = text.replace("clerk -> blue", "clerk")
+        with pytest.raises(PolicyError, match="never must be"):
+            assertions_of(wrong.encode(), b"", "p.toml")
+    assert assertions_of(POLICY.encode() + b'# "\\u0061"\n', b"", "p.toml") is None
+    assert assertions_of(b"\xef\xbb\xbf<xml a='\\assert'/>", b"", "p.xml") is None
+
+
 def test_every_problem_is_found_at_once() -> None:
     """In the file's order."""
     text = '[[assert]]\nnever = "a"\n[[assert]]\nnever = "b"\nx = 1\n'
