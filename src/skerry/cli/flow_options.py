@@ -109,10 +109,16 @@ class Source(msgspec.Struct, frozen=True):
 def load_map(file: str) -> PermissionMap:
     """Read a permission map of the user's. Raises `InputError`."""
     from skerry.flow.permission_map import MAX_MAP_BYTES, read_map
+
+    return read_map(read_given(file, MAX_MAP_BYTES), file)
+
+
+def read_given(file: str, limit: int) -> bytes:
+    """Read a regular file that the user names, of at most `limit` bytes. Raises `InputError`."""
     from skerry.policy.files import read_regular
 
     try:
-        return read_map(read_regular(Path(file), MAX_MAP_BYTES), file)
+        return read_regular(Path(file), limit)
     except PolicyError as error:
         raise InputError(error.problems) from None
     except (OSError, ValueError) as error:

@@ -19,6 +19,9 @@ ARROW = "-/->"
 MAX_CLAIMS = 10_000
 """Most claims of one file; a file with more is refused."""
 
+MAX_CLAIMS_BYTES = 16 * 1024 * 1024
+"""Longest file of claims, in bytes; a longer one is refused."""
+
 MAX_NAMES = 1_000
 """Most names on one side of a claim; more are refused, as a pattern or an attribute would do."""
 
