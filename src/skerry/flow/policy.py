@@ -51,11 +51,22 @@ def policy_graph(stack: Stack, options: Options | None = None, check: Check = un
     if not found:
         message = "the module dummy lets every domain exchange with every other: nothing to ask"
         raise InputError([Problem("dummy", 0, message)])
-    if chosen.contexts and not any(isinstance(m, FlaskModule) for m in stack.modules):
-        raise InputError([Problem("context", 0, "only a FLASK policy has contexts")])
+    if not any(isinstance(m, FlaskModule) for m in stack.modules):
+        _require_none(chosen)
     graph = found[0][1] if len(found) == 1 else _joined(found)
     excluded = chosen.exclude
     return graph.without(graph.bits(excluded)) if excluded else graph
+
+
+def _require_none(options: Options) -> None:
+    """Raise `InputError` for what only a FLASK policy has: it would be passed over in silence."""
+    for given, what in (
+        (options.contexts, "contexts"),
+        (options.exclude_classes, "classes to leave out"),
+        (options.min_weight != 1 or options.permission_map, "permissions with weights"),
+    ):
+        if given:
+            raise InputError([Problem("argument", 0, f"only a FLASK policy has {what}")])
 
 
 def _graph(module: SecurityModule, options: Options, check: Check) -> Graph | None:

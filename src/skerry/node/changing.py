@@ -202,6 +202,7 @@ class Changing:
             "dry_run": dry_run,
             "assertions": proven.assertions,
             **({"unproven": list(proven.warnings)} if proven.warnings else {}),
+            **({"ended_assertions": list(proven.ended)} if proven.ended else {}),
         }
         async with changing:  # the next change may go on, also where this can't be undone
             if not dry_run:
@@ -245,7 +246,11 @@ class Changing:
             "kept": len(done.kept) - len(apart),
             "sessions_cut": cut,
             "assertions": proven.assertions,
-            "warnings": [*proven.warnings, *(one.message for one in check_fitness(stack))],
+            "warnings": [
+                *proven.warnings,
+                *_ended_words(proven),
+                *(one.message for one in check_fitness(stack)),
+            ],
         }
 
     async def adopt(self, adopting: Adoption) -> None:
@@ -374,6 +379,10 @@ class Changing:
                 session.end(why)
                 cut += 1
         return cut
+
+
+def _ended_words(proven: Proven) -> list[str]:
+    return [f"asserted no more: {text}" for text in proven.ended]
 
 
 def refusal_of(what: str, error: SkerryError) -> Refusal:

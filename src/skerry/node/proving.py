@@ -27,11 +27,15 @@ from skerry.policy.source import Change, NewBooleans, NewPolicy, Policy, changed
 
 
 class Proven(NamedTuple):
-    """A policy that may come into force, how many assertions hold under it, and what to say."""
+    """A policy that may come into force, how many assertions hold under it, and what to say.
+
+    `ended` are the assertions in force of the policies before that this one makes no more.
+    """
 
     policy: Policy
     assertions: int
     warnings: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
 
 
 def prove_change(
@@ -47,7 +51,7 @@ def prove_change(
         require_signed(setup.policy_key, change.content, change.signature, change.file)
     policy = changed(setup.policy, change)
     new = carried(after, policy)
-    total = count(policy, after)
+    total, ended = count(policy, after), _ended(setup.policy, policy)
     limit = deadline or Deadline()
     try:
         # An alarm is not refused for what another one would do on top of it.
@@ -61,10 +65,26 @@ def prove_change(
             f"the assertions were not proven again ({_words(error)}), but what the policy in force"
             " does not allow this one does not either"
         )
-        return Proven(policy, total, (warning,))
+        return Proven(policy, total, (warning,), ended)
     if broken:
         raise refused(broken, hook)
-    return Proven(policy, total)
+    return Proven(policy, total, ended=ended)
+
+
+def _ended(before: Policy, after: Policy) -> tuple[str, ...]:
+    """Return what is asserted no more, as far as it is written otherwise or of other flows."""
+    found: list[str] = []
+    pairs = zip(after.stack.modules, after.sources, strict=True)
+    sources = {module.name: source for module, source in pairs}
+    for module, old in zip(before.stack.modules, before.sources, strict=True):
+        new = sources.get(module.name)
+        kept = (new and new.assertions) or NOTHING
+        found += [
+            str(one)
+            for one in (old.assertions or NOTHING).written
+            if not msgspec.structs.replace(old.assertions or NOTHING, written=(one,)).within(kept)
+        ]
+    return tuple(found)
 
 
 def staying(wanted: Setup, before: Setup, names: Iterable[str]) -> Setup:

@@ -73,6 +73,16 @@ def test_a_policy_that_comes_without_assertions_must_hold_those_in_force(setup: 
     assert load(setup, NARROWER).assertions == 1
 
 
+def test_it_is_said_which_assertions_a_policy_ends(setup: Setup) -> None:
+    """Others, none on purpose, or the same of other flows. The controls keep it."""
+    was = ("never clerk -> broker except red, system",)
+    other = '[[assert]]\nnever = "broker -> clerk"\nexcept = ["blue", "system"]\n'
+    assert load(setup, NARROWER, "assert = []").ended == was
+    assert load(setup, NARROWER, other).ended == was
+    assert load(setup, NARROWER).ended == ()
+    assert load(setup, NARROWER, other + ASSERTED).ended == ()
+
+
 def test_the_systems_own_assertions_are_proven_beside_the_policys(tmp_path: Path) -> None:
     """Both are in the refusal, each with its place."""
     setup = load_setup(Path(write_system(tmp_path, SYSTEM, POLICY + ASSERTED)))
