@@ -1,4 +1,4 @@
-"""Analyses are made one at a time, and what is planned holds up no change of policy."""
+"""Plans are proven one at a time, and hold up no change of policy."""
 
 from __future__ import annotations
 
