@@ -24,18 +24,20 @@ WAIT_S = 10.0
 def test_a_plan_waits_for_the_plan_before_it_and_a_change_for_neither() -> None:
     """While one is made, another of its kind is not begun."""
     begun: list[str] = []
-    going = threading.Event()
+    started, going = threading.Event(), threading.Event()
 
     def work(name: str, wait: bool = False) -> str:
         begun.append(name)
+        started.set()
         assert not wait or going.wait(WAIT_S)
         return name
 
     async def scene() -> None:
         first = asyncio.create_task(analysed("plan", work, "first", wait=True))
+        assert await asyncio.to_thread(started.wait, WAIT_S)
         second = asyncio.create_task(analysed("plan", work, "second"))
         assert await asyncio.wait_for(analysed("change", work, "change"), WAIT_S) == "change"
-        assert sorted(begun) == ["change", "first"]
+        assert begun == ["first", "change"]
         going.set()
         assert await first == "first"
         assert await second == "second"
