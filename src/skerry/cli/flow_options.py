@@ -97,10 +97,10 @@ class Source(msgspec.Struct, frozen=True):
     def graph(self) -> Graph:
         """Make the graph that is asked."""
         from skerry.flow.claim import labels
-        from skerry.flow.policy import policy_graph
+        from skerry.node.assertions import known_graph
 
         if self.system is None:
-            graph = policy_graph(self.stack(), self.options())
+            graph = known_graph(self.stack(), self.options())
         else:
             graph = self.system_flows().graph("configured" if self.configured else "possible")
         return graph.without(labels(graph, self.exclude)) if self.exclude else graph
@@ -109,10 +109,16 @@ class Source(msgspec.Struct, frozen=True):
 def load_map(file: str) -> PermissionMap:
     """Read a permission map of the user's. Raises `InputError`."""
     from skerry.flow.permission_map import MAX_MAP_BYTES, read_map
+
+    return read_map(read_given(file, MAX_MAP_BYTES), file)
+
+
+def read_given(file: str, limit: int) -> bytes:
+    """Read a regular file that the user names, of at most `limit` bytes. Raises `InputError`."""
     from skerry.policy.files import read_regular
 
     try:
-        return read_map(read_regular(Path(file), MAX_MAP_BYTES), file)
+        return read_regular(Path(file), limit)
     except PolicyError as error:
         raise InputError(error.problems) from None
     except (OSError, ValueError) as error:
@@ -177,7 +183,7 @@ _OPTIONS = (
     click.option(
         "--skip-unknown",
         is_flag=True,
-        help="Take permissions that the map lacks for no flow.",
+        help="Take permissions that the map, or a policy that allows them then, lacks for no flow.",
     ),
 )
 

@@ -12,7 +12,7 @@ import msgspec
 
 from skerry.cli.common import counted, json_option
 from skerry.cli.flow_ask import path_line, show_path
-from skerry.cli.flow_options import Source, graph_options
+from skerry.cli.flow_options import Source, graph_options, read_given
 from skerry.errors import InputError, Problem, SkerryError
 from skerry.wire.escape import escape
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from skerry.flow.graph import Graph
     from skerry.flow.proof import Proof
 
-MAX_CERTIFICATE_BYTES = 256 << 20
-"""Longest certificate that is checked; a longer one is refused."""
+MAX_CERTIFICATE_BYTES = 64 << 20
+"""Longest certificate that is written or checked, in bytes; a longer one is refused."""
+
+MAX_CERTIFICATE_PARTS = 4_000_000
+"""Most names and other parts of a certificate, each of which takes some 100 bytes while it is
+checked; one with more is neither written nor checked."""
 
 REFUTED = 1
 """Exit code where a claim does not hold."""
@@ -67,8 +71,8 @@ def prove(
     for proof in proofs:
         _show(graph, proof, as_json)
     certified = [proof for proof in proofs if proof.closed]
-    if certificate and certified:
-        Path(certificate).write_bytes(written(graph.about, certified))
+    if certificate:
+        _write(certificate, written(graph.about, certified) if certified else b"")
     if certificate and len(certified) < len(proofs):
         without = counted(len(proofs) - len(certified), "claim")
         click.echo(f"{certificate}: without {without}, refuted or held by history", err=True)
@@ -76,16 +80,36 @@ def prove(
         sys.exit(REFUTED)
 
 
+def _write(file: str, content: bytes) -> None:
+    """Leave a certificate, or with nothing certified none, in the place of an older one."""
+    path = Path(file)
+    if content:
+        _require_bounds(file, content)
+        path.write_bytes(content)
+    elif path.is_file():
+        path.unlink()
+
+
+def _require_bounds(file: str, content: bytes) -> None:
+    """Raise `InputError` for a certificate that would take too much memory to check."""
+    # Each part of a document in JSON but the first follows one of these.
+    parts = sum(map(content.count, (b",", b"[", b"{", b":")))
+    if len(content) > MAX_CERTIFICATE_BYTES or parts > MAX_CERTIFICATE_PARTS:
+        limits = f"{MAX_CERTIFICATE_BYTES} bytes or {MAX_CERTIFICATE_PARTS} parts"
+        message = f"a certificate of more than {limits}; prove fewer claims at once"
+        raise InputError([Problem(file, 0, message)])
+
+
 def _claims(source: Source, file: str | None, words: Sequence[str]) -> list[Claim]:
-    from skerry.flow.claim import parse_claim, parse_claims
+    from skerry.flow.claim import MAX_CLAIMS_BYTES, parse_claim, parse_claims
 
     found = [parse_claim(word) for word in words]
     if file:
+        content = read_given(file, MAX_CLAIMS_BYTES)
         try:
-            found += parse_claims(Path(file).read_text(encoding="utf-8"), file)
-        except (OSError, UnicodeDecodeError) as error:
-            words_ = getattr(error, "strerror", None) or "not in UTF-8"
-            raise InputError([Problem(file, 0, f"cannot be read: {words_}")]) from None
+            found += parse_claims(content.decode("utf-8"), file)
+        except UnicodeDecodeError:
+            raise InputError([Problem(file, 0, "cannot be read: not in UTF-8")]) from None
     if not found and source.system:
         from skerry.node.assertions import claims_of
 
@@ -196,13 +220,10 @@ def _evidence(
 
 
 def _read(file: str) -> Any:
-    path = Path(file)
+    content = read_given(file, MAX_CERTIFICATE_BYTES)
+    _require_bounds(file, content)
     try:
-        if path.stat().st_size > MAX_CERTIFICATE_BYTES:
-            raise InputError([Problem(file, 0, f"longer than {MAX_CERTIFICATE_BYTES} bytes")])
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError([Problem(file, 0, f"cannot be read: {error.strerror}")]) from None
+        return json.loads(content)
     except (ValueError, RecursionError):
         raise InputError([Problem(file, 0, "not a certificate: no JSON")]) from None
 

@@ -6,20 +6,28 @@ for a label that there is; no side is empty; no label stands on two sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
 from skerry.errors import InputError, Problem
-from skerry.flow.graph import Graph
+from skerry.flow.deadline import Check, unbounded
+from skerry.flow.graph import Graph, is_pattern
 
 ARROW = "-/->"
 
 MAX_CLAIMS = 10_000
 """Most claims of one file; a file with more is refused."""
 
+MAX_CLAIMS_BYTES = 16 * 1024 * 1024
+"""Longest file of claims, in bytes; a longer one is refused."""
+
 MAX_NAMES = 1_000
 """Most names on one side of a claim; more are refused, as a pattern or an attribute would do."""
+
+
+_MAX_COMMAS = 64
+"""Most parts, set apart by commas, of one name."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -104,13 +112,19 @@ def parse_claims(untrusted: str, file: str) -> list[Claim]:
     return claims
 
 
-def resolve(claim: Claim, graph: Graph) -> Sides:
+def resolve(claim: Claim, graph: Graph, check: Check = unbounded) -> Sides:
     """Return a claim's sides in a graph. Raises `InputError` with all that is wrong with it."""
     problems: list[Problem] = []
     found = []
     for names in (claim.sources, claim.sinks, claim.trusted):
         side = 0
-        for name in joined(names, graph):
+        try:
+            words = joined(names, graph)
+        except InputError as error:
+            words = []
+            problems += [_at(claim, problem.message) for problem in error.problems]
+        for name in words:
+            check()
             try:
                 side |= graph.find_all(name)
             except InputError as error:
@@ -145,19 +159,47 @@ def labels(graph: Graph, untrusted: Iterable[str]) -> int:
     return found
 
 
-def joined(names: tuple[str, ...], graph: Graph) -> Iterator[str]:
-    """Yield the names of a side; those that hold commas themselves are put together again."""
-    at = 0
-    while at < len(names):
-        longest = min(len(names), at + 64)
-        for end in range(longest, at + 1, -1):
-            whole = ",".join(names[at:end])
-            if whole in graph or whole in graph.groups:
-                break
-        else:
-            end = at + 1
-        yield ",".join(names[at:end])
-        at = end
+def joined(names: tuple[str, ...], graph: Graph) -> list[str]:
+    """Return the names of a side; those that hold commas themselves are put together again.
+
+    Raises `InputError` where it can be read in two ways, so that no label that is added can take
+    the place of others. In a stack, whose labels have commas, a whole label goes before its parts.
+    """
+    if not graph.has_commas:
+        return list(names)
+    if graph.about.kind == "stack":
+        return _longest(names, graph)
+    readings = _readings(names, graph)
+    if len(readings) > 1:
+        one, other = (" and ".join(map(repr, reading)) for reading in readings)
+        message = f"{','.join(names)!r} can be read as {one} or as {other}"
+        raise InputError([Problem("flow", 0, f"{message}; name them otherwise in the policy")])
+    return readings[0] if readings else _longest(names, graph)
+
+
+def _longest(names: tuple[str, ...], graph: Graph) -> list[str]:
+    found: list[str] = []
+    while names:
+        longest = min(len(names), _MAX_COMMAS)
+        sizes = range(longest, 1, -1)
+        size = next((n for n in sizes if graph.knows(",".join(names[:n]))), 1)
+        found.append(",".join(names[:size]))
+        names = names[size:]
+    return found
+
+
+def _readings(names: tuple[str, ...], graph: Graph) -> list[list[str]]:
+    """Return up to two ways to read a side as labels, groups and patterns, from its end on."""
+    found: list[list[list[str]]] = [[[]]]
+    for at in range(len(names) - 1, -1, -1):
+        ways: list[list[str]] = []
+        for size in range(1, min(len(names) - at, _MAX_COMMAS) + 1):
+            rests = found[size - 1]
+            word = ",".join(names[at : at + size]) if rests else ""
+            if rests and (graph.knows(word) or (size == 1 and is_pattern(word))):
+                ways += [[word, *rest] for rest in rests]
+        found.insert(0, ways[:2])
+    return found[0]
 
 
 def _names(text: str) -> tuple[str, ...]:

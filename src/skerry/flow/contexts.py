@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from skerry.errors import InputError, Problem, UnknownLabel
 from skerry.flow.bits import each, members
+from skerry.flow.deadline import Check, unbounded
 from skerry.flow.flask import TypeFlows, check_map, chosen_map
 from skerry.flow.graph import About, Graph
 from skerry.flow.permission_map import PermissionMap
@@ -36,6 +37,7 @@ def context_graph(
     exclude_classes: Collection[str] = (),
     any_booleans: bool = False,
     skip_unknown: bool = False,
+    check: Check = unbounded,
 ) -> Graph:
     """Make the graph of the contexts that some texts name; the rest is as in `flask_graph`.
 
@@ -46,7 +48,8 @@ def context_graph(
         raise _wrong("contexts are asked under the booleans as they are; set them one by one")
     policy = module.policy
     chosen = chosen_map(policy, permission_map, min_weight, exclude_classes)
-    flows = ContextFlows(module, named_contexts(module, patterns), chosen, min_weight)
+    named = named_contexts(module, patterns, check)
+    flows = ContextFlows(module, named, chosen, min_weight, check)
     if not skip_unknown:
         check_map(policy, chosen, module.rules_in_force())
     about = About(
@@ -59,7 +62,9 @@ def context_graph(
     return flows.graph(about)
 
 
-def named_contexts(module: FlaskModule, patterns: Iterable[str]) -> list[str]:
+def named_contexts(
+    module: FlaskModule, patterns: Iterable[str], check: Check = unbounded
+) -> list[str]:
     """Return the contexts of some texts, `user:role:type[:level]`, each once, sorted.
 
     User, role and type may be patterns; a level is written out. Raises `InputError`.
@@ -68,10 +73,12 @@ def named_contexts(module: FlaskModule, patterns: Iterable[str]) -> list[str]:
     found: set[str] = set()
     problems: list[Problem] = []
     for pattern in patterns:
+        check()
         try:
             wanted = _named(policy, contexts, pattern)
             before = len(found)
             for context in wanted:
+                check()
                 found.add(contexts.text(context))
                 if len(found) > MAX_CONTEXTS:
                     raise _wrong(f"more than {MAX_CONTEXTS} contexts; name fewer by narrower texts")
@@ -132,8 +139,14 @@ class ContextFlows:
     """Asks a policy between contexts, where the rules of their types let something flow at all."""
 
     def __init__(
-        self, module: FlaskModule, texts: Sequence[str], permission_map: PermissionMap, weight: int
+        self,
+        module: FlaskModule,
+        texts: Sequence[str],
+        permission_map: PermissionMap,
+        weight: int,
+        check: Check,
     ) -> None:
+        self._check = check
         self._module = module
         self._names = list(texts)
         parser = Contexts(module.policy)
@@ -204,6 +217,7 @@ class ContextFlows:
             others = members(reached)
             loose = policy.permissive >> kind & 1
             for subject in each(held):
+                self._check()
                 for target in others:
                     vector = -1
                     if not loose:

@@ -16,6 +16,14 @@ MAX_ANALYSIS_S = 30.0
 change is refused."""
 
 
+Check = Callable[[], None]
+"""Called between steps, each of which has a bound by its size; raises what ends the analysis."""
+
+
+def unbounded() -> None:
+    """Let an analysis take what time it takes."""
+
+
 class TookTooLong(Denied):
     """An analysis went on beyond its bound."""
 

@@ -1,7 +1,8 @@
 """A policy's flows read straight from its rules, for the checker of certificates.
 
 The rule this module keeps: it shares no code with what makes graphs, so that a mistake there does
-not repeat itself here. A flow is a pair of sets of labels, as `skerry.flow.verify` takes it: one
+not repeat itself here; but for what the two ask about, which map (`map_for`) and which contexts
+(`named_contexts`). A flow is a pair of sets of labels, as `skerry.flow.verify` takes it: one
 for each rule, not one for each pair of labels.
 """
 

@@ -16,8 +16,9 @@ from skerry.flow.bits import bitset
 from skerry.flow.graph import About, Graph, check_size, packed
 from skerry.flow.permission_map import MAX_WEIGHT, PermissionMap, map_for
 from skerry.xsm.flask.condition import ConditionalRule, ConditionalRules
-from skerry.xsm.flask.model import ALLOW, Conditional, FlaskPolicy, TeRule, values
+from skerry.xsm.flask.model import ALLOW, FlaskPolicy, TeRule, values
 from skerry.xsm.flask.module import FlaskModule
+from skerry.xsm.flask.server import holds
 
 _SHOWN_CLASSES = 12
 
@@ -216,7 +217,7 @@ class TypeFlows:
             yield rule, ""
         texts = ConditionalRules(policy) if policy.conditionals else None
         for one in policy.conditionals:
-            held = _holds(one, {v: states[item.name] for v, item in policy.booleans.items()})
+            held = holds(one, {v: states[item.name] for v, item in policy.booleans.items()})
             for branch, rules in ((True, one.if_true), (False, one.if_false)):
                 if texts and rules and (self._any_booleans or branch is held):
                     shown = texts.text(ConditionalRule(0, 0, 0, one.expression, branch))
@@ -230,21 +231,6 @@ class TypeFlows:
         names = f"{policy.type_name(source)} {policy.type_name(target)}:{known.name}"
         text = f"allow {names} {{ {permissions} }};"
         return f"if ({condition}) {{ {text} }}" if condition else text
-
-
-def _holds(conditional: Conditional, states: Mapping[int, bool]) -> bool:
-    """Evaluate a conditional's expression, which is in postfix order."""
-    stack: list[bool] = []
-    for word, value in conditional.expression:
-        if word == "bool":
-            stack.append(states[value])
-        elif word == "not":
-            stack.append(not stack.pop())
-        else:
-            right, left = stack.pop(), stack.pop()
-            joined = {"or": left or right, "and": left and right, "==": left == right}
-            stack.append(joined.get(word, left != right))  # "xor" and "!="
-    return stack.pop()
 
 
 def check_map(policy: FlaskPolicy, permission_map: PermissionMap, rules: Iterable[TeRule]) -> None:

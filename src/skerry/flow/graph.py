@@ -19,6 +19,8 @@ MAX_NODES = 20_000
 """Most nodes of a graph, which then takes 100 MB; a policy or system with more is refused."""
 
 _SHOWN = 8
+_COMPARED, _LIKE = 1_000, 128
+"""Names, and characters of a name, among which one that was meant is looked for."""
 
 Reason = Callable[[str, str], Sequence[str]]
 """Returns what makes the flow from one node to another: rules, as their policy writes them."""
@@ -83,6 +85,8 @@ class Graph:
         if len(self._index) != len(self.names):
             raise self._wrong("two labels have the same name, so they can't be told apart")
         self._reason = reason
+        self._suggests = True
+        self.has_commas = any("," in name for name in (*self.names, *self.groups))
 
     @classmethod
     def from_flows(cls, flows: Mapping[str, Collection[str]]) -> Graph:
@@ -142,20 +146,26 @@ class Graph:
 
     def find_all(self, untrusted: str) -> int:
         """Return the same with what is left out. Raises `InputError` where it names nothing."""
+        matching = fnmatch.filter(self.names, untrusted) if is_pattern(untrusted) else []
         if untrusted in self._index:
             found = 1 << self._index[untrusted]
+            if matching not in ([], [untrusted]) or self.groups.get(untrusted, found) != found:
+                raise self._wrong(f"{untrusted!r} is a label, and stands for others as well")
         elif untrusted in self.groups:
             found = self.groups[untrusted]
             if not found:
                 raise self._wrong(f"{untrusted!r} stands for no label: nothing has it")
-        elif any(character in untrusted for character in "*?["):
-            matching = fnmatch.filter(self.names, untrusted)
+        elif is_pattern(untrusted):
             if not matching:
                 raise self._wrong(f"no label matches {untrusted!r}")
             found = bitset(self._index[name] for name in matching)
         else:
             raise self._wrong(f"there is no label {untrusted!r}; {self._meant(untrusted)}")
         return found
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a name is that of a label or of a group."""
+        return name in self._index or name in self.groups
 
     def edges(self) -> int:
         """Return the number of flows."""
@@ -186,18 +196,34 @@ class Graph:
 
     def _meant(self, untrusted: str) -> str:
         from difflib import get_close_matches
+        from heapq import nlargest
+        from operator import eq
 
         if self.about.kind == "flask" and untrusted.count(":") > 1:
             return "the labels are types; name whole contexts by --context"
-        close = get_close_matches(untrusted[:256], self.names, 3)
+        # Looking for it may cost more than any answer: it is done once, and among so many.
+        if not self._suggests:
+            return self._listed()
+        self._suggests = False
+        word, short = untrusted[:_LIKE], (n for n in self.names if len(n) <= _LIKE)
+        among = nlargest(_COMPARED, short, lambda n: sum(map(eq, n, word)))
+        close = get_close_matches(word, among, 3)
         if close:
             return f"did you mean {' or '.join(close)}?"
+        return self._listed()
+
+    def _listed(self) -> str:
         more = len(self.names) - _SHOWN
         shown = ", ".join(self.names[:_SHOWN]) or "none"
         return f"the labels are: {shown}{f' and {more} more' if more > 0 else ''}"
 
     def _wrong(self, message: str) -> InputError:
         return InputError([Problem("flow", 0, message)])
+
+
+def is_pattern(untrusted: str) -> bool:
+    """Tell whether a name may stand for all that it matches."""
+    return any(character in untrusted for character in "*?[")
 
 
 def check_size(labels: int) -> None:

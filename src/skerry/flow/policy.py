@@ -16,6 +16,7 @@ import msgspec
 from skerry.errors import InputError, Problem
 from skerry.flow.acm import acm_graph
 from skerry.flow.contexts import context_graph
+from skerry.flow.deadline import Check, unbounded
 from skerry.flow.flask import flask_graph
 from skerry.flow.graph import MAX_NODES, About, Graph
 from skerry.flow.permission_map import PermissionMap
@@ -42,27 +43,38 @@ class Options(msgspec.Struct, frozen=True):
     contexts: tuple[str, ...] = ()
 
 
-def policy_graph(stack: Stack, options: Options | None = None) -> Graph:
-    """Make the graph of a policy's labels. Raises `InputError`."""
+def policy_graph(stack: Stack, options: Options | None = None, check: Check = unbounded) -> Graph:
+    """Make the graph of a policy's labels. Raises `InputError`, and what `check` raises."""
     chosen = options or Options()
-    graphs = [_graph(module, chosen) for module in stack.modules]
+    graphs = [_graph(module, chosen, check) for module in stack.modules]
     found = [(m.name, g) for m, g in zip(stack.modules, graphs, strict=True) if g is not None]
     if not found:
         message = "the module dummy lets every domain exchange with every other: nothing to ask"
         raise InputError([Problem("dummy", 0, message)])
-    if chosen.contexts and not any(isinstance(m, FlaskModule) for m in stack.modules):
-        raise InputError([Problem("context", 0, "only a FLASK policy has contexts")])
+    if not any(isinstance(m, FlaskModule) for m in stack.modules):
+        _require_none(chosen)
     graph = found[0][1] if len(found) == 1 else _joined(found)
     excluded = chosen.exclude
     return graph.without(graph.bits(excluded)) if excluded else graph
 
 
-def _graph(module: SecurityModule, options: Options) -> Graph | None:
+def _require_none(options: Options) -> None:
+    """Raise `InputError` for what only a FLASK policy has: it would be passed over in silence."""
+    for given, what in (
+        (options.contexts, "contexts"),
+        (options.exclude_classes, "classes to leave out"),
+        (options.min_weight != 1 or options.permission_map, "permissions with weights"),
+    ):
+        if given:
+            raise InputError([Problem("argument", 0, f"only a FLASK policy has {what}")])
+
+
+def _graph(module: SecurityModule, options: Options, check: Check) -> Graph | None:
     if isinstance(module, AcmModule):
         return acm_graph(module)
     if isinstance(module, FlaskModule):
         contexts = options.contexts
-        make = partial(context_graph, patterns=contexts) if contexts else flask_graph
+        make = partial(context_graph, patterns=contexts, check=check) if contexts else flask_graph
         return make(
             module,
             permission_map=options.permission_map,

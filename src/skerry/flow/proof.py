@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from skerry.flow.claim import Claim, resolve
+from skerry.flow.deadline import Check, unbounded
 from skerry.flow.graph import About, Graph
 from skerry.flow.history import open_path
 from skerry.flow.search import closure, shortest_path
@@ -42,13 +43,13 @@ class Proof(msgspec.Struct, frozen=True):
         return not self.path
 
 
-def prove(graph: Graph, claim: Claim, *, history: bool = False) -> Proof:
+def prove(graph: Graph, claim: Claim, *, history: bool = False, check: Check = unbounded) -> Proof:
     """Prove a claim or find a path that breaks it, a shortest one. Raises `InputError`.
 
     With `history` a path breaks it only if no Chinese Wall with history closes the path; without,
     such walls count for each exchange by itself, which errs to the safe side.
     """
-    sides = resolve(claim, graph)
+    sides = resolve(claim, graph, check)
     named = graph.named
     found = named(sides.sources), named(sides.sinks), named(sides.trusted)
     closed = closure(graph.rows, graph.back, sides.sources, sides.trusted)

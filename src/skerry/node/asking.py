@@ -1,8 +1,9 @@
 """Asks a policy's modules, many times over, whether a hook is allowed between two labels.
 
 The rules this module keeps: each answer is the one that the monitor would get from the same
-modules, and whatever fails in asking is a no; a question is asked once, and of a hook no more than
-up to the first that is refused. Those that refuse most are asked first, which changes no answer.
+modules; what fails in asking is an error, for an analysis that takes it for a no proves what may be
+false; a question is asked once, and of a hook no more than up to the first that is refused. Those
+that refuse most are asked first, which changes no answer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from skerry.errors import Denied
 from skerry.label import Label
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.hooks import HOOKS, Hook, expand
-from skerry.xsm.request import Request
+from skerry.xsm.request import Answer, Request
 from skerry.xsm.stack import Stack
 
 _SAME = {
@@ -32,8 +33,17 @@ _ENDS = 2
 """From this number on, what is made between the two: 2 by the first toward the second, 3 back."""
 
 
+FAILED = "MODULE-FAILED"
+"""The code of an answer that is none, as `skerry.xsm.stack` gives it."""
+
+_MAX_WORDS = 200
+
+
 class Asker:
-    """Asks hooks of two parties: source and sink, or operator and domain."""
+    """Asks hooks of two parties: source and sink, or operator and domain.
+
+    Every question raises a `Denied` with the code `FAILED` where a module fails in answering it.
+    """
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -81,19 +91,16 @@ class Asker:
         key = (one, two) if one <= two else (two, one)
         known = self._together.get(key)
         if known is None:
-            beside = any(
-                all(answer.allowed for answer in self._stack.admit(new, (old,)))
-                for new, old in (key, key[::-1])
-            )
-            known = beside and all(a.allowed for a in self._stack.admit_bind(*key))
+            beside = any(_allow(self._stack.admit(new, (old,))) for new, old in (key, key[::-1]))
+            known = beside and _allow(self._stack.admit_bind(*key))
             self._together[key] = known
         return known
 
     def relabelled(self, old: Label, new: Label) -> bool:
         """Tell whether the walls let a domain with nothing beside it get another label."""
         if new not in self._starts:
-            self._starts[new] = all(a.allowed for a in self._stack.admit(new, ()))
-        return self._starts[new] and all(a.allowed for a in self._stack.admit_bind(old, new))
+            self._starts[new] = _allow(self._stack.admit(new, ()))
+        return self._starts[new] and _allow(self._stack.admit_bind(old, new))
 
     def requests(
         self, hook: str, one: Label, two: Label, console: Label | None = None
@@ -104,8 +111,9 @@ class Asker:
             if console is not None:
                 parties["console"] = console
             return expand(HOOKS[hook], parties, self._stack.transition)
-        except Denied:  # what the channel would be made of has no label, so it can't be made
-            return ()
+        except Denied as denied:
+            _require_answer(denied)
+            return ()  # what the channel would be made of has no label, so it can't be made
 
     def why(self, hook: str, one: Label, two: Label, console: Label | None = None) -> list[str]:
         """Return the reasons of the answers between the two, the ends of channels left aside."""
@@ -137,7 +145,8 @@ class Asker:
         if key not in self._transitions:
             try:
                 self._transitions[key] = self._stack.transition(*key, "event")
-            except Denied:
+            except Denied as denied:
+                _require_answer(denied)
                 self._transitions[key] = None
         return self._transitions[key]
 
@@ -153,16 +162,19 @@ class Asker:
     def _decide(
         self, subject: Label, target: Label, tclass: str, permissions: tuple[str, ...]
     ) -> bool:
-        try:
-            for module in self._flask:
+        for module in self._flask:
+            try:
                 one, two = subject.of(module.name), target.of(module.name)
                 if not module.allows(one, two, tclass, permissions):
                     return False
-        except Exception:  # a module that fails allows nothing
-            return False
-        if self._others is None:
-            return True
-        return self._others.decide(Request(subject, target, tclass, permissions), 0).allowed
+            except Denied:  # it has no such label
+                return False
+            except Exception as error:
+                message = f"the module {module.name} failed: {type(error).__name__}: {error}"
+                raise Denied(message[:_MAX_WORDS], code=FAILED) from error
+        return self._others is None or _allowed(
+            self._others, Request(subject, target, tclass, permissions)
+        )
 
 
 class PlainAsker(Asker):
@@ -173,12 +185,28 @@ class PlainAsker(Asker):
 
     def _asked(self, hook: str, one: Label, two: Label) -> bool:
         asked = self.requests(hook, one, two)
-        return bool(asked) and all(self._stack.decide(each, 0).allowed for each in asked)
+        return bool(asked) and all(_allowed(self._stack, each) for each in asked)
 
     def opened(self, hook: str, parties: Mapping[str, Label]) -> bool:
         """Tell whether every request of a hook is allowed."""
         asked = expand(HOOKS[hook], parties, self._stack.transition)
-        return all(self._stack.decide(each, 0).allowed for each in asked)
+        return all(_allowed(self._stack, each) for each in asked)
+
+
+def _allowed(stack: Stack, request: Request) -> bool:
+    return _allow(stack.decide(request, 0).answers)
+
+
+def _allow(answers: Sequence[Answer]) -> bool:
+    for answer in answers:
+        if answer.code == FAILED:
+            raise Denied(answer.reason, code=FAILED)
+    return all(answer.allowed for answer in answers)
+
+
+def _require_answer(denied: Denied) -> None:
+    if denied.code == FAILED:
+        raise denied
 
 
 def _roles(hook: Hook) -> Sequence[str]:

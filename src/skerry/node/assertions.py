@@ -18,16 +18,19 @@ import msgspec
 
 from skerry.errors import Denied, InputError, PolicyError, Problem
 from skerry.flow.claim import Claim, never_claim
-from skerry.flow.deadline import Deadline
+from skerry.flow.deadline import Check, Deadline, unbounded
 from skerry.flow.graph import Graph
+from skerry.flow.permission_map import shipped_map
 from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
 from skerry.node.flows import SystemFlows
 from skerry.node.setup import Setup, carried, load_setup
 from skerry.policy.asserted import Assertions
+from skerry.policy.fitness import absent, lacking, lets_unknown_pass
 from skerry.policy.opening import opens_nothing
 from skerry.policy.source import NewBooleans, Policy, changed
 from skerry.xsm.explain import Explanation, Refused
+from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.request import Answer, Rule
 from skerry.xsm.stack import Stack
 
@@ -146,7 +149,7 @@ def policy_violations(policy: Policy, deadline: Deadline | None = None) -> list[
         if asserted and asserted.written:
             try:
                 claims = _claims(asserted)
-                graph = _graph(Stack([module]), asserted)
+                graph = _graph(Stack([module]), asserted, limit)
                 broken += _broken(graph, claims, limit)
             except InputError as error:
                 raise PolicyError(error.problems) from None
@@ -202,14 +205,51 @@ def _claims(asserted: Assertions) -> list[Claim]:
     return claims
 
 
-def _graph(stack: Stack, asserted: Assertions) -> Graph:
+def require_rules(stack: Stack, options: Options) -> None:
+    """Refuse to ask a policy what it lets pass without a rule, because it does not know it.
+
+    Raises `InputError` where that is a permission which counts by the shipped map. A policy that
+    knows nothing of domains is asked for its rules alone, as no node would take it.
+    """
+    flows = shipped_map("xen").classes
+    for module in stack.modules:
+        if not isinstance(module, FlaskModule):
+            continue
+        policy = module.policy
+        if not lets_unknown_pass(policy) or absent(policy):
+            continue
+        passed = [
+            f"{tclass} {{ {' '.join(names)} }}"
+            for tclass, names in lacking(policy).items()
+            if tclass not in options.exclude_classes
+            and any(flows[tclass][name].weight >= options.min_weight for name in names)
+        ]
+        if passed:
+            message = (
+                "handle_unknown is allow, so these are allowed to everybody, and no rule says so:"
+                f" {', '.join(passed)}; add the classes, or compile it with handle_unknown deny"
+            )
+            raise InputError([Problem(policy.file, 0, message)])
+
+
+def known_graph(stack: Stack, options: Options, check: Check = unbounded) -> Graph:
+    """Make the graph of a policy whose rules say all that it allows, as far as that counts.
+
+    Raises `InputError` as `policy_graph` does, and but for `skip_unknown` as `require_rules` does.
+    """
+    if not options.skip_unknown:
+        require_rules(stack, options)
+    return policy_graph(stack, options, check)
+
+
+def _graph(stack: Stack, asserted: Assertions, limit: Deadline) -> Graph:
     options = Options(
         min_weight=asserted.min_weight,
         exclude_classes=asserted.exclude_classes,
         contexts=asserted.contexts,
     )
     try:
-        return policy_graph(stack, options)
+        return known_graph(stack, options, limit.check)
     except InputError as error:
         raise AnalysisFailed(f"its assertions can't be proven: {error}") from None
 
@@ -220,7 +260,7 @@ def _broken(graph: Graph, claims: Sequence[Claim], deadline: Deadline) -> list[V
     for claim in claims:
         deadline.check()
         try:
-            found = prove(graph, claim)
+            found = prove(graph, claim, check=deadline.check)
         except InputError as error:
             problems += error.problems
             continue

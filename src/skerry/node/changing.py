@@ -19,6 +19,7 @@ from skerry.label import Label
 from skerry.monitor.domain import Domain
 from skerry.monitor.mediate import MAX_TRIES
 from skerry.monitor.monitor import Monitor
+from skerry.node.analyses import analysed
 from skerry.node.assertions import AnalysisFailed
 from skerry.node.coalitions import Coalitions
 from skerry.node.consoles import asked_now, may_read, question
@@ -133,7 +134,7 @@ class Changing:
     ) -> Proven:
         """Make another policy and prove what is asserted under it; a refusal is recorded."""
         try:
-            return await asyncio.to_thread(prove_change, setup, change, after, hook)
+            return await analysed("change", prove_change, setup, change, after, hook)
         except (Refused, AnalysisFailed) as error:
             self.monitor.mediator.failed(hook, error, change=what)
             raise
@@ -201,6 +202,7 @@ class Changing:
             "dry_run": dry_run,
             "assertions": proven.assertions,
             **({"unproven": list(proven.warnings)} if proven.warnings else {}),
+            **({"ended_assertions": list(proven.ended)} if proven.ended else {}),
         }
         async with changing:  # the next change may go on, also where this can't be undone
             if not dry_run:
@@ -244,7 +246,11 @@ class Changing:
             "kept": len(done.kept) - len(apart),
             "sessions_cut": cut,
             "assertions": proven.assertions,
-            "warnings": [*proven.warnings, *(one.message for one in check_fitness(stack))],
+            "warnings": [
+                *proven.warnings,
+                *_ended_words(proven),
+                *(one.message for one in check_fitness(stack)),
+            ],
         }
 
     async def adopt(self, adopting: Adoption) -> None:
@@ -373,6 +379,10 @@ class Changing:
                 session.end(why)
                 cut += 1
         return cut
+
+
+def _ended_words(proven: Proven) -> list[str]:
+    return [f"asserted no more: {text}" for text in proven.ended]
 
 
 def refusal_of(what: str, error: SkerryError) -> Refusal:

@@ -15,8 +15,9 @@ import msgspec
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import members
 from skerry.flow.graph import Graph, packed
-from skerry.flow.policy import Options, policy_graph
+from skerry.flow.policy import Options
 from skerry.flow.search import closure
+from skerry.node.assertions import known_graph
 from skerry.node.flows import SystemFlows
 from skerry.node.setup import carried, load_setup
 from skerry.policy.difference import Change
@@ -31,7 +32,7 @@ def policy_flow_changes(
     if old.name != new.name:
         message = f"flows of the module {new.name} can't be compared with those of {old.name}"
         raise InputError([Problem("policy", 0, message)])
-    return graph_changes(policy_graph(Stack([old]), options), policy_graph(Stack([new]), options))
+    return graph_changes(known_graph(Stack([old]), options), known_graph(Stack([new]), options))
 
 
 def system_flow_changes(path: Path, old: SecurityModule, new: SecurityModule) -> Iterator[Change]:

@@ -137,14 +137,38 @@ class SystemFlows:
         return found
 
     def evidence(self, configured: bool = False) -> list[tuple[int, int]]:
-        """Return the flows as a checker of certificates takes them, each pair asked by itself."""
+        """Return the flows as a checker of certificates takes them: from which set to which.
+
+        What is possible is asked for each pair of labels, of whatever kind has them.
+        """
         place = {name: 1 << number for number, name in enumerate(self.names)}
         if configured:
             ends = [(*one.ends, one.one_way) for one in self.configured() if one.allowed]
             back = [(place[two], place[one]) for one, two, one_way in ends if not one_way]
             return [*((place[one], place[two]) for one, two, _ in ends), *back]
-        pairs = ((one, two) for one in self.names for two in self.names if one != two)
-        return [(place[one], place[two]) for one, two in pairs if self.flows(one, two)]
+        alike: dict[tuple[Label, str, Label | None], list[int]] = {}
+        states: dict[str, list[int]] = {}
+        for number, thing in enumerate(self.things):
+            alike.setdefault((thing.label, thing.kind, thing.console), []).append(number)
+            states.setdefault(thing.name, []).append(number)
+        sets = [(self.things[held[0]], sum(1 << n for n in held)) for held in alike.values()]
+        found = []
+        for (one, senders), held in zip(sets, alike.values(), strict=True):
+            reached = sum(receivers for two, receivers in sets if self._sends(one, two))
+            if self._relabels is None:
+                found.append((senders, reached))
+            for number in held if self._relabels else ():
+                others = states[self.things[number].name]
+                found.append((1 << number, self._onward(number, others, reached)))
+        return found
+
+    def _onward(self, number: int, states: Sequence[int], reached: int) -> int:
+        """Return what a thing reaches; what it is itself under other labels, by a relabel alone."""
+        one = self.things[number]
+        for other in states:
+            becomes = other != number and self._becomes(one, self.things[other])
+            reached = reached & ~(1 << other) | becomes << other
+        return reached
 
     def flows(self, source: str, sink: str) -> bool:
         """Tell whether the policy would let `source` send to `sink` by any channel or use."""

@@ -17,22 +17,24 @@ import msgspec
 
 from skerry.errors import (
     Denied,
-    InputError,
     NotFound,
+    PolicyError,
     Problem,
     StateError,
 )
 from skerry.label import Label
 from skerry.monitor.domain import ALIVE
 from skerry.monitor.revise import EvictionNeeded
-from skerry.node.assertions import violations
+from skerry.node.analyses import analysed
 from skerry.node.changing import Adoption, Refusal
 from skerry.node.descriptors import check_descriptors
 from skerry.node.difference import Difference, Live, differ, is_other_policy, needs_restart
 from skerry.node.node import Node, Report
 from skerry.node.plan import Step
+from skerry.node.proving import require_holding, staying
 from skerry.node.reconcile_plan import Plan, plan_difference
 from skerry.node.setup import Setup, carried, make_setup
+from skerry.policy.asserted import Assertions, assertions_of
 from skerry.policy.signature import Unsigned, require_signed
 from skerry.policy.source import NewSources, Policy, changed
 from skerry.system.model import System
@@ -70,7 +72,7 @@ class Reconciler:
         `Denied`s: then nothing was touched.
         """
         # Nothing is made of a policy, nor does anybody wait, for whom the policy does not let.
-        if _bytes_differ(self.node.setup, files):
+        if await analysed("plan", _policies_differ, self.node.setup, files):
             await self._require(uid, "the policy")
         if dry_run:
             _, _, difference, _ = await self._plan(uid, files, report)
@@ -91,7 +93,7 @@ class Reconciler:
     ) -> tuple[Setup, Setup, Difference, Plan]:
         """Check the files and report the plan; return what it was compared with, too."""
         base = self.node.setup
-        wanted = await asyncio.to_thread(_read, base, files)
+        wanted = await analysed("plan", _read, base, files)
         if uid not in wanted.operators:
             raise StateError(
                 f"the file does not name uid {uid} in [operators], and that is you",
@@ -100,12 +102,16 @@ class Reconciler:
         difference = self.difference(wanted)
         if difference.governed:
             await self._require(uid, difference.governed)
+        await analysed("plan", require_holding, wanted)
         plan = await plan_difference(self.node, uid, wanted, difference)
         difference = msgspec.structs.replace(difference, define=plan.define)
         for step in plan.steps:
             report({"event": "plan", **msgspec.to_builtins(step)})
         if difference.governed:
             await self._require(uid, difference.governed)
+        if plan.kept:
+            defined = staying(wanted, base, plan.unmoved)
+            await analysed("plan", require_holding, defined, plan.kept)
         return base, wanted, difference, plan
 
     async def _require(self, uid: int, what: str) -> None:
@@ -154,6 +160,7 @@ class _Run:
                 relabel = node.relabel_to(self._operator, name, label)
                 if await self._done(f"relabel {name}", relabel):
                     self._report({"event": "relabelled", "domain": name, "label": str(label)})
+            await self._done("what is asserted", self._hold())
             starting = [name for name in difference.start if name not in node.alive()]
             self._refused += await node.raise_up(self._operator, starting, self._report)
         if not difference.nothing:
@@ -240,6 +247,15 @@ class _Run:
             await node.monitor.mediator.permit("policy_load", lambda: parties, {"change": what})
         await node.adopt(self._adoption())
 
+    async def _hold(self) -> None:
+        """Prove what is asserted again if the plan did not foresee which labels are kept."""
+        node, setup = self._node, self._node.setup
+        live = {name: node.monitor.domain(name).label for name in node.alive()}
+        kept = {name: label for name, label in live.items() if label != setup.labels[name]}
+        defined = staying(self._wanted, self._base, self._plan.unmoved).labels
+        if {**setup.labels, **kept} != {**defined, **self._plan.kept}:
+            await analysed("plan", require_holding, setup, kept)
+
     def _adoption(self) -> Adoption:
         return Adoption(self._wanted, self._base, self._merged, self._taken)
 
@@ -247,15 +263,18 @@ class _Run:
         """Return the file's setup under a policy, but for what is not yet so."""
         node, before = self._node, self._base
         wanted = carried(self._wanted, policy)  # another may have come into force meanwhile
-        domains, labels = dict(wanted.system.domains), dict(wanted.labels)
-        for name in node.alive():
-            old = before.system.domains[name]
-            # What runs is what it was started as, also if it was started while we were at work.
-            if name not in domains or needs_restart(old, domains[name]):
-                domains[name], labels[name] = old, before.labels[name]
+        domains = wanted.system.domains
+        # What runs is what it was started as, also if it was started while we were at work.
+        kept = [
+            name
+            for name in node.alive()
+            if name not in domains
+            or name in self._plan.unmoved
+            or needs_restart(before.system.domains[name], domains[name])
+        ]
         channels = tuple(c for c in wanted.system.channels if c not in self._plan.hidden)
-        system = msgspec.structs.replace(wanted.system, domains=domains, channels=channels)
-        return msgspec.structs.replace(wanted, system=system, labels=labels)
+        system = msgspec.structs.replace(wanted.system, channels=channels)
+        return staying(msgspec.structs.replace(wanted, system=system), before, kept)
 
     def _taken(self, before: Setup) -> None:
         """Let the rest of the node follow its new setup; waits for nothing."""
@@ -277,10 +296,28 @@ class _Run:
             self._owner.operators_changed(relabelled)
 
 
-def _bytes_differ(now: Setup, untrusted: SystemFiles) -> bool:
-    """Say whether any policy's bytes are others than those in force; nothing is parsed for it."""
-    ours = sorted(source.content for source in now.policy.sources if source.content)
-    return ours != sorted(policy.content for policy in untrusted.policies)
+def _policies_differ(now: Setup, untrusted: SystemFiles) -> bool:
+    """Say whether any policy's bytes are others than those in force, or what it asserts is.
+
+    No other policy is parsed for it.
+    """
+    sources = [source for source in now.policy.sources if source.content]
+    ours = sorted(source.content for source in sources)
+    if ours != sorted(policy.content for policy in untrusted.policies):
+        return True
+    asserted = {source.content: source.assertions for source in sources}
+    try:
+        return any(
+            _meaning(assertions_of(one.content, one.assertions, one.file))
+            != _meaning(asserted[one.content])
+            for one in untrusted.policies
+        )
+    except PolicyError:  # whoever may change it is told so
+        return True
+
+
+def _meaning(asserted: Assertions | None) -> object:
+    return asserted and asserted.meaning()
 
 
 def _read(now: Setup, untrusted: SystemFiles) -> Setup:
@@ -304,11 +341,7 @@ def _read(now: Setup, untrusted: SystemFiles) -> Setup:
     policy = now.policy
     if is_other_policy(now, wanted):
         policy = changed(now.policy, NewSources(wanted.policy.sources))
-    wanted = msgspec.structs.replace(wanted, policy=policy)
-    broken = violations(wanted)
-    if broken:
-        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
-    return wanted
+    return msgspec.structs.replace(wanted, policy=policy)
 
 
 def _check_key(now: Setup, wanted: Setup, key: KeyFile | None) -> None:

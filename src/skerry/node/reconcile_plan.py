@@ -23,17 +23,19 @@ from skerry.system.model import ChannelSpec
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The steps, and of them what is not tried at all.
+    """The steps, and of them what is not tried or will be refused.
 
     `evicted`: domains that the policy can't keep. `unmoved`: restarts that would end in a refused
-    start, so that the domain is left as it is. `hidden`: channels that the caller may not declare,
-    because he may not see both their domains. `define`: domains whose new definition no allowed
-    step stands for, so that it is asked for as the owner's.
+    start, so that the domain is left as it is. `kept`: domains that so, or because their relabel is
+    refused, keep the label that they have, as the new policy calls it. `hidden`: channels that the
+    caller may not declare, because he may not see both their domains. `define`: domains whose new
+    definition no allowed step stands for, so that it is asked for as the owner's.
     """
 
     steps: tuple[Step, ...]
     evicted: tuple[Fallen, ...]
     unmoved: Mapping[str, Step]
+    kept: Mapping[str, Label]
     hidden: Mapping[ChannelSpec, Step]
     define: tuple[str, ...]
 
@@ -49,6 +51,7 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
     steps = _without_question(difference, fall)
     labels = {domain.name: label for domain, label in fall.labels.items()}
     refused: set[str] = set()
+    kept: dict[str, Label] = {}
     for name, new in difference.relabel.items():
         if name in labels:
             step = await planner.relabel(name, labels[name], new)
@@ -58,6 +61,7 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
                 steps += await _cut_by(planner, name, labels, fall)
             else:
                 refused.add(name)
+                kept[name] = labels[name]
     unmoved: dict[str, Step] = {}
     for name in difference.start:
         step = await planner.start(name, wanted.labels[name], later=False)
@@ -67,7 +71,7 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
                 step = Step("restart", name, why=difference.restart[name])
             old = carry(wanted.stack, node.monitor.domain(name).label, node.setup.stack)
             if not step.allowed and old is not None:
-                unmoved[name] = step
+                unmoved[name], kept[name] = step, old
                 planner.running.append(old)
         steps.append(step)
         if not step.allowed:
@@ -89,7 +93,7 @@ async def plan_difference(node: Node, uid: int, wanted: Setup, difference: Diffe
     evicted = tuple(Fallen(domain.name, why) for domain, why in fall.domains.items())
     unbacked = {*difference.define, *(refused - unmoved.keys())}
     define = tuple(name for name in difference.redefined if name in unbacked)
-    return Plan(tuple(steps), evicted, unmoved, hidden, define)
+    return Plan(tuple(steps), evicted, unmoved, kept, hidden, define)
 
 
 async def _cut_by(

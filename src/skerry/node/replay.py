@@ -16,7 +16,7 @@ import msgspec
 from skerry.audit.record import Record
 from skerry.errors import Denied
 from skerry.label import Label
-from skerry.monitor.mediate import exchanged, explain_for, judge
+from skerry.monitor.mediate import SERVICES, exchanged, explain_for, judge
 from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
 from skerry.xsm.acm.module import SECURITY
@@ -28,6 +28,9 @@ _ROLES = {
     for name, hook in HOOKS.items()
 }
 """The parties of each hook, without which nothing can be asked."""
+
+_SERVICES = {str(label): label for label in SERVICES}
+"""The node's own domains, which start as themselves and count in no wall."""
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -80,7 +83,9 @@ class Replay:
     def _label(self, hook: str, role: str, text: str) -> Label:
         if text == SECURITY and role == SECURITY:
             return Label(tuple(sorted((name, SECURITY) for name in self._stack.names)))
-        resource = role == "sink" and hook.startswith("resource_")
+        if text in _SERVICES:  # where the node's own domains start, as themselves
+            return _SERVICES[text]
+        resource = role == "console" or (role == "sink" and hook.startswith("resource_"))
         return self._stack.label(text, "resource" if resource else "domain")
 
     def _beside(self, labels: Mapping[str, Label]) -> tuple[Label, ...]:
@@ -93,7 +98,8 @@ class Replay:
     async def _happened(self, record: Record, hook: str, parties: Mapping[str, str]) -> None:
         """Let an operation count that was allowed then, as far as the policy knows its labels."""
         name = record.fields.get("domain")
-        if HOOKS[hook].admission == "start" and isinstance(name, str):
+        starts = HOOKS[hook].admission == "start" and parties["domain"] not in _SERVICES
+        if starts and isinstance(name, str):
             self._running[name] = None
             with contextlib.suppress(Denied):
                 self._running[name] = self._stack.label(
@@ -101,7 +107,7 @@ class Replay:
                 )
         with contextlib.suppress(Denied):
             labels = {role: self._label(hook, role, text) for role, text in parties.items()}
-            if HOOKS[hook].admission == "start":
+            if starts:
                 await self._manager.touch(labels["domain"], labels.get("new", labels["domain"]))
             for other in exchanged(hook, labels):
                 await self._manager.touch(labels["source"], other)

@@ -73,6 +73,11 @@ class Assertions(msgspec.Struct, frozen=True):
             (one.never, one.except_) in known for one in self.written
         )
 
+    def names(self) -> frozenset[str]:
+        """Return every name that is used, as far as commas set them apart."""
+        sides = (text for one in self.written for text in (*one.never.split("->"), *one.except_))
+        return frozenset(name.strip() for side in sides for name in side.split(","))
+
     def _of(self) -> tuple[object, ...]:
         return self.min_weight, self.exclude_classes, self.contexts
 
@@ -124,7 +129,10 @@ def write_assertions(asserted: Assertions) -> str:
 
 def _may_hold(content: bytes) -> bool:
     """Tell whether a policy's content is TOML, and might have assertions in it."""
-    return b"\0" not in content and not content.lstrip().startswith(b"<") and b"assert" in content
+    text = content.removeprefix(BYTE_ORDER_MARK).lstrip()
+    # Nothing but an escape writes the key in other letters than its own.
+    named = b"assert" in content or b"\\" in content
+    return named and b"\0" not in content and not text.startswith(b"<")
 
 
 def _parse(untrusted: bytes, file: str, *, inside: bool) -> Assertions | None:

@@ -3,13 +3,14 @@
 The rules this module keeps: two policies are compared by names, never by numbers, which a compiler
 hands out anew each time; and the answer is exact for what is compared: the access vectors that
 the rules in force give every pair of types, booleans as the files set them, all attributes
-expanded. What decides beside them (constraints, roles, bounds) is compared as it is written.
+expanded. What decides beside them is compared as statements; of a constraint's sets every member
+counts that both policies have, however the set is written.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -20,7 +21,7 @@ from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
 from skerry.xsm.classes import SHARE
 from skerry.xsm.flask.constraint import infix
 from skerry.xsm.flask.context import Contexts
-from skerry.xsm.flask.model import values
+from skerry.xsm.flask.model import Constraint, PolicyType, Role, User, values
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule, Standing
 
@@ -153,6 +154,7 @@ def _flask(old: FlaskModule, new: FlaskModule) -> Iterator[Change]:
         yield Change(
             gain.effect, "allow", gain.sources, gain.targets, gain.tclass, gain.permissions
         )
+    yield from _constraint_changes(one, two)
     for kind in _WRITTEN:
         yield from _named(kind, one.written(kind), two.written(kind))
 
@@ -172,14 +174,62 @@ class _Side:
         """Return the statements of a kind as text."""
         return set(_WRITTEN[kind](self))
 
+    def named(self, kind: str) -> Mapping[int, _Named]:
+        """Return what a set of a constraint is made of: `u` users, `r` roles, `t` types."""
+        if kind == "t":
+            return {v: held for v, held in self.policy.types.items() if not held.attribute}
+        return self.policy.users if kind == "u" else self.policy.roles
 
-def _constraints(side: _Side) -> Iterator[str]:
-    for tclass in side.policy.classes.values():
-        for entry in tclass.constraints:
-            names = " ".join(tclass.names(entry.permissions))
-            yield f"constrain {tclass.name} {{ {names} }} ({infix(entry, side.policy)});"
-        for entry in tclass.validatetrans:
-            yield f"validatetrans {tclass.name} ({infix(entry, side.policy)});"
+
+_Named = User | Role | PolicyType
+_Terms = tuple[tuple[str, str, str, str, tuple[str, ...]], ...]
+
+
+class _Constraints:
+    """A policy's constraints, by what they ask of what both policies have."""
+
+    def __init__(self, side: _Side, other: _Side) -> None:
+        self._policy = side.policy
+        self._both: dict[str, dict[int, str]] = {}
+        for kind in "urt":
+            has = {one.name for one in other.named(kind).values()}
+            held = side.named(kind).items()
+            self._both[kind] = {value: one.name for value, one in held if one.name in has}
+        self._known: dict[tuple[str, int], tuple[str, ...]] = {}
+        self.texts: dict[tuple[str, _Terms], str] = {}
+        for tclass in side.policy.classes.values():
+            for entry in tclass.constraints:
+                names = " ".join(tclass.names(entry.permissions))
+                self._add(f"constrain {tclass.name} {{ {names} }}", entry)
+            for entry in tclass.validatetrans:
+                self._add(f"validatetrans {tclass.name}", entry)
+
+    def _add(self, head: str, entry: Constraint) -> None:
+        terms = tuple(
+            (t.kind, t.left, t.operator, t.right, self._set(t.left[:1], t.values))
+            for t in entry.terms
+        )
+        self.texts[head, terms] = f"{head} ({infix(entry, self._policy)});"
+
+    def _set(self, kind: str, held: int) -> tuple[str, ...]:
+        """Return the names of a set, sorted, without those that the other policy lacks."""
+        if (kind, held) not in self._known:
+            found = (self._both[kind].get(value, "") for value in values(held)) if held else ()
+            self._known[kind, held] = tuple(sorted(filter(None, found)))
+        return self._known[kind, held]
+
+
+def _constraint_changes(old: _Side, new: _Side) -> Iterator[Change]:
+    before, after = _Constraints(old, new).texts, _Constraints(new, old).texts
+    gone, come = before.keys() - after.keys(), after.keys() - before.keys()
+    alike = {before[key] for key in gone} & {after[key] for key in come}
+    for effect, keys, texts in (("removed", gone, before), ("added", come, after)):
+        for key in sorted(keys, key=lambda key: (texts[key], key)):
+            text = texts[key]
+            if text in alike:  # they differ in what a set holds
+                sets = (f"{t[1]} {t[2]} {{ {' '.join(t[4])} }}" for t in key[1] if t[4])
+                text = f"{text} where {', '.join(sets)}"
+            yield Change(effect, "constraint", text=text)
 
 
 def _role_allows(side: _Side) -> Iterator[str]:
@@ -266,9 +316,58 @@ def _unknown(side: _Side) -> Iterator[str]:
     yield f"handle_unknown {side.policy.handle_unknown}"
 
 
+def _permissions(side: _Side) -> Iterator[str]:
+    for tclass in side.policy.classes.values():
+        for name in filter(None, tclass.permissions):
+            yield f"class {tclass.name} {{ {name} }}"
+
+
+def _aliases(side: _Side) -> Iterator[str]:
+    policy = side.policy
+    for word, held in (
+        ("typealias", policy.types),
+        ("sensitivity", policy.sensitivities),
+        ("category", policy.categories),
+    ):
+        for one in held.values():
+            for alias in one.aliases:
+                yield f"{word} {one.name} alias {alias};"
+
+
+def _levels(side: _Side) -> Iterator[str]:
+    """Yield the order of the sensitivities and the categories, and which may go together."""
+    policy = side.policy
+    if policy.mls:
+        ranks = [level for _, level in sorted(policy.sensitivities.items())]
+        yield f"dominance {{ {' '.join(level.name for level in ranks)} }}"
+        held = [category.name for _, category in sorted(policy.categories.items())]
+        yield f"categories {{ {' '.join(held)} }}"
+        for level in ranks:
+            yield f"level {side.contexts.level_text(level.level)};"
+
+
+def _defaults(side: _Side) -> Iterator[str]:
+    for tclass in side.policy.classes.values():
+        for what in ("user", "role", "type", "range"):
+            if value := getattr(tclass, f"default_{what}"):
+                yield f"default_{what} {tclass.name} {value};"
+
+
+def _dominance(side: _Side) -> Iterator[str]:
+    roles = side.policy.roles
+    for role in roles.values():
+        for value in values(role.dominates):
+            if value != role.value and value in roles:
+                yield f"dominance {{ role {role.name} {{ role {roles[value].name}; }} }}"
+
+
 _TYPE_RULES = {0x10: "type_transition", 0x20: "type_member", 0x40: "type_change"}
 _WRITTEN = {
-    "constraint": _constraints,
+    "permission": _permissions,
+    "alias": _aliases,
+    "level": _levels,
+    "default": _defaults,
+    "dominance": _dominance,
     "type rule": _transitions,
     "type rule by name": _named_transitions,
     "typebounds": _bounds,

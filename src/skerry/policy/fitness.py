@@ -69,13 +69,18 @@ def check_fitness(stack: Stack) -> list[Problem]:
     return warnings
 
 
-def _check(policy: FlaskPolicy) -> None:
+def absent(policy: FlaskPolicy) -> list[str]:
+    """Return the deciding classes of which the policy has nothing; any of them makes it unfit."""
     # A class of that name which has nothing of what is asked is another one.
     known, missing = needed(), lacking(policy)
-    absent = [name for name in DECIDING if len(missing.get(name, ())) == len(known[name])]
-    if absent:
+    return [name for name in DECIDING if len(missing.get(name, ())) == len(known[name])]
+
+
+def _check(policy: FlaskPolicy) -> None:
+    missing, nothing_of = lacking(policy), absent(policy)
+    if nothing_of:
         message = (
-            f"a policy for {policy.flavour} without {', '.join(absent)}: the classes by which"
+            f"a policy for {policy.flavour} without {', '.join(nothing_of)}: the classes by which"
             " domains and channels are decided; use one written for Xen's classes"
         )
         raise PolicyError([Problem(policy.file, 0, message)])

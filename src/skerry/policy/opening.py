@@ -6,11 +6,13 @@ flow is taken to do so. Who may start a domain is no flow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from skerry.errors import InputError
 from skerry.policy.difference import Change, differences
 from skerry.xsm.acm.module import AcmModule
+from skerry.xsm.flask.model import values
+from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
 from skerry.xsm.stack import Stack
 
@@ -23,6 +25,7 @@ _REMOVED = frozenset(
         "user roles",
         "role allow",
         "permissive",
+        "alias",
     }
 )
 """Statements without which less is allowed."""
@@ -37,6 +40,38 @@ def opens_nothing(old: Stack, new: Stack, check: Callable[[], None] = lambda: No
         return False
     pairs = zip(old.modules, new.modules, strict=True)
     return all(one.digest == two.digest or _no_wider(one, two, check) for one, two in pairs)
+
+
+def same_groups(old: SecurityModule, new: SecurityModule, names: Collection[str]) -> bool:
+    """Tell whether the attributes and `type:T` among some names still stand for the same.
+
+    What only one of the two policies has does not count.
+    """
+    one, two = _groups(old), _groups(new)
+    both = _kinds(old) & _kinds(new)
+    nothing: frozenset[str] = frozenset()
+    return all(one.get(n, nothing) & both == two.get(n, nothing) & both for n in names)
+
+
+def _kinds(module: SecurityModule) -> frozenset[str]:
+    if isinstance(module, FlaskModule):
+        return frozenset(k.name for k in module.policy.types.values() if not k.attribute)
+    return frozenset(module.labels())
+
+
+def _groups(module: SecurityModule) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    if isinstance(module, FlaskModule):
+        policy = module.policy
+        for kind in policy.types.values():
+            if not kind.attribute:
+                for value in values(policy.attributes[kind.value]):
+                    found.setdefault(policy.type_name(value), set()).add(kind.name)
+    elif isinstance(module, AcmModule):
+        for label in module.policy.labels:
+            for text in label.ste:
+                found.setdefault(f"type:{text}", set()).add(label.name)
+    return {name: frozenset(held) for name, held in found.items()}
 
 
 def _no_wider(old: SecurityModule, new: SecurityModule, check: Callable[[], None]) -> bool:

@@ -1,7 +1,8 @@
 """What a policy in force is made from, so that it can be made again: after a restart, elsewhere.
 
 The rule this module keeps: the same sources make the same stack, to the digest; a change of policy
-is data, and is applied to what is in force in one place.
+is data, and is applied to what is in force in one place. Assertions that stay in force are about
+the same labels as before, or the change is refused.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import msgspec
 
-from skerry.errors import PolicyError, Problem
-from skerry.policy.asserted import Assertions, assertions_of, read_assertions
+from skerry.errors import PolicyError, Problem, UnknownLabel
+from skerry.policy.asserted import SUFFIX, Assertions, assertions_of, read_assertions
 from skerry.policy.load import DUMMY, module_info, parse_policy, policy_bytes
 from skerry.policy.update import check_update, with_booleans, with_policy
+from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.dummy import DummyModule
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
 from skerry.xsm.stack import Stack
+
+_SHOWN = 8
+"""Most names that a message lists."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -142,7 +147,7 @@ def changed(policy: Policy, change: Change) -> Policy:
         stack = with_policy(policy.stack, change.content, change.file)
     return Policy(
         tuple(
-            source if new is old else _source(source, change)
+            source if new is old else _source(source, change, old, new)
             for source, old, new in zip(
                 policy.sources, policy.stack.modules, stack.modules, strict=True
             )
@@ -188,9 +193,44 @@ def _module(source: Source) -> SecurityModule:
     return module
 
 
-def _source(source: Source, change: NewPolicy | NewBooleans) -> Source:
+def _source(
+    source: Source, change: NewPolicy | NewBooleans, old: SecurityModule, new: SecurityModule
+) -> Source:
     if isinstance(change, NewPolicy):
         own = assertions_of(change.content, change.assertions, change.file)
         kept = source.assertions if own is None else own
+        if own is None and kept and kept.written and old.digest != new.digest:
+            _require_names(old, new, change.file)
         return Source(change.file, change.content, assertions=kept)
     return msgspec.structs.replace(source, booleans={**source.booleans, **change.values})
+
+
+def _require_names(old: SecurityModule, new: SecurityModule, file: str) -> None:
+    """Raise `PolicyError` where names of the old policy mean something else in the new one."""
+    if renamed := _renamed(old, new):
+        shown = ", ".join(f"{name} ({what})" for name, what in sorted(renamed.items())[:_SHOWN])
+        message = f"it keeps the assertions in force, but not the names that they use: {shown}"
+        fix = f"write what it asserts in {file}{SUFFIX}; assert = [] asserts nothing"
+        raise PolicyError([Problem(file, 0, f"{message}; {fix}")])
+
+
+def _renamed(old: SecurityModule, new: SecurityModule) -> dict[str, str]:
+    """Return the labels, or types, whose names another has now or only an alias is."""
+    found: dict[str, str] = {}
+    if isinstance(old, FlaskModule) and isinstance(new, FlaskModule):
+        had = {kind.name for kind in old.policy.types.values()}
+        for kind in new.policy.types.values():
+            aliases = had.intersection(kind.aliases)
+            found |= dict.fromkeys(aliases, f"now an alias of {kind.name}")
+    elif isinstance(old, AcmModule) and isinstance(new, AcmModule):
+        has = set(new.labels())
+        for name in old.labels():
+            try:
+                carried = new.carry(name)
+            except UnknownLabel:
+                if name in has:
+                    found[name] = "now another label"
+                continue
+            if carried != name:
+                found[name] = f"renamed to {carried}"
+    return found

@@ -71,7 +71,11 @@ def test_a_policy_in_force_passes_its_assertions_on(tmp_path: Path) -> None:
         shown = cast(dict[str, Any], await host.handle(wire.PolicyShow(), Client("op")))
         assert shown["modules"][0]["assertions"] == ["never red -> blue except op"]
         assert (await load(host, APART))["assertions"] == 1
-        assert (await load(host, WIDER, "assert = []"))["assertions"] == 0
+        ended = await load(host, WIDER, "assert = []")
+        assert ended["assertions"] == 0
+        assert "asserted no more: never red -> blue except op" in ended["warnings"]
+        said = [fields.get("ended_assertions") for _, fields in host.audit.records]
+        assert ["never red -> blue except op"] in said
 
     play(tmp_path, scene, APART)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from skerry.flow.bits import picked
 from skerry.flow.graph import Graph
 from skerry.flow.permission_map import PermissionMap
 from skerry.policy.load import load_policy
@@ -71,6 +72,17 @@ def pairs(graph: Graph) -> set[tuple[str, str]]:
     """Return every flow of a graph as a pair of names."""
     rows = zip(graph.names, graph.rows, strict=True)
     return {(name, sink) for name, row in rows for sink in graph.named(row)}
+
+
+def handed_pairs(names: Sequence[str], handed: Iterable[tuple[int, int]]) -> set[tuple[str, str]]:
+    """Return each pair of labels of some sets that a checker is handed, but for one label's own."""
+    return {
+        (one, two)
+        for senders, receivers in handed
+        for one in picked(names, senders)
+        for two in picked(names, receivers)
+        if one != two
+    }
 
 
 def by_reading(

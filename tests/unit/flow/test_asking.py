@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from skerry.errors import Denied
 from skerry.label import Label
 from skerry.node.asking import Asker, PlainAsker
+from skerry.node.assertions import AnalysisFailed
 from skerry.node.flows import SystemFlows
+from skerry.node.proving import prove_change
 from skerry.node.setup import Setup, load_setup
+from skerry.policy.source import NewPolicy
+from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.stack import Stack
 from tests.support import policies
 from tests.support.policies import compile_conf
+from tests.support.simulated import POLICY, write_system
 from tests.unit.flow.sample import compiled, loaded, pairs
 
 CONF = (
@@ -165,15 +171,52 @@ def _label(text: str, bank: str) -> Label:
     return Label((("acm", bank), *parts) if bank else parts)
 
 
-def test_a_module_that_fails_allows_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "asked"),
+    [
+        (FlaskModule, "allows"),
+        (FlaskModule, "transition"),
+        (AcmModule, "decide"),
+        (AcmModule, "admit"),
+        (AcmModule, "admit_bind"),
+    ],
+)
+@pytest.mark.parametrize("plainly", [False, True])
+def test_a_module_that_fails_proves_nothing(
+    module: type, asked: str, plainly: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A defect in a module is a no in the graph, as it is to the monitor; the control has flows."""
-    setup = system(tmp_path, READS)
-    assert SystemFlows(setup, operators=True).graph().edges()
+    """The monitor would refuse what it asks then, and may allow it when it asks again: so there is
+    no graph at all. The control has flows."""
+    if module is FlaskModule:
+        setup = system(tmp_path, READS)
+    else:
+        setup = load_setup(Path(write_system(tmp_path)))
+    assert SystemFlows(setup, operators=True, plainly=plainly).evidence()
 
     def fail(*_: object) -> bool:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(FlaskModule, "allows", fail)
-    assert SystemFlows(setup, operators=True).graph().edges() == 0
+    monkeypatch.setattr(module, asked, fail)
+    if (asked, plainly) == ("allows", True):
+        monkeypatch.setattr(module, "decide", fail)
+    with pytest.raises(Denied, match="failed: RuntimeError: boom") as caught:
+        SystemFlows(setup, operators=True, plainly=plainly).evidence()
+    assert caught.value.code == "MODULE-FAILED"
+    with pytest.raises(Denied, match="failed: RuntimeError: boom"):
+        SystemFlows(setup, operators=True, plainly=plainly).graph()
+
+
+def test_assertions_are_not_proven_by_a_module_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change is refused. The control: while the module answers they hold."""
+    setup = load_setup(Path(write_system(tmp_path)))
+    change = NewPolicy("p", POLICY.replace('"1.0"', '"1.1"').encode())
+    assert prove_change(setup, change, setup, "policy_load").assertions
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(AcmModule, "decide", fail)
+    with pytest.raises(AnalysisFailed, match="boom"):
+        prove_change(setup, change, setup, "policy_load")

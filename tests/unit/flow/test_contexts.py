@@ -207,13 +207,17 @@ def test_more_contexts_than_can_be_asked_are_refused(
         context_graph(module, ALL)
 
 
-def test_only_a_flask_policy_has_contexts() -> None:
-    """Of another it is an error; and contexts need booleans as they are."""
+def test_only_a_flask_policy_has_contexts_weights_and_classes() -> None:
+    """Of another they are an error, and not passed over; and contexts need booleans as they are."""
     from skerry.policy.load import load_policy
 
     banks = load_policy(Path(__file__).parents[3] / "examples/two-banks/policy.xml")
     with pytest.raises(InputError, match="only a FLASK policy has contexts"):
         policy_graph(Stack([banks]), Options(contexts=ALL))
+    with pytest.raises(InputError, match="only a FLASK policy has permissions with weights"):
+        policy_graph(Stack([banks]), Options(min_weight=2))
+    with pytest.raises(InputError, match="only a FLASK policy has classes"):
+        policy_graph(Stack([banks]), Options(exclude_classes=("argo",)))
     with pytest.raises(InputError, match="booleans as they are"):
         policy_graph(Stack([load_policy(policies.xen())]), Options(contexts=ALL, any_booleans=True))
 

@@ -18,7 +18,7 @@ from skerry.node.setup import Setup, load_setup
 from skerry.xsm.hooks import HOOKS, expand
 from tests.support import policies
 from tests.support.simulated import write_system
-from tests.unit.flow.sample import pairs
+from tests.unit.flow.sample import handed_pairs, pairs
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 CLAIM = parse_claim("clerk -/-> broker except red,blue")
@@ -97,9 +97,7 @@ def test_the_evidence_is_the_graph(name: str, relabels: bool, operators: bool) -
         SystemFlows(setup, relabels=relabels, operators=operators, plainly=plainly)
         for plainly in (False, True)
     )
-    place = {1 << number: label for number, label in enumerate(flows.names)}
-    handed = {(place[one], place[two]) for one, two in plain.evidence()}
-    assert handed == pairs(flows.graph())
+    assert handed_pairs(plain.names, plain.evidence()) == pairs(flows.graph())
 
 
 def test_a_policy_with_too_many_labels_is_refused_and_not_tried_in_part(tmp_path: Path) -> None:

@@ -252,6 +252,34 @@ def test_a_name_with_commas_is_put_together_again() -> None:
     assert proof.holds
 
 
+@pytest.mark.parametrize(
+    ("added", "text", "words"),
+    [
+        ("a,c", "a,c", "can be read as 'a' and 'c' or as 'a,c'"),
+        ("a,c", "d,a,c,g", "can be read as 'd' and 'a' and 'c' and 'g'"),
+        ("d,[ac]", "d,[ac]", "can be read as"),
+        ("[ac]", "[ac]", "is a label, and stands for others as well"),
+        ("*", "*", "is a label, and stands for others as well"),
+        ("ends", "ends", "is a label, and stands for others as well"),
+    ],
+)
+def test_a_label_does_not_take_the_place_of_others(added: str, text: str, words: str) -> None:
+    """A name with a comma or a `*` that is added makes the claim an error, and not another claim.
+    The controls: without that label it is read, and where only one reading is one it is that."""
+    edges = [("a", "b"), ("c", "b"), ("d", "b"), ("g", "b"), ("x,y", "b"), ("z[1]", "b")]
+    plain = Graph.from_edges(edges)
+    groups = {"ends": plain.bits("ag")}
+    before = Graph(plain.names, plain.rows, groups=groups)
+    if text != "*":
+        assert prove(before, parse_claim(f"b -/-> {text}")).holds
+    assert prove(before, parse_claim("b -/-> z[1],x,y")).sinks == ("x,y", "z[1]")
+    more = Graph.from_edges(edges, [added])
+    after = Graph(more.names, more.rows, groups={"ends": more.bits("ag")})
+    with pytest.raises(InputError) as caught:
+        prove(after, parse_claim(f"b -/-> {text}"))
+    assert words in str(caught.value)
+
+
 def test_a_file_of_claims_names_every_bad_line() -> None:
     """All problems are found at once, each with its line; comments and blanks are none."""
     good = parse_claims("# all\n\n a -/-> b except g\nc -/-> d\n", "claims")

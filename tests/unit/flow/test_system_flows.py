@@ -22,7 +22,7 @@ from skerry.policy.difference import Change
 from skerry.policy.load import load_policy
 from skerry.xsm.stack import Stack
 from tests.support.simulated import POLICY, SYSTEM, write_system
-from tests.unit.flow.sample import pairs
+from tests.unit.flow.sample import handed_pairs, pairs
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -70,9 +70,22 @@ def test_the_evidence_of_a_system_is_its_graph(name: str) -> None:
     flows, plain = SystemFlows(setup), SystemFlows(setup, plainly=True)
     for extent in ("possible", "configured"):
         graph = flows.graph("possible" if extent == "possible" else "configured")
-        place = {1 << number: label for number, label in enumerate(flows.names)}
         handed = plain.evidence(extent == "configured")
-        assert {(place[one], place[two]) for one, two in handed} == pairs(graph)
+        assert handed_pairs(flows.names, handed) == pairs(graph)
+
+
+def test_domains_of_a_label_that_is_there_cost_the_checker_nothing(tmp_path: Path) -> None:
+    """It is handed as many sets, with more in them: 60 clerks for one."""
+    path = Path(write_system(tmp_path))
+    few = SystemFlows(load_setup(path), plainly=True)
+    clerks = "".join(
+        f'[domains.more{n}]\nlabel = "clerk"\nmachine = "simulator"\n' for n in range(60)
+    )
+    path.write_text(f"{path.read_text()}\n{clerks}")
+    many = SystemFlows(load_setup(path), plainly=True)
+    assert len(many.names) == len(few.names) + 60
+    assert len(many.evidence()) == len(few.evidence())
+    assert handed_pairs(many.names, many.evidence()) == pairs(many.graph())
 
 
 def test_a_configured_flow_names_its_channel() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from skerry.errors import Denied, InputError, PolicyError
@@ -70,6 +71,16 @@ def test_a_policy_that_comes_without_assertions_must_hold_those_in_force(setup: 
     with pytest.raises(Refused, match="clerk -> broker"):
         load(setup, WIDER)
     assert load(setup, NARROWER).assertions == 1
+
+
+def test_it_is_said_which_assertions_a_policy_ends(setup: Setup) -> None:
+    """Others, none on purpose, or the same of other flows. The controls keep it."""
+    was = ("never clerk -> broker except red, system",)
+    other = '[[assert]]\nnever = "broker -> clerk"\nexcept = ["blue", "system"]\n'
+    assert load(setup, NARROWER, "assert = []").ended == was
+    assert load(setup, NARROWER, other).ended == was
+    assert load(setup, NARROWER).ended == ()
+    assert load(setup, NARROWER, other + ASSERTED).ended == ()
 
 
 def test_the_systems_own_assertions_are_proven_beside_the_policys(tmp_path: Path) -> None:
@@ -266,3 +277,60 @@ def test_an_input_error_of_booleans_stays_one(setup: Setup) -> None:
     change: Change = NewBooleans({"x": True})
     with pytest.raises(InputError, match="only a FLASK policy has booleans"):
         prove_change(setup, change, setup, "policy_setbool")
+
+
+@pytest.mark.parametrize(
+    ("never", "label"), [("clerk,red -> blue", "clerk,red"), ("re* -> x", "re*")]
+)
+def test_a_label_that_is_added_takes_over_no_assertion_in_force(
+    never: str, label: str, tmp_path: Path
+) -> None:
+    """The assertion would be of that label alone. The control adds another."""
+    policy = POLICY + "[labels.x]\nste = []\n"
+    asserted = f'[[assert]]\nnever = "{never}"\nexcept = ["broker", "system"]\n'
+    path = Path(write_system(tmp_path, PLAIN_SYSTEM, policy + asserted))
+    setup = load_setup(path)
+    with pytest.raises(PolicyError, match=r"can be read as|stands for others"):
+        load(setup, f'{policy}[labels."{label}"]\nste = []\n')
+    assert load(setup, f"{policy}[labels.other]\nste = []\n").assertions == 1
+
+
+GROUPED = (
+    policies.XEN_CLASSES + "attribute side; attribute gate;\n"
+    "type a_t; type b_t, side; type c_t, gate; type d_t;\n"
+    "role r; role r types { a_t b_t c_t d_t };\n"
+    "allow a_t { c_t d_t }:grant { map_write }; allow c_t b_t:grant { map_write };\n"
+    "user u roles r;\nsid kernel u:r:a_t\nsid security u:r:a_t\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (("type d_t;", "type d_t, side;"), False),
+        (("type c_t, gate;", "type c_t;"), False),
+        (("{ c_t d_t }", "d_t"), True),
+    ],
+)
+def test_an_assertion_of_an_attribute_that_means_other_types_is_proven_anew(
+    change: tuple[str, str], same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No rule gives anything, but another type is asserted of, or one is trusted no more. The
+    control: rules that go."""
+    contents = [
+        compile_conf(text, tmp_path / str(number), "selinux", 33).read_bytes()
+        for number, text in enumerate((GROUPED, GROUPED.replace(*change)))
+    ]
+    written = assertions_of(b"", b'[[assert]]\nnever = "a_t -> side"\nexcept = ["gate"]\n', "p")
+    policy = make_policy([Source("p", contents[0], assertions=written)])
+    assert policy_violations(policy) == []
+    path = Path(write_system(tmp_path, PLAIN_SYSTEM, POLICY))
+    setup = msgspec.structs.replace(load_setup(path), policy=policy)
+    new = NewPolicy("n", contents[1])
+    assert opens_nothing(policy.stack, changed(policy, new).stack)
+    monkeypatch.setattr(proving, "violations", fail)
+    if same:
+        assert prove_change(setup, new, setup, "policy_load").warnings
+    else:
+        with pytest.raises(AnalysisFailed):
+            prove_change(setup, new, setup, "policy_load")

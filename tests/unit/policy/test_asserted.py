@@ -117,6 +117,19 @@ def test_what_is_no_assertion_is_an_error_with_its_line(text: str, line: int, wo
     assert words in problem.message
 
 
+def test_a_key_is_read_however_it_is_written() -> None:
+    """TOML has escapes, also in the names of tables, so the letters of `assert` may be missing."""
+    for key in ('"\\u0061ssert"', '"\\U00000061\\u0073\\u0073ert"', "'assert'", "assert"):
+        text = POLICY + ONE.replace("[[assert]]", f"[[{key}]]")
+        found = assertions_of(text.encode(), b"", "p.toml")
+        assert texts(found) == ["never clerk -> blue except red"]
+        wrong = text.replace("clerk -> blue", "clerk")
+        with pytest.raises(PolicyError, match="never must be"):
+            assertions_of(wrong.encode(), b"", "p.toml")
+    assert assertions_of(POLICY.encode() + b'# "\\u0061"\n', b"", "p.toml") is None
+    assert assertions_of(b"\xef\xbb\xbf<xml a='\\assert'/>", b"", "p.xml") is None
+
+
 def test_every_problem_is_found_at_once() -> None:
     """In the file's order."""
     text = '[[assert]]\nnever = "a"\n[[assert]]\nnever = "b"\nx = 1\n'
@@ -193,3 +206,72 @@ def test_a_policy_without_assertions_keeps_those_in_force(tmp_path: Path) -> Non
     assert texts(ended.sources[0].assertions) == []
     with pytest.raises(PolicyError, match="missing key"):
         changed(policy, NewPolicy("n", version, assertions=b"[[assert]]"))
+
+
+RENAMES = """
+[policy]
+name = "m"
+version = "1.0"
+bootstrap = "sys"
+[simple-type-enforcement]
+types = ["s", "a", "p"]
+[labels.sys]
+ste = ["s"]
+[labels.bank-a]
+ste = ["a"]
+[labels.public]
+ste = ["p"]
+"""
+UPDATE = RENAMES.replace(
+    'version = "1.0"', 'version = "2.0"\nfrom = { name = "m", version = "1.0" }'
+)
+WIDER = '[labels.bank-x]\nfrom = "bank-a"\nste = ["a", "p"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (UPDATE.replace('ste = ["a"]', 'ste = ["s"]') + WIDER, r"bank-a \(renamed to bank-x\)"),
+        (
+            UPDATE.replace("[labels.bank-a]\n", '[labels.bank-a]\nfrom = "public"\n'),
+            r"bank-a \(now another label\)",
+        ),
+        (RENAMES.replace('[labels.bank-a]\nste = ["a"]\n', "") + WIDER, r"bank-a \(renamed"),
+    ],
+)
+def test_a_rename_does_not_empty_assertions_that_stay_in_force(text: str, words: str) -> None:
+    """They are written anew under the new names, or ended on purpose. The controls: an update that
+    renames nothing keeps them, one of a policy without any may rename, and so may one with its own.
+    """
+    never = '[[assert]]\nnever = "bank-a -> public"\n'
+    written = assertions_of(b"", never.encode(), "p")
+    policy = make_policy([Source("p", RENAMES.encode(), assertions=written)])
+    with pytest.raises(PolicyError, match=words) as caught:
+        changed(policy, NewPolicy("n", text.encode()))
+    assert "n.assert" in str(caught.value)
+    kept = changed(policy, NewPolicy("n", UPDATE.encode()))
+    assert kept.sources[0].assertions == written
+    changed(policy, NewPolicy("n", RENAMES.encode()))
+    own = b"assert = []"
+    assert changed(policy, NewPolicy("n", text.encode(), assertions=own)).sources[0].assertions
+    changed(make_policy([Source("p", RENAMES.encode())]), NewPolicy("n", text.encode()))
+
+
+def test_a_type_that_becomes_an_alias_does_not_empty_them_either(tmp_path: Path) -> None:
+    """A pattern would not find it under its other name. The control keeps the name."""
+    text = policies.XEN_CLASSES + (
+        "type bank_t; type other_t; role r; role r types { bank_t other_t };\n"
+        "allow bank_t bank_t:domain { create transition };\n"
+        "user u roles r;\nsid kernel u:r:bank_t\nsid security u:r:bank_t\n"
+    )
+
+    def made(text: str, name: str) -> bytes:
+        return policies.compile_conf(text, tmp_path / name, "selinux", 33).read_bytes()
+
+    written = assertions_of(b"", b'[[assert]]\nnever = "bank_t -> other_t"\n', "p")
+    policy = make_policy([Source("p", made(text, "p"), assertions=written)])
+    renamed = text.replace("type bank_t;", "type x_t alias bank_t;")
+    with pytest.raises(PolicyError, match=r"bank_t \(now an alias of x_t\)"):
+        changed(policy, NewPolicy("n", made(renamed, "renamed")))
+    kept = made(text.replace("type bank_t;", "type bank_t alias x_t;"), "kept")
+    assert changed(policy, NewPolicy("n", kept)).sources[0].assertions == written

@@ -58,6 +58,11 @@ class AcmModule:
         self._domains = {label.name: _vm_side(label) for label in policy.labels}
         self._resources = {label.name: _resource_side(label) for label in policy.resources}
         self._wall = Wall(policy)
+        renamed = [label for label in policy.labels if label.from_ not in ("", label.name)]
+        self._taken = {label.name for label in renamed}
+        self._renamed: dict[str, list[str]] = {}
+        for label in renamed:
+            self._renamed.setdefault(label.from_, []).append(label.name)
 
     @property
     def name(self) -> str:
@@ -96,12 +101,10 @@ class AcmModule:
         """Return the label, or the one that was renamed from it (`from`, as in sHype)."""
         if text.startswith(RESOURCE_PREFIX):
             return self.check_label(text, "resource")
-        labels = self._policy.labels
-        renamed = [label.name for label in labels if label.from_ == text != label.name]
+        renamed = self._renamed.get(text, [])
         # In an update, a name may have gone to another label: then it is not this one's any more.
         update = self._policy.from_policy is not None
-        taken = any(label.name == text and label.from_ not in ("", text) for label in labels)
-        if text in self._domains and not (update and (renamed or taken)):
+        if text in self._domains and not (update and (renamed or text in self._taken)):
             return text
         if len(renamed) != 1:
             raise UnknownLabel(self._unknown(text, "domains"))

@@ -80,7 +80,11 @@ class SecurityServer:
         self.flavour = flavour or policy.flavour
         self.booleans = {value: item.state for value, item in policy.booleans.items()}
         self.booleans.update(booleans or {})
-        enabled = [r for c in policy.conditionals for r in self._in_force(c)]
+        enabled = [
+            rule
+            for one in policy.conditionals
+            for rule in (one.if_true if holds(one, self.booleans) else one.if_false)
+        ]
         self.enabled = tuple(enabled)
         self._table = _table(chain(policy.rules, enabled))
         self._type_rules = {r[:4]: r[4] for r in reversed(enabled) if r[3] & TYPE_RULES}
@@ -178,18 +182,6 @@ class SecurityServer:
                 if given and one not in own:
                     yield one, two, given
 
-    def _in_force(self, conditional: Conditional) -> tuple[TeRule, ...]:
-        stack: list[bool] = []
-        for operator, value in conditional.expression:
-            if operator == "bool":
-                stack.append(self.booleans[value])
-            elif operator == "not":
-                stack.append(not stack.pop())
-            else:
-                right, left = stack.pop(), stack.pop()
-                stack.append(_join(operator, left, right))
-        return conditional.if_true if stack.pop() else conditional.if_false
-
     def _cell(self, source: int, target: int, tclass: int) -> int:
         rows = self._table.get(tclass)
         if rows is None:
@@ -269,6 +261,20 @@ class SecurityServer:
             if left == allowed:
                 return allowed
         return left
+
+
+def holds(conditional: Conditional, states: Mapping[int, bool]) -> bool:
+    """Tell whether a condition is true, with the booleans' states by value."""
+    stack: list[bool] = []
+    for operator, value in conditional.expression:
+        if operator == "bool":
+            stack.append(states[value])
+        elif operator == "not":
+            stack.append(not stack.pop())
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append(_join(operator, left, right))
+    return stack.pop()
 
 
 def _join(operator: str, left: bool, right: bool) -> bool:
