@@ -40,6 +40,10 @@ MAX_TOUCHED = 16_384
 """Most types that a label can have touched; an answer that names more counts as a broken manager's.
 """
 
+MAX_TOGETHER = 16_384
+"""Most labels that one exchange can join, which is as many as a policy has; an answer about more
+counts as a broken manager's."""
+
 MAX_MODULES = 3
 """Most modules that keep a history: there are no more kinds."""
 
@@ -61,10 +65,9 @@ class Started(msgspec.Struct, frozen=True, tag="start", array_like=True):
 
 
 class Exchanged(msgspec.Struct, frozen=True, tag="bind", array_like=True):
-    """Decide the history question for an exchange."""
+    """Decide the history question for an exchange, each with every other."""
 
-    one: Label
-    other: Label
+    labels: tuple[Label, ...]
 
 
 Question = Hooked | Started | Exchanged
@@ -105,10 +108,9 @@ class Ask(msgspec.Struct, frozen=True, tag="ask", array_like=True):
 
 
 class Touch(msgspec.Struct, frozen=True, tag="touch", array_like=True):
-    """Let an exchange count, if the wall still lets it."""
+    """Let an exchange count, each with every other, if the wall still lets it."""
 
-    one: Label
-    other: Label
+    labels: tuple[Label, ...]
 
 
 class Install(msgspec.Struct, frozen=True, tag="install", array_like=True):
@@ -148,11 +150,11 @@ class Answered(msgspec.Struct, frozen=True, tag="answered", array_like=True):
 
 
 _Types = Annotated[frozenset[str], Meta(max_length=MAX_TOUCHED)]
-_Entries = Annotated[dict[str, _Types], Meta(max_length=2)]
+_Entries = Annotated[dict[str, _Types], Meta(max_length=MAX_TOGETHER)]
 
 
 class Touched(msgspec.Struct, frozen=True, tag="touched", array_like=True):
-    """The wall's answer, and all that the two have touched, to the last exchange.
+    """The wall's answer, and all that these have touched, to the last exchange.
 
     All of it, and not what this order added: the answer to an earlier one may have been lost.
     """
