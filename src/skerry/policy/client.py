@@ -21,7 +21,7 @@ from skerry.policy import link as linking
 from skerry.policy import messages
 from skerry.policy.candidate import RemoteCandidate
 from skerry.policy.engine import remembers
-from skerry.policy.history import HistoryStore, Keeper, may_grow, merged
+from skerry.policy.history import HistoryStore, Keeper, entries_of, may_grow, merged
 from skerry.policy.link import Link, Reply
 from skerry.policy.messages import (
     Begin,
@@ -288,6 +288,6 @@ class RemoteManager:
             raise refuse(plain(reply.verdict), subject=labels[0], target=labels[-1])
         if not may_grow(self.history, reply.touched, labels, stack):
             raise broken(link)
-        self.history = merged(self.history, reply.touched)
+        self.history = merged(self.history, entries_of(reply.touched, labels))
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
         await self._keeper.keep(lambda: self.history)

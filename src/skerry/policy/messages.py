@@ -40,10 +40,6 @@ MAX_TOUCHED = 16_384
 """Most types that a label can have touched; an answer that names more counts as a broken manager's.
 """
 
-MAX_TOGETHER = 16_384
-"""Most labels that one exchange can join, which is as many as a policy has; an answer about more
-counts as a broken manager's."""
-
 MAX_MODULES = 3
 """Most modules that keep a history: there are no more kinds."""
 
@@ -150,17 +146,16 @@ class Answered(msgspec.Struct, frozen=True, tag="answered", array_like=True):
 
 
 _Types = Annotated[frozenset[str], Meta(max_length=MAX_TOUCHED)]
-_Entries = Annotated[dict[str, _Types], Meta(max_length=MAX_TOGETHER)]
 
 
 class Touched(msgspec.Struct, frozen=True, tag="touched", array_like=True):
-    """The wall's answer, and all that these have touched, to the last exchange.
+    """The wall's answer, and what every label of the exchange has touched, to the last exchange.
 
     All of it, and not what this order added: the answer to an earlier one may have been lost.
     """
 
     verdict: Verdict
-    touched: Annotated[dict[str, _Entries], Meta(max_length=MAX_MODULES)]
+    touched: Annotated[dict[str, _Types], Meta(max_length=MAX_MODULES)]
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

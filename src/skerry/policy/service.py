@@ -15,7 +15,7 @@ from collections.abc import Callable
 from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration, WireError
 from skerry.policy import messages
 from skerry.policy.engine import Edition, Engine
-from skerry.policy.history import entries_of
+from skerry.policy.history import common
 from skerry.policy.messages import (
     Answer,
     Answered,
@@ -76,7 +76,7 @@ class Service:
                 return Answered(tuple([_decide(edition, each) for each in what.questions]))
             case Touch():
                 verdict = engine.touch(*what.labels)
-                return Touched(verdict, entries_of(engine.history, *what.labels))
+                return Touched(verdict, common(engine.history, what.labels))
             case Propose():
                 return self._propose(engine, what)
             case Install():
