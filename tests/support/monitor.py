@@ -26,7 +26,8 @@ class ToyDecider:
     """Lets the pairs in `allowed` talk and the labels in `conflicts` not run together.
 
     `gate`, when set to an event, makes every answer wait for it after it was computed: the way
-    to put a change of policy between a decision and its effect.
+    to put a change of policy between a decision and its effect. With `remembers` it is asked of all
+    whom channels join.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,8 @@ class ToyDecider:
         self.unknown: set[str] = set()
         self.gate: asyncio.Event | None = None
         self.asked: list[tuple[str, dict[str, str]]] = []
-        self.touched: list[tuple[str, str]] = []
+        self.touched: list[tuple[str, ...]] = []
+        self.remembers = False
 
     def candidate(
         self, stack: Stack, sources: Sequence[object] = (), *, loading: bool = False
@@ -91,13 +93,13 @@ class ToyDecider:
         answer = Answer("toy", yes, "TOY-YES" if yes else "TOY-WALL", "the toy says so")
         return Verdict("domain_create", yes, (), (answer,), self.generation)
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
+    async def admit_bind(self, *labels: Label) -> Verdict:
         """Always yes."""
         return Verdict("channel_two_way", True, (), (), self.generation)
 
-    async def touch(self, one: Label, other: Label) -> None:
+    async def touch(self, *labels: Label) -> None:
         """Remember the call."""
-        self.touched.append((str(one), str(other)))
+        self.touched.append(tuple(map(str, labels)))
 
 
 class ToyAudit:

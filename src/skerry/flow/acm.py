@@ -3,7 +3,9 @@
 The rules this module keeps: two labels exchange information where Simple Type Enforcement lets
 them share and the Chinese Wall lets them run at the same time; a label for resources is shared
 with, and does not run. Stops and starts are not limited, so whatever a label has learnt goes on
-with it: a chain of such pairs is a flow, though its ends may never run together.
+with it: a chain of such pairs is a flow, though its ends may never run together. Whoever has a
+label that may not run beside another gets nothing of it as an operator either. Walls with history
+count for domains alone: nothing is remembered of operators, nor of what may be an uplink.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class LabelFlows:
             own=own,
             groups=groups,
             conflicts=self.conflicts(),
+            forgets=everybody & ~self.domains,
             about=about,
             reason=self.reasons,
         )

@@ -61,6 +61,7 @@ class Graph:
         groups: Mapping[str, int] | None = None,
         gone: int = 0,
         conflicts: Sequence[Sequence[int]] = (),
+        forgets: int = 0,
         about: About | None = None,
         reason: Reason = _no_reason,
     ) -> None:
@@ -69,8 +70,8 @@ class Graph:
         `back` is the same turned round, made here where it is not given. `own` holds the nodes
         that stand for several things which may send to each other; `groups` names sets of nodes;
         `gone` are nodes left out, without flows; `conflicts` holds, for each conflict set of a
-        Chinese Wall with history, the nodes that hold each of its types. Raises `InputError`
-        beyond `MAX_NODES`.
+        Chinese Wall with history, the nodes that hold each of its types; `forgets` are nodes of
+        which no history is kept. Raises `InputError` beyond `MAX_NODES`.
         """
         check_size(len(names))
         self.names = tuple(names)
@@ -80,6 +81,7 @@ class Graph:
         self.groups = groups or {}
         self.gone = gone
         self.conflicts = tuple(tuple(types) for types in conflicts)
+        self.forgets = forgets
         self.about = about or About("graph")
         self._index = {name: number for number, name in enumerate(self.names)}
         if len(self._index) != len(self.names):
@@ -190,6 +192,7 @@ class Graph:
             groups=self.groups,
             gone=gone,
             conflicts=self.conflicts,
+            forgets=self.forgets & keep,
             about=about,
             reason=self._reason,
         )

@@ -1,14 +1,18 @@
 """Chinese Walls with history (Brewer and Nash): is there a path that no wall closes?
 
-Whoever exchanges with another has touched all that the other has touched, for ever; and an
-exchange is refused where the two would hold more than one type of a conflict set. So information
-comes from A to B only over a path whose labels together hold at most one type of each set; and
-over such a path it does come, if its exchanges are made in order. That is a choice of one type
-for each set, and in general there is no better way than to try: clingo, a solver for answer sets,
-decides it for paths of any length.
+Whoever exchanges with another has touched all that the other has touched, for ever, and for as long
+as the channel lasts what the other learns; and an exchange is refused where those who are joined
+would hold more than one type of a conflict set. So information comes from A to B only over a path
+whose labels together hold at most one type of each set; and over such a path it does come, if its
+exchanges are made in order. That is a choice of one type for each set, and in general there is no
+better way than to try: clingo, a solver for answer sets, decides it for paths of any length.
 
-The rule this module keeps: the answer is exact for a history that begins empty; one that is not
-empty can only close more.
+Of some nodes no history is kept (`Graph.forgets`). Behind one of them nobody knows what came
+before, so a path is open if each of its legs between them is.
+
+The rules this module keeps: the answer is exact for a history that begins empty and is kept of all;
+one that is not empty can only close more, and legs that share labels err to "open". What can't be
+decided is an error, never a path that is closed.
 """
 
 from __future__ import annotations
@@ -38,11 +42,28 @@ goal :- reach(X), sink(X).
 def open_path(graph: Graph, sources: int, sinks: int, avoid: int = 0) -> list[int]:
     """Return a path that no wall with history closes, or an empty list if there is none.
 
-    It is a shortest one among those that touch the same types. Raises `SkerryError` where clingo
-    is needed and missing.
+    Each leg is a shortest one among those that touch the same types. Raises `SkerryError` where
+    clingo is needed and missing, or can't tell.
     """
     plain = shortest_path(graph, sources, sinks, avoid)
     if not plain or is_open(graph, plain):
+        return plain
+    begun: dict[int, list[int]] = {node: [node] for node in members(sources)}
+    while True:
+        origins = bitset(begun)
+        ends = sinks | graph.forgets & ~(origins | avoid)
+        leg = _open_leg(graph, origins, ends, avoid | graph.forgets)
+        if not leg:
+            return []
+        path = [*begun[leg[0]], *leg[1:]]
+        if sinks >> leg[-1] & 1:
+            return path
+        begun[leg[-1]] = path
+
+
+def _open_leg(graph: Graph, sources: int, sinks: int, avoid: int) -> list[int]:
+    plain = shortest_path(graph, sources, sinks, avoid)
+    if not plain or _holds_one(graph, plain):
         return plain
     picked = _solve(graph, sources, sinks, avoid)
     if picked is None:
@@ -52,12 +73,21 @@ def open_path(graph: Graph, sources: int, sinks: int, avoid: int = 0) -> list[in
         for place, held in enumerate(types):
             if place != picked.get(number, -1):
                 allowed &= ~held
-    return shortest_path(graph, sources & allowed, sinks & allowed, avoid | ~allowed)
+    path = shortest_path(graph, sources & allowed, sinks & allowed, avoid | ~allowed)
+    if not path:
+        raise SkerryError("clingo found a path through walls with history, and there is none")
+    return path
 
 
 def is_open(graph: Graph, path: Sequence[int]) -> bool:
-    """Tell whether the labels of a path hold at most one type of each conflict set."""
-    nodes = bitset(path)
+    """Tell whether the labels of each leg of a path hold at most one type of each conflict set."""
+    stops = [place for place, node in enumerate(path) if graph.forgets >> node & 1]
+    legs = zip([0, *stops], [*stops, len(path) - 1], strict=True)
+    return all(_holds_one(graph, path[begin : end + 1]) for begin, end in legs)
+
+
+def _holds_one(graph: Graph, leg: Sequence[int]) -> bool:
+    nodes = bitset(leg)
     return all(sum(bool(held & nodes) for held in types) < 2 for types in graph.conflicts)
 
 
@@ -78,6 +108,8 @@ def _solve(graph: Graph, sources: int, sinks: int, avoid: int) -> dict[int, int]
             picked[one.number] = two.number
 
     found = control.solve(on_model=keep)
+    if not found.satisfiable and not found.unsatisfiable:
+        raise SkerryError("clingo can't tell whether walls with history close every path")
     return picked if found.satisfiable else None
 
 

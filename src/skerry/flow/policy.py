@@ -123,6 +123,7 @@ def _joined(graphs: Sequence[tuple[str, Graph]]) -> Graph:
         own=own,
         groups=groups,
         conflicts=_conflicts(parts, groups),
+        forgets=reduce(or_, (_spread_of(m, g, g.forgets, groups) for m, g in parts)),
         about=_about([graph.about for _, graph in parts]),
         reason=reasons,
     )
@@ -162,15 +163,16 @@ def _groups(parts: Sequence[tuple[str, Graph]], size: int) -> dict[str, int]:
 
 def _conflicts(parts: Sequence[tuple[str, Graph]], groups: Mapping[str, int]) -> list[list[int]]:
     """Return the conflict sets of the parts, over the combinations that hold each type."""
-
-    def spread(module: str, graph: Graph, held: int) -> int:
-        return reduce(or_, (groups[f"{module}={name}"] for name in graph.named(held)), 0)
-
     return [
-        [spread(module, graph, held) for held in types]
+        [_spread_of(module, graph, held, groups) for held in types]
         for module, graph in parts
         for types in graph.conflicts
     ]
+
+
+def _spread_of(module: str, graph: Graph, held: int, groups: Mapping[str, int]) -> int:
+    """Return the combinations with one of some nodes of a part."""
+    return reduce(or_, (groups[f"{module}={name}"] for name in graph.named(held)), 0)
 
 
 def _about(parts: Sequence[About]) -> About:

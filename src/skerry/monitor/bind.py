@@ -42,7 +42,7 @@ class Binder:
         self.mediator = Mediator(decider, audit)
         self.domains: dict[str, Domain] = {}
         self.resources: dict[str, Resource] = {}
-        self.channels = ChannelTable(max_channels)
+        self.channels = ChannelTable(max_channels, lambda: self.mediator.decider.remembers)
         self.withdrawn: Callable[[str, str], object] = lambda name, why: None
         self.most: Callable[[str], int] = lambda name: MAX_CHANNELS
         self._audit = audit

@@ -33,6 +33,9 @@ module, so no policy defines one, and no text that an operator gives is read as 
 BOOTSTRAP = Answer("core", True, "BOOTSTRAP", "the node starts its own service as itself")
 """The answer of the fixed rule: operator and domain are the same one of `SERVICES`."""
 
+EXCHANGED = {"start": ("domain", "new"), "bind": ("source", "sink"), "written": ("source",)}
+"""The roles between which a hook lets information go, by its admission; `OTHERS` besides."""
+
 MAX_TRIES = 8
 """How often a question is asked again because the policy or a label changed meanwhile."""
 
@@ -64,7 +67,8 @@ class Mediator:
         """Return once the hook is allowed, recorded and still current.
 
         `parties` and `running` are asked again after the record is written: if they or the
-        generation changed, the question is asked anew. Nothing else runs between that comparison
+        generation changed, the question is asked anew; who wrote or was joined meanwhile is counted
+        in the walls as well, which may refuse it. Nothing else runs between that comparison
         and the return, so the caller may act on the grant up to its next `await`.
 
         Raises `Refused` (with its record's number), `StaleGeneration` after `MAX_TRIES`, or any
@@ -77,7 +81,7 @@ class Mediator:
                 verdict = await self.judge(hook, asked, beside)
                 if verdict.allowed:
                     record = await self.audit.append("allow", self._fields(verdict, asked, about))
-                    await self.touch(hook, asked)
+                    await self.touch(hook, asked, parties)
                 else:
                     refusal = await self.refusal(verdict, asked, about)
             except Exception as error:
@@ -87,7 +91,7 @@ class Mediator:
                 raise Refused(refusal)
             if (
                 self.decider.generation == verdict.generation
-                and parties() == asked
+                and apart(parties()) == apart(asked)
                 and running() == beside
             ):
                 return Grant(record, verdict.generation)
@@ -107,12 +111,18 @@ class Mediator:
         """Return the verdict of the policy in force; nothing is recorded."""
         return await judge(self.decider, hook, parties, running)
 
-    async def touch(self, hook: str, parties: Parties) -> None:
-        """Remember in the walls what an allowed operation exchanges. Raises a `Denied`."""
-        if HOOKS[hook].admission == "start" and (old := parties["domain"]) not in SERVICES:
-            await self.decider.touch(old, parties.get("new", old))
-        for other in exchanged(hook, parties):
-            await self.decider.touch(parties["source"], other)
+    async def touch(self, hook: str, asked: Parties, parties: Callable[[], Parties]) -> None:
+        """Remember in the walls what an operation exchanges that was allowed for `asked`.
+
+        `parties` are asked again, until all who have written or are joined by then were counted.
+        Each round counts somebody more, so there are no more rounds than labels. Raises a `Denied`.
+        """
+        done: dict[Label, None] = {}
+        while apart(now := parties()) == apart(asked):
+            done, before = done | dict.fromkeys(exchanged(hook, now)), done
+            if done == before or not SERVICES.isdisjoint(done):
+                return
+            await self.decider.touch(*done)
 
     async def refusal(
         self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
@@ -152,30 +162,31 @@ async def judge(
     """Return a policy's verdict of a hook with its Chinese Wall question; nothing is recorded."""
     if hook in ("domain_create", "domain_unpause") and {*parties.values()} in ({MANAGER}, {AUDIT}):
         return Verdict(hook, True, (), (BOOTSTRAP,), policy.generation)
-    admission = HOOKS[hook].admission
-    others = exchanged(hook, parties)
-    asked = {role: label for role, label in parties.items() if not role.startswith(OTHERS)}
-    verdict = await policy.decide(hook, asked)
-    if not verdict.allowed or not (others or admission == "start"):
+    sides = exchanged(hook, parties)
+    wall = verdict = await policy.decide(hook, apart(parties))
+    if verdict.allowed and HOOKS[hook].admission == "start":
+        wall = await policy.admit(parties.get("new", parties["domain"]), running)
+    elif verdict.allowed and HOOKS[hook].admission == "beside":
+        wall = await policy.admit(parties["operator"], (parties["domain"],))
+    if wall.allowed and len(sides) > 1:  # at a relabel the domain's memory crosses with it
+        wall = await policy.admit_bind(*sides)
+    if wall is verdict:
         return verdict
-    if admission == "start":
-        label = parties.get("new", parties["domain"])
-        wall = await policy.admit(label, running)
-        if wall.allowed and "new" in parties:  # the domain's memory crosses with it
-            wall = await policy.admit_bind(parties["domain"], label)
-    else:
-        for other in others:
-            wall = await policy.admit_bind(parties["source"], other)
-            if not wall.allowed:
-                break
     generation = min(verdict.generation, wall.generation)
     return Verdict(hook, wall.allowed, verdict.decisions, wall.admission, generation)
 
 
+def apart(parties: Parties) -> Parties:
+    """Return those that the policy is asked about: without writers, and who is only joined."""
+    return {role: label for role, label in parties.items() if not role.startswith(OTHERS)}
+
+
 def exchanged(hook: str, parties: Parties) -> list[Label]:
-    """Return the labels with which the source exchanges information."""
-    bound = "sink" if HOOKS[hook].admission == "bind" else ""
-    return [p for role, p in parties.items() if role == bound or role.startswith(OTHERS)]
+    """Return the labels that exchange information, the source first; one alone is a start."""
+    admission = HOOKS[hook].admission
+    sides = [parties[role] for role in EXCHANGED.get(admission, ()) if role in parties]
+    sides += [label for role, label in parties.items() if role.startswith(OTHERS)]
+    return sides if len(sides) > (admission == "written") else []
 
 
 def explain_for(verdict: Verdict, parties: Parties) -> Explanation:

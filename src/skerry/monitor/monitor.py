@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 
 import msgspec
 
@@ -254,6 +255,8 @@ class Monitor(Binder):
                 refused = await self._refused_under(before, domain, new)
                 try:
                     await self._journal.labelled(domain, new)
+                    # Again: what the old label has learnt meanwhile crosses too.
+                    await self.mediator.decider.touch(domain.label, new)
                     domain.require(ALIVE, "relabel it")
                     if (
                         self.channels.of(domain) != before
@@ -383,24 +386,31 @@ class Monitor(Binder):
 
         Returns the fall with what was cut.
         """
+        groups = {tuple(exchanged(c.hook, c.parties())) for c in fall.kept} - {()}
+        cut = await self._touch_all(sorted(groups | {(each,) for each in fall.labels.values()}))
+        groups, seen = set(), set[Domain]()
+        for channel in fall.kept:  # and all who are joined over what is left, as one
+            if channel not in cut and channel.source not in seen:
+                seen |= (joined := self.channels.joined(channel))
+                groups.add(tuple(sorted({domain.label for domain in joined})))
+        cut |= await self._touch_all(sorted(groups))
+        kept = tuple(channel for channel in fall.kept if channel not in cut)
+        return fall._replace(channels={**fall.channels, **cut}, kept=kept)
+
+    async def _touch_all(self, groups: Collection[tuple[Label, ...]]) -> dict[Channel, str]:
+        """Let exchanges count in the walls, and cut what can't be remembered: return that."""
         cut: dict[Channel, str] = {}
-        found = {(label, label) for label in fall.labels.values()}
-        for channel in fall.kept:
-            parties = channel.parties()
-            found |= {(parties["source"], other) for other in exchanged(channel.hook, parties)}
-        pairs = sorted(found)
         # All at once: what waits for the disk must not keep the rest from counting.
-        touches = (self.mediator.decider.touch(*pair) for pair in pairs)
+        touches = (self.mediator.decider.touch(*group) for group in groups)
         done = await asyncio.gather(*touches, return_exceptions=True)
-        for pair, error in zip(pairs, done, strict=True):
+        for group, error in zip(groups, done, strict=True):
             if error is not None:
                 why = f"what it exchanged can't be remembered: {error}"
                 for channel in self.channels:
-                    if channel.phase is Phase.LIVE and {*channel.parties().values()} & set(pair):
+                    if channel.phase is Phase.LIVE and {*channel.parties().values()} & set(group):
                         self._cut(channel, why)
                         cut[channel] = why
-        kept = tuple(channel for channel in fall.kept if channel not in cut)
-        return fall._replace(channels={**fall.channels, **cut}, kept=kept)
+        return cut
 
     async def _refused_under(
         self, channels: Collection[Channel], domain: Domain, new: Label
@@ -415,18 +425,16 @@ class Monitor(Binder):
 
         refused = []
         for channel in channels:
-            asked: dict[str, Label] = {}
-            allowed = True
+            ask = partial(self.channels.parties, channel, under)
             try:
-                # Again, where somebody has come meanwhile to use the same resource.
-                while allowed and asked != (asked := self.channels.parties(channel, under)):
-                    allowed = (await self.mediator.judge(channel.hook, asked)).allowed
-                    if allowed:
-                        await self.mediator.touch(channel.hook, asked)
+                asked = ask()
+                allowed = (await self.mediator.judge(channel.hook, asked)).allowed
+                if allowed:
+                    await self.mediator.touch(channel.hook, asked, ask)
             except Exception:  # whatever fails in deciding is a refusal
                 allowed = False
             if allowed:
-                channel.wrote(asked["source"])
+                channel.wrote(under(channel.source))
             else:
                 refused.append(channel)
         return refused

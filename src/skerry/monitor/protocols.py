@@ -124,8 +124,8 @@ class Judge(Protocol):
     async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
         """Decide the Chinese Wall question for a start beside these running domains."""
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
-        """Decide the history question for an exchange between two labels."""
+    async def admit_bind(self, *labels: Label) -> Verdict:
+        """Decide the history question for an exchange among labels: all, each with every other."""
 
 
 class Candidate(Judge, Protocol):
@@ -162,8 +162,16 @@ class Decider(Judge, Protocol):
         Raises `StaleGeneration` if it does not follow the one in force.
         """
 
-    async def touch(self, one: Label, other: Label) -> None:
-        """Remember, durably, that the two exchanged information. The same label twice: a start."""
+    @property
+    def remembers(self) -> bool:
+        """Whether a wall of the policy in force keeps a history."""
+
+    async def touch(self, *labels: Label) -> None:
+        """Remember, durably, that these exchange information. One alone: a start.
+
+        In the step in which it returns, each has touched all that any of them has touched, also
+        what was remembered meanwhile. Raises a `Denied`, also if a wall was closed meanwhile.
+        """
 
 
 class AuditLog(Protocol):

@@ -20,9 +20,9 @@ MAX_CHANNELS = 10_000
 """Most channels of one node, binding ones included. At the limit a bind is refused."""
 
 
-OTHERS = WRITER, READER = "writer", "reader"
+OTHERS = WRITER, JOINED = "writer", "joined"
 """Before a number: the party that is a label which has written the resource, or that of a domain
-which reads it now."""
+which live channels join to an end, over any number of others."""
 
 
 def hook_of(kind: Kind, one_way: bool) -> str:
@@ -137,8 +137,10 @@ class Channel:
 class ChannelTable:
     """All channels by number, up to a limit. Numbers are never used twice in a node's life."""
 
-    def __init__(self, limit: int = MAX_CHANNELS) -> None:
+    def __init__(self, limit: int, remembers: Callable[[], bool]) -> None:
+        """`remembers` says whether a wall keeps a history; if none does, nobody is joined."""
         self.limit = limit
+        self._remembers = remembers
         self._next = 1
         self._channels: dict[int, Channel] = {}
         self._ends: defaultdict[Domain, dict[int, Channel]] = defaultdict(dict)
@@ -172,12 +174,27 @@ class ChannelTable:
     def parties(
         self, channel: Channel, label: Callable[[Domain], Label] = lambda end: end.label
     ) -> dict[str, Label]:
-        """Return whom a channel's hook is asked about before it is granted: also those that only
-        read now what it may write. Who writes it is among the resource's writers already."""
-        beside = self.of(channel.sink) if channel.writes else []
-        read = {c.source for c in beside if c.one_way and c.phase is Phase.LIVE} - {channel.source}
-        readers = enumerate(sorted({domain.label for domain in read}))
-        return channel.parties(label) | {f"{READER}{number}": each for number, each in readers}
+        """Return whom a channel's hook is asked about before it is granted: also all to whom comes
+        what an end of it learns later, or who may tell it more."""
+        others = {label(domain) for domain in self.joined(channel) - {*channel.ends}}
+        joined = {f"{JOINED}{number}": each for number, each in enumerate(sorted(others))}
+        return channel.parties(label) | joined
+
+    def joined(self, channel: Channel) -> set[Domain]:
+        """Return the domains among which information goes once a channel is live.
+
+        Who uses a resource is joined to all that use it, if one of them writes it.
+        """
+        found = {*channel.ends}
+        queue = [*found] if self._remembers() else []
+        for domain in queue:
+            uses = [c for c in self.of(domain) if c.phase is Phase.LIVE and not c.stranded]
+            written = any(c.writes for c in (*uses, channel) if c.sink is domain)
+            if written or not isinstance(domain, Resource):
+                new = {end for c in uses for end in c.ends} - found
+                found |= new
+                queue += new
+        return {domain for domain in found if not isinstance(domain, Resource)}
 
     def get(self, number: int) -> Channel:
         """Return a channel. Raises `NotFound`."""

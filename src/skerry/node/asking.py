@@ -70,8 +70,11 @@ class Asker:
     ) -> list[str]:
         """Return the hooks by which an operator may write to a domain, or with `reads` read of it.
 
-        A console that has a label of its own is asked for as a resource that both use.
+        A console that has a label of its own is asked for as a resource that both use. Whoever
+        may not run beside the domain gets nothing of it.
         """
+        if not self.together(operator, domain):
+            return []
         found = [hook for hook in ("domain_exec",) if self.allowed(hook, operator, domain)]
         if console is None:
             hooks = ["domain_console", *(["domain_console_read"] if reads else [])]
@@ -92,7 +95,7 @@ class Asker:
         known = self._together.get(key)
         if known is None:
             beside = any(_allow(self._stack.admit(new, (old,))) for new, old in (key, key[::-1]))
-            known = beside and _allow(self._stack.admit_bind(*key))
+            known = beside and _allow(self._stack.admit_bind(key))
             self._together[key] = known
         return known
 
@@ -100,7 +103,7 @@ class Asker:
         """Tell whether the walls let a domain with nothing beside it get another label."""
         if new not in self._starts:
             self._starts[new] = _allow(self._stack.admit(new, ()))
-        return self._starts[new] and _allow(self._stack.admit_bind(old, new))
+        return self._starts[new] and _allow(self._stack.admit_bind((old, new)))
 
     def requests(
         self, hook: str, one: Label, two: Label, console: Label | None = None

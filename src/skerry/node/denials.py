@@ -17,7 +17,9 @@ from typing import NamedTuple
 from skerry.errors import Denied
 from skerry.label import Label
 from skerry.monitor.domain import Domain
-from skerry.monitor.mediate import Mediator, Parties
+from skerry.monitor.mediate import Parties
+from skerry.monitor.monitor import Monitor
+from skerry.monitor.table import Channel
 from skerry.node.caller import Caller, Refusal
 from skerry.node.on_record import put_on_record
 from skerry.node.setup import Setup
@@ -54,10 +56,11 @@ class Denials:
     """Denies the calls of all domains of one node."""
 
     def __init__(
-        self, mediator: Mediator, setup: Callable[[], Setup], quantum_s: float = QUANTUM_S
+        self, monitor: Monitor, setup: Callable[[], Setup], quantum_s: float = QUANTUM_S
     ) -> None:
         """`setup` returns what is in force; without a quantum, answers come when they are ready."""
-        self._mediator = mediator
+        self._mediator = monitor.mediator
+        self._channels = monitor.channels
         self._setup = setup
         self._quantum_s = quantum_s
         self._arrived_s = 0.0
@@ -72,8 +75,13 @@ class Denials:
         return self._arrived_s
 
     async def judge(self, domain: Domain, server: Domain) -> Cause | None:
-        """Return why a domain may not be bound to a server, None if it may; nothing is recorded."""
-        parties = {"source": domain.label, "sink": server.label}
+        """Return why a domain may not be bound to a server, None if it may; nothing is recorded.
+
+        As `bind` does, of all whom the stream would join: what it alone found would be on record
+        at once, and tell by its time that there is such a service.
+        """
+        stream = Channel(0, "stream", domain, server, "", one_way=False)
+        parties = self._channels.parties(stream)
         try:
             verdict = await self._mediator.judge(HOOK, parties)
         except Denied as error:

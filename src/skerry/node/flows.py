@@ -120,6 +120,7 @@ class SystemFlows:
             rows,
             groups=self._groups(),
             conflicts=self._conflicts(),
+            forgets=self._forgets(),
             about=about,
             reason=self.reasons if extent == "possible" else self.channels,
         )
@@ -315,6 +316,16 @@ class SystemFlows:
             for one in acm.policy.conflicts
             if one.history
         ]
+
+    def _forgets(self) -> int:
+        """Return those of whom no history is kept: operators, and what lies beyond an uplink."""
+        resources = self._setup.system.resources
+        return sum(
+            1 << number
+            for number, thing in enumerate(self.things)
+            if thing.kind == "operator"
+            or (thing.kind == "resource" and resources[thing.name].kind == "uplink")
+        )
 
 
 def _hooks_between(source: str, sink: str) -> Sequence[str]:

@@ -44,7 +44,7 @@ class Hypercalls:
         self.offers = Offers(monitor, setup, journal)
         self._monitor = monitor
         self._setup = setup
-        self._denials = Denials(monitor.mediator, setup, quantum_s)
+        self._denials = Denials(monitor, setup, quantum_s)
         self._callers: dict[Domain, Caller] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_due = False

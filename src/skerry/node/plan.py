@@ -13,10 +13,11 @@ import msgspec
 from skerry.label import Label
 from skerry.monitor.mediate import SERVICES, Parties, exchanged, explain_for, judge
 from skerry.monitor.protocols import Judge
-from skerry.monitor.table import hook_of
+from skerry.monitor.table import JOINED, hook_of
 from skerry.node.setup import Setup
 from skerry.policy.manager import PolicyManager
 from skerry.system.model import ChannelSpec
+from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 
 
@@ -43,13 +44,14 @@ class Planner:
         policy: Judge,
         operator: Label,
         running: Iterable[Label] = (),
-        touch: Callable[[Label, Label], Awaitable[None]] | None = None,
+        touch: Callable[..., Awaitable[None]] | None = None,
     ) -> None:
-        """Ask a policy for an operator; `touch` remembers what a step would touch."""
+        """Ask a policy for an operator; `touch` remembers what a step's labels would touch."""
         self._policy = policy
         self._operator = operator
         self._touch = touch
         self.running = list(running)
+        self._joined: list[dict[str, Label]] = []
 
     async def start(self, name: str, label: Label, *, later: bool, action: str = "start") -> Step:
         """Judge the start of a domain, which then counts as running unless it comes later."""
@@ -60,7 +62,7 @@ class Planner:
         )
         step = _step(action, name, asked, parties, later=later)
         if step.allowed and not later:
-            await self._touched(label, label)
+            await self._touched(label)
             self.running.append(label)
         return step
 
@@ -76,14 +78,21 @@ class Planner:
         return step
 
     async def bind(self, channel: ChannelSpec, source: Label, sink: Label, *, later: bool) -> Step:
-        """Judge a channel of the file."""
-        parties: Parties = {"source": source, "sink": sink}
+        """Judge a channel of the file, with all whom those before it join to its ends."""
         hook = hook_of(channel.kind, channel.one_way)
+        joins = HOOKS[hook].admission == "bind"  # what comes over a resource is known once it runs
+        group = {channel.source: source, channel.sink: sink}
+        near = [each for each in self._joined if joins and each.keys() & group.keys()]
+        for others in near:
+            group |= others
+        roles = enumerate(sorted(set(group.values()) - {source, sink}))
+        parties = {"source": source, "sink": sink, **{f"{JOINED}{n}": each for n, each in roles}}
         asked = await judge(self._policy, hook, parties)
         step = _step("bind", words(channel), (asked,), parties, later=later)
         if step.allowed and not later:
-            for other in exchanged(hook, parties):
-                await self._touched(source, other)
+            await self._touched(*exchanged(hook, parties))
+            if joins:
+                self._joined = [*(each for each in self._joined if each not in near), group]
         return step
 
     async def see(self, channel: ChannelSpec, end: Label) -> Step:
@@ -111,9 +120,9 @@ class Planner:
         what = f"{name} by {', '.join(servers) or 'nobody'}"
         return Step("offer", f"{what}; may connect: {', '.join(asking) or 'nobody'}")
 
-    async def _touched(self, one: Label, other: Label) -> None:
-        if self._touch is not None:
-            await self._touch(one, other)
+    async def _touched(self, *labels: Label) -> None:
+        if self._touch is not None and labels:
+            await self._touch(*labels)
 
 
 async def make_plan(setup: Setup, manager: PolicyManager) -> list[Step]:

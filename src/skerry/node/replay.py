@@ -107,10 +107,9 @@ class Replay:
                 )
         with contextlib.suppress(Denied):
             labels = {role: self._label(hook, role, text) for role, text in parties.items()}
-            if starts:
-                await self._manager.touch(labels["domain"], labels.get("new", labels["domain"]))
-            for other in exchanged(hook, labels):
-                await self._manager.touch(labels["source"], other)
+            sides = exchanged(hook, labels)
+            if sides and SERVICES.isdisjoint(sides):
+                await self._manager.touch(*sides)
 
     def _follow(self, record: Record) -> None:
         """Follow which domains run."""

@@ -92,7 +92,7 @@ class RemoteCandidate:
         parties = {"source": source, "sink": sink}
         if self.verdicts.get(key_of(hook, parties)) is None:
             yield Hooked(hook, parties)
-        exchange = Exchanged(source, sink)
+        exchange = Exchanged((source, sink))
         if HOOKS[hook].admission and self._wall(exchange) is None:
             yield exchange
 
@@ -120,9 +120,9 @@ class RemoteCandidate:
         question = Started(label, running)
         return self._wall(question) or await self._ask(question)
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
-        """Decide the history question for an exchange between two labels."""
-        question = Exchanged(one, other)
+    async def admit_bind(self, *labels: Label) -> Verdict:
+        """Decide the history question for an exchange among labels."""
+        question = Exchanged(labels)
         return self._wall(question) or await self._ask(question)
 
     async def _ask(self, question: Question) -> Verdict:

@@ -20,7 +20,8 @@ from skerry.label import Label
 from skerry.policy import link as linking
 from skerry.policy import messages
 from skerry.policy.candidate import RemoteCandidate
-from skerry.policy.history import HistoryStore, Keeper, may_grow, merged
+from skerry.policy.engine import remembers
+from skerry.policy.history import HistoryStore, Keeper, entries_of, may_grow, merged
 from skerry.policy.link import Link, Reply
 from skerry.policy.messages import (
     Begin,
@@ -251,31 +252,42 @@ class RemoteManager:
         """Decide the Chinese Wall question for a start beside these running domains."""
         return await self._ask(Started(label, running))
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
-        """Decide the history question for an exchange between two labels."""
-        return await self._ask(Exchanged(one, other))
+    async def admit_bind(self, *labels: Label) -> Verdict:
+        """Decide the history question for an exchange among labels."""
+        return await self._ask(Exchanged(labels))
 
     async def _ask(self, question: Question) -> Verdict:
         return await ask(self.link, 0, question, self.generation)
 
-    async def touch(self, one: Label, other: Label) -> None:
-        """Remember, durably, that the two exchanged information. The same label twice: a start.
+    @property
+    def remembers(self) -> bool:
+        """Whether a wall of the policy in force keeps a history."""
+        return remembers(self.stack)
+
+    async def touch(self, *labels: Label) -> None:
+        """Remember, durably, that these exchange information. One alone: a start.
 
         Raises `Denied` if the wall was closed meanwhile, or if the history can't be saved; what
         was remembered stays remembered even then.
         """
+        before: History | None = None
+        while before is not self.history:  # until nobody has learnt anything meanwhile
+            before = self.history
+            await self._touch(labels)
+
+    async def _touch(self, labels: tuple[Label, ...]) -> None:
         link, generation, stack = self.link, self.generation, self.stack
-        reply = await link.order(Touch(one, other))
+        reply = await link.order(Touch(labels))
         if isinstance(reply, Failure):
             raise denial(reply)
         if not isinstance(reply, Touched) or not well_formed(
-            Exchanged(one, other), reply.verdict, generation
+            Exchanged(labels), reply.verdict, generation
         ):
             raise broken(link)
         if not reply.verdict.allowed:
-            raise refuse(plain(reply.verdict), subject=one, target=other)
-        if not may_grow(self.history, reply.touched, (one, other), stack):
+            raise refuse(plain(reply.verdict), subject=labels[0], target=labels[-1])
+        if not may_grow(self.history, reply.touched, labels, stack):
             raise broken(link)
-        self.history = merged(self.history, reply.touched)
+        self.history = merged(self.history, entries_of(reply.touched, labels))
         # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
         await self._keeper.keep(lambda: self.history)

@@ -2,8 +2,8 @@
 
 The rules this module keeps: a decision carries the generation it was made under; a change of policy
 raises the generation and empties the cache before anything else is asked; whatever fails in here
-is a `Denied`; and a history only grows: it counts from the moment it is decided, so that two
-exchanges decided one after the other can't both be let past a wall.
+is a `Denied`; and a history only grows: it counts from the moment it is decided, for all of an
+exchange at once, so that two exchanges decided one after the other can't both be let past a wall.
 
 Everything here answers at once and waits for nothing; who keeps the history on disk is elsewhere.
 """
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
 from skerry.label import Label
+from skerry.xsm.acm.module import AcmModule
 from skerry.xsm.cache import Avc
 from skerry.xsm.hooks import HOOKS, expand
 from skerry.xsm.request import Answer, Decision, Request, Verdict
@@ -72,10 +73,10 @@ class Edition:
             lambda: self._admission("start", self.stack.admit(label, running, self._history()))
         )
 
-    def bind_verdict(self, one: Label, other: Label) -> Verdict:
-        """Decide the history question for an exchange of two. Raises only `Denied`."""
+    def bind_verdict(self, *labels: Label) -> Verdict:
+        """Decide the history question for an exchange among these. Raises only `Denied`."""
         return guarded(
-            lambda: self._admission("bind", self.stack.admit_bind(one, other, self._history()))
+            lambda: self._admission("bind", self.stack.admit_bind(labels, self._history()))
         )
 
     def _admission(self, what: str, answers: tuple[Answer, ...]) -> Verdict:
@@ -116,19 +117,25 @@ class Engine:
         self.in_force = Edition(stack, generation, lambda: self.history, before, cache)
         return generation
 
-    def touch(self, one: Label, other: Label) -> Verdict:
-        """Let an exchange count from now on if the wall still lets it; return that answer.
+    def touch(self, *labels: Label) -> Verdict:
+        """Let an exchange among these count from now on if the wall still lets it; return that
+        answer.
 
-        The same label twice is a start. Raises only `Denied`.
+        One alone is a start. Raises only `Denied`.
         """
 
         def remember() -> Verdict:
-            verdict = self.in_force.bind_verdict(one, other)
+            verdict = self.in_force.bind_verdict(*labels)
             if verdict.allowed:
-                self.history = self.in_force.stack.touch(one, other, self.history)
+                self.history = self.in_force.stack.touch(labels, self.history)
             return verdict
 
         return guarded(remember)
+
+
+def remembers(stack: Stack) -> bool:
+    """Say whether a wall of a policy keeps a history."""
+    return any(isinstance(each, AcmModule) and each.remembers for each in stack.modules)
 
 
 def guarded(ask: Callable[[], _T]) -> _T:

@@ -31,6 +31,11 @@ MAX_HISTORY_BYTES = 4 * 1024 * 1024
 Entries = dict[str, dict[str, frozenset[str]]]
 """Part of a history, or all of it, as messages hold it."""
 
+Common = dict[str, frozenset[str]]
+"""By module, what all of some labels have touched."""
+
+_NONE = frozenset[str]()
+
 
 class HistoryStore(Protocol):
     """Where the standing history lives."""
@@ -167,39 +172,39 @@ def merged(history: History, more: History) -> History:
     return both if both != history else history
 
 
-def entries_of(history: History, *labels: Label) -> Entries:
-    """Return all that these labels have touched, by module and by the label's text for it."""
+def common(history: History, labels: Collection[Label]) -> Common:
+    """Return what every one of these labels has touched."""
+    parts = [dict(label.parts) for label in labels]
     return {
         module: found
         for module, touched in history.items()
-        if (
-            found := {
-                text: touched[text]
-                for label in labels
-                for name, text in label.parts
-                if name == module and text in touched
-            }
-        )
+        if all(module in texts for texts in parts)
+        and (found := frozenset.intersection(*(touched.get(p[module], _NONE) for p in parts)))
     }
 
 
-def may_grow(history: History, told: Entries, labels: Collection[Label], stack: Stack) -> bool:
-    """Say whether entries that were told of these labels may come into a history.
+def may_grow(history: History, told: Common, labels: Collection[Label], stack: Stack) -> bool:
+    """Say whether what was told of these labels may come into a history.
 
-    They may hold nothing of another module or label, and nothing new but types of this policy's
-    walls: a history only grows, so a falsehood in it would outlive whoever told it.
+    It may be of no other module, and hold nothing new but types of this policy's walls: a history
+    only grows, so a falsehood in it would outlive whoever told it.
     """
     modules = {module.name: module for module in stack.modules}
-    texts = {part for label in labels for part in label.parts}
-    for name, entries in told.items():
+    for name, touched in told.items():
+        if name not in modules:
+            return False
         known = history.get(name, {})
-        for text, touched in entries.items():
-            new = touched - known.get(text, frozenset())
-            if (name, text) not in texts or name not in modules:
-                return False
-            if new and not new <= _historic(modules[name]):
-                return False
+        have = frozenset.intersection(*(known.get(each.of(name), _NONE) for each in labels))
+        if not touched <= have | _historic(modules[name]):
+            return False
     return True
+
+
+def entries_of(told: Common, labels: Collection[Label]) -> Entries:
+    """Return what was told of these labels as the entries of a history."""
+    return {
+        module: {label.of(module): touched for label in labels} for module, touched in told.items()
+    }
 
 
 def _historic(module: SecurityModule) -> frozenset[str]:

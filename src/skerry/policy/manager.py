@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from skerry.label import Label
-from skerry.policy.engine import Edition, Engine
+from skerry.policy.engine import Edition, Engine, remembers
 from skerry.policy.history import HistoryStore, Keeper
 from skerry.xsm.explain import refuse
 from skerry.xsm.request import Decision, Request, Verdict
-from skerry.xsm.stack import Stack
+from skerry.xsm.stack import History, Stack
 
 
 class Candidate:
@@ -42,9 +42,9 @@ class Candidate:
         """Decide the Chinese Wall question for a start beside these running domains."""
         return self.edition.start_verdict(label, running)
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
-        """Decide the history question for an exchange between two labels."""
-        return self.edition.bind_verdict(one, other)
+    async def admit_bind(self, *labels: Label) -> Verdict:
+        """Decide the history question for an exchange among labels."""
+        return self.edition.bind_verdict(*labels)
 
 
 class PolicyManager:
@@ -107,18 +107,26 @@ class PolicyManager:
         """Decide the Chinese Wall question for a start beside these running domains."""
         return self._engine.in_force.start_verdict(label, running)
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
-        """Decide the history question for an exchange between two labels."""
-        return self._engine.in_force.bind_verdict(one, other)
+    async def admit_bind(self, *labels: Label) -> Verdict:
+        """Decide the history question for an exchange among labels."""
+        return self._engine.in_force.bind_verdict(*labels)
 
-    async def touch(self, one: Label, other: Label) -> None:
-        """Remember, durably, that the two exchanged information. The same label twice: a start.
+    @property
+    def remembers(self) -> bool:
+        """Whether a wall of the policy in force keeps a history."""
+        return remembers(self.stack)
+
+    async def touch(self, *labels: Label) -> None:
+        """Remember, durably, that these exchange information. One alone: a start.
 
         Raises `Denied` if another exchange, remembered since this one was decided, has closed the
         wall, or if the history can't be saved; what was remembered stays remembered even then.
         """
-        verdict = self._engine.touch(one, other)
-        if not verdict.allowed:
-            raise refuse(verdict, subject=one, target=other)
-        # Even if nothing changed here, what this exchange rests on may still be on its way to disk.
-        await self._keeper.keep(lambda: self._engine.history)
+        before: History | None = None
+        while before is not self._engine.history:  # until nobody has learnt anything meanwhile
+            before = self._engine.history
+            verdict = self._engine.touch(*labels)
+            if not verdict.allowed:
+                raise refuse(verdict, subject=labels[0], target=labels[-1])
+            # Even if nothing changed, what this rests on may still be on its way to disk.
+            await self._keeper.keep(lambda: self._engine.history)

@@ -61,10 +61,9 @@ class Started(msgspec.Struct, frozen=True, tag="start", array_like=True):
 
 
 class Exchanged(msgspec.Struct, frozen=True, tag="bind", array_like=True):
-    """Decide the history question for an exchange."""
+    """Decide the history question for an exchange, each with every other."""
 
-    one: Label
-    other: Label
+    labels: tuple[Label, ...]
 
 
 Question = Hooked | Started | Exchanged
@@ -105,10 +104,9 @@ class Ask(msgspec.Struct, frozen=True, tag="ask", array_like=True):
 
 
 class Touch(msgspec.Struct, frozen=True, tag="touch", array_like=True):
-    """Let an exchange count, if the wall still lets it."""
+    """Let an exchange count, each with every other, if the wall still lets it."""
 
-    one: Label
-    other: Label
+    labels: tuple[Label, ...]
 
 
 class Install(msgspec.Struct, frozen=True, tag="install", array_like=True):
@@ -148,17 +146,16 @@ class Answered(msgspec.Struct, frozen=True, tag="answered", array_like=True):
 
 
 _Types = Annotated[frozenset[str], Meta(max_length=MAX_TOUCHED)]
-_Entries = Annotated[dict[str, _Types], Meta(max_length=2)]
 
 
 class Touched(msgspec.Struct, frozen=True, tag="touched", array_like=True):
-    """The wall's answer, and all that the two have touched, to the last exchange.
+    """The wall's answer, and what every label of the exchange has touched, to the last exchange.
 
     All of it, and not what this order added: the answer to an earlier one may have been lost.
     """
 
     verdict: Verdict
-    touched: Annotated[dict[str, _Entries], Meta(max_length=MAX_MODULES)]
+    touched: Annotated[dict[str, _Types], Meta(max_length=MAX_MODULES)]
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

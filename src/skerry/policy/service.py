@@ -15,7 +15,7 @@ from collections.abc import Callable
 from skerry.errors import DeciderUnavailable, Denied, SkerryError, StaleGeneration, WireError
 from skerry.policy import messages
 from skerry.policy.engine import Edition, Engine
-from skerry.policy.history import entries_of
+from skerry.policy.history import common
 from skerry.policy.messages import (
     Answer,
     Answered,
@@ -75,8 +75,8 @@ class Service:
                 edition = self._edition(engine, what.candidate)
                 return Answered(tuple([_decide(edition, each) for each in what.questions]))
             case Touch():
-                verdict = engine.touch(what.one, what.other)
-                return Touched(verdict, entries_of(engine.history, what.one, what.other))
+                verdict = engine.touch(*what.labels)
+                return Touched(verdict, common(engine.history, what.labels))
             case Propose():
                 return self._propose(engine, what)
             case Install():
@@ -133,7 +133,7 @@ def _decide(edition: Edition, question: Question) -> tuple[Verdict | None, Failu
             case Started():
                 return edition.start_verdict(question.label, question.running), None
             case Exchanged():
-                return edition.bind_verdict(question.one, question.other), None
+                return edition.bind_verdict(*question.labels), None
     except Exception as error:
         return None, _failure(error)
 

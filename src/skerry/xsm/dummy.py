@@ -7,7 +7,7 @@ given; what an operator does to domains, devices and the node is for the privile
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from skerry.errors import UnknownLabel
 from skerry.label import MAX_LABEL
@@ -84,10 +84,10 @@ class DummyModule:
         """Admit every start: there is no wall."""
         return Answer("dummy", True, "CW-NOT-IN-POLICY", "the dummy module has no wall", _RULE)
 
-    def admit_bind(self, one: str, other: str, standing: Standing) -> Answer:
+    def admit_bind(self, labels: Sequence[str], standing: Standing) -> Answer:
         """Admit every exchange: there is no wall."""
-        return self.admit(one, standing)
+        return self.admit(labels[0], standing)
 
-    def touch(self, one: str, other: str, standing: Standing) -> Mapping[str, frozenset[str]]:
+    def touch(self, labels: Sequence[str], standing: Standing) -> Mapping[str, frozenset[str]]:
         """Remember nothing."""
         return {}

@@ -27,6 +27,9 @@ _GUEST_SENTENCES: Mapping[str, str] = {
     "GENERATION-STALE": "the policy changed meanwhile; asking again is safe",
     "LIMIT-REACHED": "a limit is reached",
 }
+_OF_OTHERS = frozenset({"CW-HISTORY-CONFLICT"})
+"""Codes whose reason may name labels that are neither subject nor target, as of whom is joined."""
+
 _GUEST_DENIED = "the policy does not allow this"
 _GUEST_ALLOWED = "the policy allows this"
 
@@ -109,10 +112,11 @@ class Explanation(msgspec.Struct, frozen=True):
 
     def for_guest(self, may_see_target: bool) -> dict[str, object]:
         """Return what a guest may know: code, sentence, record; the rest only on demand."""
+        known = _GUEST_ALLOWED if self.allowed else _GUEST_SENTENCES.get(self.code, _GUEST_DENIED)
         if may_see_target:
             return {
                 "code": self.code,
-                "sentence": self.sentence,
+                "sentence": known if self.code in _OF_OTHERS else self.sentence,
                 "record": self.record,
                 "subject": self.subject,
                 "target": self.target,
@@ -120,7 +124,6 @@ class Explanation(msgspec.Struct, frozen=True):
                 "permissions": list(self.permissions),
                 "rule": self._place(),
             }
-        known = _GUEST_ALLOWED if self.allowed else _GUEST_SENTENCES.get(self.code, _GUEST_DENIED)
         return {"code": self.code, "sentence": known, "record": self.record}
 
     def _what(self) -> str:

@@ -30,14 +30,14 @@ class Hook(msgspec.Struct, frozen=True):
 
     `when` is `bind` if the question is asked when authority is made, `use` if it is asked each
     time; `admission` says which Chinese Wall question goes with it (`written`: that of a bind, with
-    each label that has written the resource); `cached` whether the answers may come from the access
-    vector cache.
+    each label that has written the resource; `beside`: whether the operator's label could run
+    beside the domain's); `cached` whether the answers may come from the access vector cache.
     """
 
     name: str
     asks: tuple[Question, ...]
     when: Literal["bind", "use"]
-    admission: Literal["", "start", "bind", "written"] = ""
+    admission: Literal["", "start", "bind", "written", "beside"] = ""
     cached: bool = True
     what: str = ""
 
@@ -78,11 +78,21 @@ def _used(domain: str, resource: str, *access: str) -> tuple[Question, ...]:
 
 
 def _operator(permission: str, what: str) -> Hook:
-    return _opened(f"domain_{permission}", what, _q("operator", "domain", "domain", permission))
+    asks = (_q("operator", "domain", "domain", permission),)
+    return Hook(f"domain_{permission}", asks, "use", what=what)
+
+
+def _owner(name: str, permission: str, what: str) -> Hook:
+    asks = (_q("operator", "security", "security", permission),)
+    return Hook(name, asks, "use", cached=False, what=what)
 
 
 def _opened(name: str, what: str, *asks: Question) -> Hook:
-    return Hook(name, asks, "use", what=what)
+    return Hook(name, asks, "use", "beside", what=what)
+
+
+def _use(name: str, what: str, *access: str) -> Hook:
+    return Hook(name, _used("source", "sink", *access), "bind", "written", what=what)
 
 
 def _bound(name: str, what: str, *asks: Question) -> Hook:
@@ -153,34 +163,15 @@ _TABLE = (
         what="give a domain a resource, at an operator's wish",
     ),
     Hook("resource_remove", (_q("operator", "sink", "resource", "remove"),), "use", what="release"),
-    Hook(
-        "resource_read",
-        _used("source", "sink", "map_read"),
-        "bind",
-        admission="written",
-        what="a domain's use of a resource (sink) that it can only read",
-    ),
-    Hook(
+    _use("resource_read", "a domain's use of a resource (sink) that it can only read", "map_read"),
+    _use(
         "resource_both",
-        _used("source", "sink", "map_read", "map_write"),
-        "bind",
-        admission="written",
-        what="a domain's use of a resource (sink) that it reads and writes",
+        "a domain's use of a resource (sink) that it reads and writes",
+        "map_read",
+        "map_write",
     ),
-    Hook(
-        "policy_load",
-        (_q("operator", "security", "security", "load_policy"),),
-        "use",
-        cached=False,
-        what="bring another policy into force",
-    ),
-    Hook(
-        "policy_setbool",
-        (_q("operator", "security", "security", "setbool"),),
-        "use",
-        cached=False,
-        what="set a boolean of the policy",
-    ),
+    _owner("policy_load", "load_policy", "bring another policy into force"),
+    _owner("policy_setbool", "setbool", "set a boolean of the policy"),
 )
 
 HOOKS: Mapping[str, Hook] = {hook.name: hook for hook in _TABLE}

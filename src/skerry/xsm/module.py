@@ -65,11 +65,11 @@ class SecurityModule(Protocol):
     def admit(self, label: str, standing: Standing) -> Answer:
         """May a domain with this label start beside the running ones (the Chinese Wall)?"""
 
-    def admit_bind(self, one: str, other: str, standing: Standing) -> Answer:
-        """May these two labels exchange information, given what both have touched?"""
+    def admit_bind(self, labels: Sequence[str], standing: Standing) -> Answer:
+        """May these exchange information, each with every other, given what all have touched?"""
 
-    def touch(self, one: str, other: str, standing: Standing) -> Mapping[str, frozenset[str]]:
-        """Return the history entries that change when the two exchange information.
+    def touch(self, labels: Sequence[str], standing: Standing) -> Mapping[str, frozenset[str]]:
+        """Return the history entries that change when these exchange information.
 
-        Called with the same label twice when a domain starts.
+        Called with one label when a domain starts.
         """

@@ -105,13 +105,13 @@ class Stack:
         return tuple(_answer(module, ask) for module in self.modules)
 
     def admit_bind(
-        self, one: Label, other: Label, history: History = NO_HISTORY
+        self, labels: Sequence[Label], history: History = NO_HISTORY
     ) -> tuple[Answer, ...]:
-        """Ask every module whether the two may exchange information. Never raises."""
+        """Ask every module whether these may all exchange information. Never raises."""
 
         def ask(module: SecurityModule) -> Answer:
             standing = Standing((), history.get(module.name, {}))
-            return module.admit_bind(one.of(module.name), other.of(module.name), standing)
+            return module.admit_bind([label.of(module.name) for label in labels], standing)
 
         return tuple(_answer(module, ask) for module in self.modules)
 
@@ -132,15 +132,15 @@ class Stack:
         except Exception as error:
             raise Denied(f"a module failed: {_words(error)}", code="MODULE-FAILED") from error
 
-    def touch(self, one: Label, other: Label, history: History) -> History:
-        """Return the history after the two exchanged information; the same object if unchanged.
+    def touch(self, labels: Sequence[Label], history: History) -> History:
+        """Return the history after these exchanged information; the same object if unchanged.
 
         Raises whatever the module raises: the caller must treat that as a denial.
         """
         changes: dict[str, Mapping[str, frozenset[str]]] = {}
         for module in self.modules:
             touched = history.get(module.name, {})
-            new = module.touch(one.of(module.name), other.of(module.name), Standing((), touched))
+            new = module.touch([each.of(module.name) for each in labels], Standing((), touched))
             if new:
                 changes[module.name] = {**touched, **new}
         return {**history, **changes} if changes else history

@@ -102,3 +102,22 @@ def test_the_node_s_own_domains_are_planned_first_and_count_in_no_wall(tmp_path:
             "BOOTSTRAP",
         )
     assert rest_of_it == without
+
+
+def test_what_a_planned_channel_joins_is_asked_about_too(tmp_path: Path) -> None:
+    """The broker's own channel to x comes last, but is live with the clerk's to y: one is refused.
+
+    The control keeps no history.
+    """
+    system = SYSTEM.partition("[[channels]]")[0]
+    system += '[domains.y]\nlabel = "also"\nmachine = "simulator"\n'
+    for one, two in (("broker", "clerk"), ("x", "broker"), ("clerk", "y")):
+        system += f'[[channels]]\nkind = "stream"\nfrom = "{one}"\nto = "{two}"\nname = "{one}"\n'
+    (tmp_path / "system.toml").write_text(system)
+    for history, last in (("true", False), ("false", True)):
+        policy = POLICY.format(history=history) + '[labels.also]\nste = ["all"]\n'
+        (tmp_path / "policy.toml").write_text(policy)
+        setup = load_setup(tmp_path / "system.toml")
+        before = MemoryHistory({"acm": {"also": frozenset({"y"})}})
+        steps = asyncio.run(make_plan(setup, PolicyManager(setup.stack, before)))
+        assert [s.allowed for s in steps if s.action == "bind"] == [True, True, last]

@@ -75,9 +75,9 @@ def every_state(module: AcmModule, start: int) -> Iterator[tuple[Touched, frozen
         standing = Standing((), dict(zip(names, touched, strict=True)))
         for one, two in pairs:
             sides = names[one], names[two]
-            if not module.admit_bind(*sides, standing).allowed:
+            if not module.admit_bind(sides, standing).allowed:
                 continue
-            new = module.touch(*sides, standing)
+            new = module.touch(sides, standing)
             after = tuple(new.get(name, old) for name, old in zip(names, touched, strict=True))
             both = holders | {one, two} if holders & {one, two} else holders
             if (after, both) not in seen:

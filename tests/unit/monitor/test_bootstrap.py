@@ -44,11 +44,11 @@ class DeadDecider(ToyDecider):
         """Refuse to answer."""
         return await self.decide("admit", {})
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
+    async def admit_bind(self, *labels: Label) -> Verdict:
         """Refuse to answer."""
         return await self.decide("admit_bind", {})
 
-    async def touch(self, one: Label, other: Label) -> None:
+    async def touch(self, *labels: Label) -> None:
         """Refuse to answer."""
         await self.decide("touch", {})
 

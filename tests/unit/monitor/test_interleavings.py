@@ -156,7 +156,7 @@ def test_a_denial_that_no_module_worded_is_recorded_too() -> None:
         await world.run("a", "b")
         world.allow(("a", "b"))
 
-        async def closed(one: Label, other: Label) -> None:
+        async def closed(*labels: Label) -> None:
             raise Denied("the wall closed meanwhile", code="CW-HISTORY-CONFLICT")
 
         def no_layer() -> Machine:
@@ -320,7 +320,7 @@ def test_a_relabel_counts_what_the_domain_carries_from_its_old_label() -> None:
         await world.monitor.relabel(world.operator, "a", label("free"))
         assert ("a", "free") in world.decider.touched
 
-        async def wall(one: Label, other: Label) -> Verdict:
+        async def wall(*labels: Label) -> Verdict:
             answer = Answer("toy", False, "TOY-WALL", "it touched the other side")
             return Verdict("admit_bind", False, (), (answer,), world.decider.generation)
 

@@ -427,10 +427,10 @@ def test_what_cannot_be_remembered_is_cut() -> None:
     class Forgetful(ToyDecider):
         full = False
 
-        async def touch(self, one, other):  # type: ignore[no-untyped-def]
-            if self.full and str(one) != str(other):
+        async def touch(self, *labels: Label) -> None:
+            if self.full and len(labels) > 1:
                 raise Denied("the disk is full")
-            await super().touch(one, other)
+            await super().touch(*labels)
 
     async def scene(world: World) -> None:
         world.decider = world.monitor.mediator.decider = Forgetful()
@@ -478,8 +478,8 @@ def test_what_goes_on_counts_at_once_and_does_not_wait_for_the_disk_one_by_one()
     class Disk(ToyDecider):
         gate_disk: asyncio.Event | None = None
 
-        async def touch(self, one, other):  # type: ignore[no-untyped-def]
-            await super().touch(one, other)
+        async def touch(self, *labels: Label) -> None:
+            await super().touch(*labels)
             if self.gate_disk is not None:
                 await self.gate_disk.wait()
 
@@ -491,7 +491,7 @@ def test_what_goes_on_counts_at_once_and_does_not_wait_for_the_disk_one_by_one()
         loading = asyncio.ensure_future(load(world, candidate(world, ("a", "b"), ("b", "c"))))
         await asyncio.sleep(0.2)  # and the load waits for the disk
         assert decider.generation == 2
-        own = [(name, name) for name in "abc"]
+        own = [(name,) for name in "abc"]
         assert sorted(decider.touched) == sorted([*own, ("a", "b"), ("b", "c")])
         decider.gate_disk.set()
         await loading

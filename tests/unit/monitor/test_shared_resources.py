@@ -30,7 +30,7 @@ def test_a_reader_has_touched_what_its_writer_has_whoever_came_first(first: str)
         assert not await store.may_exchange("auditor", "bob")
         asked = store.world.audit.events("allow")[-1]["parties"]
         assert isinstance(asked, Mapping)
-        role, other = ("reader0", "auditor") if first == "reader" else ("writer0", "alice")
+        role, other = ("joined0", "auditor") if first == "reader" else ("writer0", "alice")
         assert asked[role] == other
 
     sharing(scene)
@@ -93,13 +93,17 @@ class Slow(ToyDecider):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def admit_bind(self, one: Label, other: Label) -> Verdict:
+    def __init__(self) -> None:
+        super().__init__()
+        self.remembers = True
+
+    async def admit_bind(self, *labels: Label) -> Verdict:
         """Answer, and only then let the test act, once."""
-        verdict = await super().admit_bind(one, other)
-        if self.meanwhile is not None and (str(one), str(other)) == ("alice", "courier"):
+        verdict = await super().admit_bind(*labels)
+        if self.meanwhile is not None and set(map(str, labels)) == {"alice", "courier"}:
             act, self.meanwhile = self.meanwhile, None
             await act()
-        yes = {str(one), str(other)} != {"auditor", "alice"}
+        yes = not {"auditor", "alice"} <= set(map(str, labels))
         return Verdict(verdict.hook, yes, (), (), verdict.generation)
 
 

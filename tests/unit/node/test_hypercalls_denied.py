@@ -10,6 +10,7 @@ import pytest
 
 from skerry.errors import DeciderUnavailable, StaleGeneration
 from skerry.monitor.mediate import Parties
+from skerry.monitor.table import Channel
 from skerry.node import denials, hypercalls, offers
 from skerry.xsm.request import Verdict
 from tests.support.hypercalls import Said, Services, play, play_in_no_time, slowly
@@ -157,7 +158,7 @@ def test_a_call_that_binds_nothing_is_never_on_record_as_allowed(tmp_path: Path)
             touched.append(pair)
             await touch(*pair)  # type: ignore[arg-type] # as it was called
 
-        decider.decide, decider.touch = once, remember  # type: ignore[method-assign, assignment]
+        decider.decide, decider.touch = once, remember  # type: ignore[method-assign]
         said = await bank.call("connect north")
         assert cause(host, said) == "DECIDER-UNAVAILABLE"
         assert (len(host.audit.events("allow")), touched) == (allowed, [])
@@ -202,3 +203,26 @@ async def full(host: Services, name: str, words: str) -> None:
     assert cause(host, said) == "LIMIT-REACHED"
     assert (fields["domain"], f"{fields['call']} {fields['asked']}") == (name, words)
     assert (await host.guest(name).call(f"why {said.fields['record']}")).fields == said.fields
+
+
+def test_what_a_stream_would_join_is_known_before_it_is_bound(tmp_path: Path) -> None:
+    """A wall that only whoever is joined to the server closes: the denial is the call's own, at the
+    time of any, and no bind was tried. The control: nobody is joined yet."""
+
+    async def scene(host: Services) -> None:
+        bank, decider = host.guest("bank"), host.monitor.mediator.decider
+        ends = host.monitor.domain("ledger"), host.monitor.domain("stranger")
+        stack = host.node.setup.stack
+        north, south, label = (stack.label(n, "domain") for n in ("north", "south", "bank"))
+        await host.guest("ledger").call("offer ledger")
+        await decider.touch(label, north)
+        assert (await bank.call("connect ledger")).end == "ok"
+        for channel in host.monitor.channels:
+            host.monitor.cut(channel.number)
+        host.monitor.readmit_channel(Channel(99, "stream", *ends, "x", one_way=False))
+        await decider.touch(ends[1].label, south)
+        said = await bank.call("connect ledger")
+        assert cause(host, said) == "CW-HISTORY-CONFLICT"
+        assert host.audit.events("deny")[-1]["call"] == "connect"
+
+    play(tmp_path, scene)

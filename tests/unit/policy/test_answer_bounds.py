@@ -72,9 +72,8 @@ def _words(number: int) -> tuple[str, ...]:
             )
             for field in ("granted", "auditallow", "dontaudit", "contexts")
         ),
-        (lambda n: Touched(WALL, {word: {} for word in _words(n)}), MAX_MODULES),
-        (lambda n: Touched(WALL, {"acm": {word: frozenset() for word in _words(n)}}), 2),
-        (lambda n: Touched(WALL, {"acm": {"broker": frozenset(_words(n))}}), MAX_TOUCHED),
+        (lambda n: Touched(WALL, dict.fromkeys(_words(n), frozenset[str]())), MAX_MODULES),
+        (lambda n: Touched(WALL, {"acm": frozenset(_words(n))}), MAX_TOUCHED),
         (lambda n: Failure("x" * n, "", ""), MAX_CODE),
         (lambda n: Failure("", "x" * n, ""), MAX_WORDS),
         (lambda n: Failure("", "", "x" * n), MAX_WORDS),

@@ -224,7 +224,7 @@ def test_the_manager_answers_orders_in_a_wrong_state_with_denials() -> None:
     from skerry.policy.service import Service
 
     service = Service()
-    early = service.answer(Order(1, Touch(BROKER, BANK_A))).what
+    early = service.answer(Order(1, Touch((BROKER, BANK_A)))).what
     assert isinstance(early, Failure)
     assert early.code == "DECIDER-UNAVAILABLE"
     service.answer(Order(2, messages.Begin(1, BANKS.sources, {})))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skerry.label import MAX_LABEL, Label
 from skerry.policy import messages
-from skerry.policy.history import MemoryHistory, entries_of, merged
+from skerry.policy.history import MemoryHistory, common, entries_of, merged
 from skerry.policy.manager import PolicyManager
 from skerry.policy.messages import Answer, Answered, Failure
 from skerry.policy.source import Source, make_policy
@@ -122,15 +122,14 @@ def test_histories_merge_into_what_either_holds(before: History, more: History) 
 
 
 @given(HISTORIES)
-def test_what_two_labels_have_touched_is_told_whole_and_nothing_else(history: History) -> None:
-    """Each label's entry under each module's own text for it, where there is one."""
-    one, other = Label((("a", "x"),)), Label((("a", "y"), ("b", "z")))
-    theirs = {("a", "x"), ("a", "y"), ("b", "z")}
-    told = entries_of(history, one, other)
-    assert {(m, t): told[m][t] for m in told for t in told[m]} == {
-        (m, t): history[m][t] for m in history for t in history[m] if (m, t) in theirs
-    }
-    assert all(told.values())
+def test_what_labels_have_all_touched_is_told_whole_and_nothing_else(history: History) -> None:
+    """By each module that all have a part for; as entries it adds nothing to what they have."""
+    labels = Label((("a", "x"),)), Label((("a", "y"), ("b", "z")))
+    told = common(history, labels)
+    known = history.get("a", {})
+    both = known.get("x", frozenset()) & known.get("y", frozenset())
+    assert told == ({"a": both} if both else {})
+    assert merged(history, entries_of(told, labels)) is history
 
 
 def test_a_refused_touch_explains_itself() -> None:

@@ -23,7 +23,7 @@ from tests.unit.policy.banks import ACM, BANK_A, BANK_B, BANKS, DUMMY, XEN, labe
 
 APART = Hooked("channel_two_way", {"source": BANK_A, "sink": BANK_B})
 TOGETHER = Hooked("channel_two_way", {"source": BANK_A, "sink": BANK_A})
-WALL = Exchanged(BANK_A, BANK_B)
+WALL = Exchanged((BANK_A, BANK_B))
 START = Started(BANK_A, (BANK_A,))
 
 
@@ -36,7 +36,7 @@ def true(question: Question, policy: Policy = BANKS) -> Verdict:
         case Started():
             return edition.start_verdict(question.label, question.running)
         case Exchanged():
-            return edition.bind_verdict(question.one, question.other)
+            return edition.bind_verdict(*question.labels)
 
 
 def _decision(index: int = -1, **fields: Any) -> Callable[[Verdict], Verdict]:

@@ -136,4 +136,4 @@ def test_a_name_that_is_none_ends_the_manager(change: Callable[[Verdict], Verdic
 def test_the_changes_above_are_of_denials() -> None:
     """So their explanations are what people see."""
     assert not true(APART).allowed
-    assert not true(Exchanged(BANK_A, BANK_B)).allowed
+    assert not true(Exchanged((BANK_A, BANK_B))).allowed

@@ -111,7 +111,7 @@ def exchanges(module: AcmModule) -> set[tuple[str, str]]:
         if module.decide(one, two, "share", ("share",)).allowed
         and (module.admit(one, Standing((two,))).allowed
              or module.admit(two, Standing((one,))).allowed)
-        and module.admit_bind(one, two, nothing).allowed
+        and module.admit_bind((one, two), nothing).allowed
     }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_the_same_type_may_run_twice_and_a_stopped_rival_does_not_count() -> Non
 def test_without_the_component_the_wall_is_not_asked() -> None:
     """A policy without Chinese Wall types admits all its labels, and only those."""
     assert NO_WALL.admit("a", Standing(("b",))).code == "CW-NOT-IN-POLICY"
-    assert NO_WALL.admit_bind("a", "b", Standing()).allowed
+    assert NO_WALL.admit_bind(("a", "b"), Standing()).allowed
     assert not NO_WALL.admit("x", Standing()).allowed
 
 
@@ -82,9 +82,9 @@ def test_unknown_labels_are_refused_wherever_they_stand() -> None:
     """A label that can't be judged, also one that runs, refuses the start."""
     assert RIVALS.admit("x", Standing()).code == "LABEL-UNKNOWN"
     assert RIVALS.admit("Cola", Standing(("x",))).code == "LABEL-UNKNOWN"
-    assert RIVALS.admit_bind("Cola", "x", Standing()).code == "LABEL-UNKNOWN"
+    assert RIVALS.admit_bind(("Cola", "x"), Standing()).code == "LABEL-UNKNOWN"
     with pytest.raises(UnknownLabel):
-        RIVALS.touch("Cola", "x", Standing())
+        RIVALS.touch(("Cola", "x"), Standing())
 
 
 @given(policies(), st.data())
@@ -114,23 +114,23 @@ def _without_history(policy: AcmPolicy) -> AcmPolicy:
 def test_a_broker_that_touched_one_bank_may_never_touch_the_other() -> None:
     """The history form: what was once touched counts after everything has stopped."""
     fresh = Standing()
-    assert BANKS.admit_bind("broker", "bank-a", fresh).allowed
-    assert BANKS.admit_bind("broker", "bank-b", fresh).allowed
-    after = Standing((), BANKS.touch("broker", "bank-a", fresh))
+    assert BANKS.admit_bind(("broker", "bank-a"), fresh).allowed
+    assert BANKS.admit_bind(("broker", "bank-b"), fresh).allowed
+    after = Standing((), BANKS.touch(("broker", "bank-a"), fresh))
     assert after.touched == {"broker": {"bank-a"}, "bank-a": {"bank-a"}}
-    answer = BANKS.admit_bind("broker", "bank-b", after)
+    answer = BANKS.admit_bind(("broker", "bank-b"), after)
     assert (answer.allowed, answer.code) == (False, "CW-HISTORY-CONFLICT")
     assert answer.rule.line == 12
-    assert BANKS.admit_bind("broker", "bank-a", after).allowed
-    assert BANKS.touch("broker", "bank-a", after) == {}
+    assert BANKS.admit_bind(("broker", "bank-a"), after).allowed
+    assert BANKS.touch(("broker", "bank-a"), after) == {}
 
 
 def test_without_history_a_conflict_set_forgets() -> None:
     """The positive control: the same exchange in a set without history is allowed."""
     plain = AcmModule(_without_history(BANKS.policy))
     after = Standing((), {"broker": frozenset({"bank-a"})})
-    assert plain.admit_bind("broker", "bank-b", after).allowed
-    assert plain.touch("broker", "bank-a", after) == {}
+    assert plain.admit_bind(("broker", "bank-b"), after).allowed
+    assert plain.touch(("broker", "bank-a"), after) == {}
 
 
 def test_a_start_is_refused_if_history_holds_the_other_side() -> None:
@@ -146,8 +146,8 @@ def test_a_renamed_label_inherits_its_history() -> None:
     renamed = TOML.replace("[labels.broker]\n", '[labels.agent]\nfrom = "broker"\n')
     module = AcmModule(parse_acm(renamed.encode(), "f"))
     after = Standing((), {"broker": frozenset({"bank-a"})})
-    assert not module.admit_bind("agent", "bank-b", after).allowed
-    assert module.admit_bind("agent", "bank-b", Standing()).allowed
+    assert not module.admit_bind(("agent", "bank-b"), after).allowed
+    assert module.admit_bind(("agent", "bank-b"), Standing()).allowed
 
 
 @given(policies(), st.data())
@@ -161,8 +161,8 @@ def test_no_sequence_of_admitted_exchanges_holds_two_types_of_a_history_set(
     for _ in range(data.draw(st.integers(0, 10))):
         one, other = data.draw(names), data.draw(names)
         standing = Standing((), dict(touched))
-        if module.admit_bind(one, other, standing).allowed:
-            touched |= module.touch(one, other, standing)
+        if module.admit_bind((one, other), standing).allowed:
+            touched |= module.touch((one, other), standing)
     for conflict in policy.conflicts:
         if conflict.history:
             assert all(len(types & set(conflict.types)) <= 1 for types in touched.values())

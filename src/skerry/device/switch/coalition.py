@@ -133,7 +133,7 @@ class Coalition:
             verdict = await judge(policy, HOOK, parties)
             if verdict.allowed:
                 if real:
-                    await mediator.touch(HOOK, parties)
+                    await mediator.touch(HOOK, parties, lambda: parties)
                 return ""
         except UNDECIDED as error:
             if not real:

@@ -16,7 +16,7 @@ decision costs microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -146,13 +146,18 @@ class AcmModule:
         """May a domain with this label start beside the running ones?"""
         return self._wall.admit(label, standing)
 
-    def admit_bind(self, one: str, other: str, standing: Standing) -> Answer:
-        """May these two exchange information, given what both have touched?"""
-        return self._wall.admit_bind(one, other, standing)
+    def admit_bind(self, labels: Sequence[str], standing: Standing) -> Answer:
+        """May these all exchange information, given what they have touched?"""
+        return self._wall.admit_bind(labels, standing)
 
-    def touch(self, one: str, other: str, standing: Standing) -> Mapping[str, frozenset[str]]:
+    def touch(self, labels: Sequence[str], standing: Standing) -> Mapping[str, frozenset[str]]:
         """Return the history entries that an exchange changes. Raises `UnknownLabel`."""
-        return self._wall.touch(one, other, standing)
+        return self._wall.touch(labels, standing)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a conflict set keeps a history."""
+        return self._wall.remembers
 
     def _both(self, subject: str, target: str, asked: tuple[str, ...]) -> Answer:
         """Decide permissions with a domain as target and others with a resource, in one answer."""

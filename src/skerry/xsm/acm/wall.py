@@ -7,14 +7,16 @@ The rules this module keeps:
   drift: a start is refused if, in a conflict set, the new label has a type and a running label
   has one while lacking the new label's. The same type twice is allowed.
 * *History* (a conflict set's option; Brewer and Nash, not in sHype). What a label once touched
-  keeps counting across restarts. Two labels may exchange if, for each such set, their own types
-  and all that both have touched hold at most one type of it; afterwards each has touched the
-  union. A label that was renamed by an update (`from`) inherits its old name's history.
+  keeps counting across restarts. Labels may exchange, each with every other, if for each such set
+  their own types and all that they have touched hold at most one type of it; afterwards each has
+  touched the union. Whoever asks names all whom live channels join. A label that was renamed by an
+  update (`from`) inherits its old name's history.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from skerry.errors import UnknownLabel
 from skerry.xsm.acm.model import AcmPolicy, ConflictSet
@@ -50,9 +52,9 @@ class Wall:
                     return self._conflict(conflict, label, mine - theirs, other, theirs)
         return self._history_of("start", (label,), standing) or self._none(label, len(running))
 
-    def admit_bind(self, one: str, other: str, standing: Standing) -> Answer:
-        """Answer whether the two labels may exchange information."""
-        unknown = self._unknown(one, other)
+    def admit_bind(self, labels: Sequence[str], standing: Standing) -> Answer:
+        """Answer whether these labels may exchange information, each with every other."""
+        unknown = self._unknown(*labels)
         if unknown:
             return unknown
         if not self._policy.cw_types:
@@ -60,23 +62,28 @@ class Wall:
         if not self._history:
             reason = "no conflict set of the policy keeps a history"
             return Answer("acm", True, "CW-NO-CONFLICT", reason, self._policy_rule())
-        refused = self._history_of("exchange", (one, other), standing)
+        refused = self._history_of("exchange", labels, standing)
         if refused:
             return refused
-        reason = f"what {one} and {other} have touched lies on one side of every wall"
+        joined = f" and {len(labels) - 2} joined to them" if len(labels) > 2 else ""
+        who = " and ".join(labels[:2])
+        reason = f"what {who}{joined} have touched lies on one side of every wall"
         return Answer("acm", True, "CW-NO-CONFLICT", reason, self._policy_rule())
 
-    def touch(self, one: str, other: str, standing: Standing) -> dict[str, frozenset[str]]:
-        """Return the entries of `standing.touched` that change when the two exchange."""
-        for text in (one, other):
+    @property
+    def remembers(self) -> bool:
+        """Whether a conflict set keeps a history."""
+        return bool(self._history)
+
+    def touch(self, labels: Sequence[str], standing: Standing) -> dict[str, frozenset[str]]:
+        """Return the entries of `standing.touched` that change when these exchange."""
+        for text in labels:
             if text not in self._labels:
                 raise UnknownLabel(f"policy {self._policy.name} defines no label {text!r}")
-        union = self._touched(one, standing) | self._touched(other, standing)
-        return {
-            label: union | standing.touched.get(label, frozenset())
-            for label in (one, other)
-            if not union <= standing.touched.get(label, frozenset())
-        }
+        none = frozenset[str]()
+        union = none.union(*(self._touched(label, standing) for label in labels))
+        known = {label: standing.touched.get(label, none) for label in labels}
+        return {label: union | own for label, own in known.items() if not union <= own}
 
     def _touched(self, label: str, standing: Standing) -> frozenset[str]:
         """All types of history sets that count for a label, its own included."""
@@ -85,17 +92,21 @@ class Wall:
         before = standing.touched.get(label, none) | standing.touched.get(renamed, none)
         return (self._types[label] | before) & self._historic
 
-    def _history_of(self, what: str, labels: tuple[str, ...], standing: Standing) -> Answer | None:
+    def _history_of(self, what: str, labels: Sequence[str], standing: Standing) -> Answer | None:
         if not self._history:
             return None
         held = {label: self._touched(label, standing) for label in labels}
         union = frozenset[str]().union(*held.values())
         for conflict, types in self._history:
             if len(union & types) > 1:
-                sides = " and ".join(f"{label} {_shown(held[label] & types)}" for label in held)
+                first: dict[frozenset[str], str] = {}
+                for label, kinds in held.items():  # of many that hold the same, one is named
+                    first.setdefault(kinds & types, label)
+                sides = [f"{label} {_shown(some)}" for some, label in first.items() if some]
+                joined = ", with all whom it joins to them," if len(labels) > 2 else ","
                 reason = (
-                    f"to {what}, {sides} would hold more than one type of the conflict set"
-                    f" {conflict.name}, counting what was touched before"
+                    f"to {what}{joined} {' and '.join(sides)} would hold more than one type of"
+                    f" the conflict set {conflict.name}, counting what was touched before"
                 )
                 return Answer("acm", False, "CW-HISTORY-CONFLICT", reason, self._rule(conflict))
         return None

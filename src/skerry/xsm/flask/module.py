@@ -9,7 +9,7 @@ a permissive source is allowed, and the answer says what would have been refused
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice, product
 
 import msgspec
@@ -251,11 +251,11 @@ class FlaskModule:
         reason = "Flask has no Chinese Wall"
         return Answer(MODULE, True, "CW-NOT-IN-POLICY", reason, Rule("", self._policy.file))
 
-    def admit_bind(self, one: str, other: str, standing: Standing) -> Answer:
+    def admit_bind(self, labels: Sequence[str], standing: Standing) -> Answer:
         """Admit every exchange, as far as the Chinese Wall goes."""
-        return self.admit(one, standing)
+        return self.admit(labels[0], standing)
 
-    def touch(self, one: str, other: str, standing: Standing) -> Mapping[str, frozenset[str]]:
+    def touch(self, labels: Sequence[str], standing: Standing) -> Mapping[str, frozenset[str]]:
         """Remember nothing."""
         return {}
 
