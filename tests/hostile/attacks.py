@@ -80,8 +80,8 @@ ATTACKS = (
     ),
     Attack(
         "flood",
-        "console, agent, streams, one-way streams, memories, bells, cards, disk and TPM at once; "
-        "everything is cut in the middle of it",
+        "console, agent, calls, streams, one-way streams, memories, bells, cards, disk and TPM at "
+        "once; everything is cut in the middle of it",
         ALL,
         short=True,
         fresh=True,

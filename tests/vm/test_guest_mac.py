@@ -34,6 +34,13 @@ label = "none"
 image = "ledger"
 memory = "256M"
 
+[domains.clone]
+label = "blue"
+image = "ledger"
+memory = "256M"
+template = true
+autostart = false
+
 [domains.peer]
 label = "peer"
 
@@ -84,6 +91,8 @@ SERVICE = """\
 	cat /proc/self/attr/current && echo
 	for name in red blue; do cat /srv/$name || echo "no $name"; done
 	echo x >/etc/new && echo 'etc written'
+	cat /run/skerry/label >/dev/null && echo 'label read'
+	skerry label && echo called
 	echo -n system_u:system_r:skerry_service_t:s0:c1.c3 >/proc/self/attr/current && echo widened
 	echo -n system_u:system_r:kernel_t:s0 >/proc/self/attr/exec && echo freed
 	for _ in $(seq 50); do [ -e /dev/virtio-ports/orders ] && break; sleep 0.1; done
@@ -176,14 +185,15 @@ def test_the_label_outside_decides_what_a_service_reads_inside(
 
 
 def test_a_confined_service_changes_neither_its_range_nor_the_system(mac: Cli) -> None:
-    """No wider range, no other type, no file of the system; its channel it may write."""
+    """No wider range, no other type, no file of the system, no call; its channel it may write."""
     lines = said(mac, "red")
-    assert not {"etc written", "widened", "freed"} & set(lines)
+    assert not {"etc written", "label read", "called", "widened", "freed"} & set(lines)
     assert "sent" in lines
     got = mac.ok("exec", "peer", "--", "timeout", "10", "head", "-n1", "/dev/virtio-ports/orders")
     assert got == "an order\n"
     control = mac.ok("exec", "red", "--", "sh", "-c", "echo x >/etc/new && echo written")
     assert control == "written\n", "the agent, which is not confined, may"
+    assert mac.ok("exec", "red", "--", "skerry", "label") == "red\n", "it may, too"
 
 
 def test_a_label_without_a_range_starts_no_service(mac: Cli) -> None:
@@ -202,15 +212,43 @@ def test_a_label_without_a_range_starts_no_service(mac: Cli) -> None:
 
 def test_a_flask_label_s_own_range_counts_where_no_line_is_for_it(mac: Cli) -> None:
     """The same script, given a label as a Flask policy makes it, and a wrong one."""
-    run = (
-        "echo '{}' >/tmp/label; sed s,/run/skerry/label,/tmp/label, /lib/skerry/confined >/tmp/c; "
-    )
+    run = "echo '{}' >/tmp/label; sed s,^raw=.*,raw=/tmp/label, /lib/skerry/confined >/tmp/c; "
     run += "sed -i 's/sleep 5/:/' /tmp/c; sh /tmp/c /bin/cat /proc/self/attr/current | tr -d '\\0'"
     for label in (FLASK_LABEL, f"acm=x,flask={FLASK_LABEL}"):
         got = mac.ok("exec", "red", "--", "sh", "-c", run.format(label))
         assert got == "system_u:system_r:skerry_service_t:s0:c1"
     for label in ("u:r:t", "u:r:t:s7", "u:r:t:s0:c5000", "x:s0:c1"):
         assert mac.ok("exec", "red", "--", "sh", "-c", run.format(label)) == ""
+
+
+def test_a_relabel_outside_gives_no_service_another_range(mac: Cli) -> None:
+    """Neither the one that runs, nor one that is started after it; `blue` is the control."""
+    confined = ("/lib/skerry/confined", "/bin/cat", "/proc/self/attr/current")
+    contexts = "cat /proc/[0-9]*/attr/current | tr '\\0' '\\n' | grep skerry_service | sort -u"
+    of_red, of_blue = (f"system_u:system_r:skerry_service_t:s0:c{n}" for n in (1, 2))
+    said(mac, "red")
+    mac.ok("relabel", "red", "blue")
+    until = "for _ in $(seq 100); do grep -q blue /run/skerry/label && break; sleep 0.1; done"
+    assert mac.ok("exec", "red", "--", "sh", "-c", f"{until}; cat /run/skerry/label") == "blue"
+    assert mac.ok("exec", "red", "--", *confined).rstrip("\0") == of_red
+    mac.ok("exec", "red", "--", "sh", "-c", ": >/srv/said; kill $(pidof sleep)")
+    lines = said(mac, "red")
+    assert lines[0].rstrip("\0") == of_red
+    assert "no blue" in lines
+    assert mac.ok("exec", "red", "--", "sh", "-c", contexts).split() == [of_red]
+    assert mac.ok("exec", "blue", "--", *confined).rstrip("\0") == of_blue
+    mac.ok("relabel", "red", "red")
+
+
+def test_a_clone_s_service_has_the_range_of_its_own_label(mac: Cli) -> None:
+    """Its template's guest had none; what it began with counts, also after a relabel."""
+    mac.ok("start", "clone")
+    lines = said(mac, "clone")
+    assert mac.ok("exec", "clone", "--", "ls", "/run/skerry/asleep"), "the control: it is a clone"
+    assert lines[0].rstrip("\0") == "system_u:system_r:skerry_service_t:s0:c2"
+    mac.ok("relabel", "clone", "red")
+    confined = ("/lib/skerry/confined", "/bin/cat", "/proc/self/attr/current")
+    assert mac.ok("exec", "clone", "--", *confined).rstrip("\0").endswith(":s0:c2")
 
 
 def test_under_a_flask_policy_the_range_outside_is_the_range_inside() -> None:

@@ -23,6 +23,9 @@ uint64_t odd_number(void);
 
 /* Counts operations, also in children; whoever waits for the host sees that something goes on. */
 void count(uint64_t operations);
+/* Says that so many more, or fewer, of the things to attack are not there to be attacked. As long as
+ * one is not, the attack reports no operations: it does not do what its name says. */
+void lacks(int more);
 /* Whether the time is over; says once a second how far it is. */
 int over(void);
 /* Begins the time anew: what had to be made ready is ready. */

@@ -1,4 +1,4 @@
-/* A flood on every port at once: console, agent, streams, one-way streams, memories and their
+/* A flood on every port at once: console, agent, calls, streams, one-way streams, memories and their
  * bells, network cards, disks and the TPM; a process for each, as fast as it is taken.
  */
 #include "attack.h"
@@ -101,16 +101,14 @@ static void ports(void)
 	while (folder != NULL && (entry = readdir(folder)) != NULL) {
 		char path[300];
 
-		if (entry->d_name[0] == '.' || !strcmp(entry->d_name, "skerry.agent") || !child())
+		if (entry->d_name[0] == '.' || !child())
 			continue;
 		snprintf(path, sizeof path, PORTS "/%s", entry->d_name);
-		pour(open(path, O_WRONLY),
+		pour(seize(path, O_WRONLY),
 		     is_sink(entry->d_name) ? words->backward : words->mark);
 	}
 	if (folder != NULL)
 		closedir(folder);
-	if (child())
-		pour(seize_agent(), words->mark);
 }
 
 static void send_frames(const char *card)

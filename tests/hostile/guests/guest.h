@@ -5,7 +5,8 @@
 #define PORTS "/dev/virtio-ports"
 #define AGENT_PORT PORTS "/skerry.agent"
 
-/* Ends the guest's agent and opens its port in its place; returns the descriptor, or -1. */
-int seize_agent(void);
+/* Opens a port in the place of whoever has it open, who is killed; returns the descriptor, or -1 where
+ * it was cut. As long as it is there and not to be had, the attack lacks it. */
+int seize(const char *port, int flags);
 
 #endif

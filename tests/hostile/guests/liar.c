@@ -4,57 +4,14 @@
 #include "attack.h"
 #include "guest.h"
 
-#include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define LINE 4096
-
-/* Kills whatever runs the agent's script; what starts it again waits a second first. */
-static void kill_agents(void)
-{
-	DIR *folder = opendir("/proc");
-	struct dirent *entry;
-
-	while (folder != NULL && (entry = readdir(folder)) != NULL) {
-		char path[300], words[256];
-		size_t length;
-
-		if (!isdigit((unsigned char)entry->d_name[0]))
-			continue;
-		snprintf(path, sizeof path, "/proc/%s/cmdline", entry->d_name);
-		length = get(path, words, sizeof words);
-		for (size_t each = 0; each < length; each++)
-			if (words[each] == 0)
-				words[each] = ' ';
-		if (strstr(words, "/lib/skerry/agent") != NULL)
-			kill(atoi(entry->d_name), SIGKILL);
-	}
-	if (folder != NULL)
-		closedir(folder);
-}
-
-int seize_agent(void)
-{
-	for (int tries = 0; tries < 200; tries++) {
-		int port;
-
-		kill_agents();
-		port = open(AGENT_PORT, O_RDWR | O_NONBLOCK);
-		if (port >= 0)
-			return port;
-		usleep(20000);
-	}
-	note("the agent's port is not to be had\n");
-	return -1;
-}
 
 static void say(int port, const char *text, size_t length)
 {
@@ -151,7 +108,7 @@ void liar(const struct words *words)
 {
 	char untrusted[LINE], line[LINE] = "", id[16] = "00000000";
 	size_t held = 0;
-	int port = seize_agent(), heard = 0;
+	int port = seize(AGENT_PORT, O_RDWR | O_NONBLOCK), heard = 0;
 
 	ready();
 	while (port >= 0 && !over()) {

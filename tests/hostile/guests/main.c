@@ -19,9 +19,11 @@
 
 #define DEVICES "/sys/bus/pci/devices"
 
+enum { DONE, LACKED, COUNTERS };
+
 static const char *name;
 static uint64_t state;
-static uint64_t *counted;
+static uint64_t *counted; /* shared by all children */
 static double seconds, end, told;
 static pid_t first;
 
@@ -60,14 +62,21 @@ uint64_t odd_number(void)
 
 void count(uint64_t operations)
 {
-	__atomic_fetch_add(counted, operations, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&counted[DONE], operations, __ATOMIC_RELAXED);
+}
+
+void lacks(int more)
+{
+	__atomic_fetch_add(&counted[LACKED], more, __ATOMIC_RELAXED);
 }
 
 static void report(const char *what)
 {
 	char line[96];
+	uint64_t lacked = __atomic_load_n(&counted[LACKED], __ATOMIC_RELAXED);
+	unsigned long long done = __atomic_load_n(&counted[DONE], __ATOMIC_RELAXED);
 	int length = snprintf(line, sizeof line, "\n@@ %s %llu %s\n", name,
-			      (unsigned long long)__atomic_load_n(counted, __ATOMIC_RELAXED), what);
+			      lacked ? 0 : done, what);
 
 	if (write(1, line, length) < 0)
 		return;
@@ -190,7 +199,7 @@ int main(int argc, char **argv)
 	words.bait = atoi(argv[6]);
 	state = strtoull(argv[3], NULL, 10) * 2 + 1;
 	first = getpid();
-	counted = mmap(NULL, sizeof *counted, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	counted = mmap(NULL, COUNTERS * sizeof *counted, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (counted == MAP_FAILED)
 		return 71;
 	signal(SIGPIPE, SIG_IGN);
