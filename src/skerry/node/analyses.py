@@ -7,6 +7,7 @@ a bound; and who plans a system holds up nobody's change of policy, which may be
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, ParamSpec, TypeVar
@@ -23,11 +24,17 @@ MAX_PLANS = 1
 MAX_CHANGES = 4
 """Changes of policy that are proven at once, for those who may make them; a further one waits."""
 
-# A thread begins with the first analysis.
-_ROOMS = {
-    "plan": ThreadPoolExecutor(MAX_PLANS, "skerry-plan"),
-    "change": ThreadPoolExecutor(MAX_CHANGES, "skerry-change"),
-}
+_rooms: dict[Kind, ThreadPoolExecutor] = {}
+
+
+def _furnish() -> None:
+    """Make the rooms; a thread begins with the first analysis in it."""
+    _rooms["plan"] = ThreadPoolExecutor(MAX_PLANS, "skerry-plan")
+    _rooms["change"] = ThreadPoolExecutor(MAX_CHANGES, "skerry-change")
+
+
+_furnish()
+os.register_at_fork(after_in_child=_furnish)  # a forked process has none of the threads
 
 
 async def analysed(
@@ -35,4 +42,4 @@ async def analysed(
 ) -> Made:
     """Make an analysis once there is room for one of its kind; return and raise what it does."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_ROOMS[kind], lambda: work(*args, **kwargs))
+    return await loop.run_in_executor(_rooms[kind], lambda: work(*args, **kwargs))
