@@ -7,10 +7,10 @@ a bound; and who plans a system holds up nobody's change of policy, which may be
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -24,17 +24,18 @@ MAX_PLANS = 1
 MAX_CHANGES = 4
 """Changes of policy that are proven at once, for those who may make them; a further one waits."""
 
-_rooms: dict[Kind, ThreadPoolExecutor] = {}
+_Rooms = dict[Kind, ThreadPoolExecutor]
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, _Rooms] = WeakKeyDictionary()
 
 
-def _furnish() -> None:
-    """Make the rooms; a thread begins with the first analysis in it."""
-    _rooms["plan"] = ThreadPoolExecutor(MAX_PLANS, "skerry-plan")
-    _rooms["change"] = ThreadPoolExecutor(MAX_CHANGES, "skerry-change")
-
-
-_furnish()
-os.register_at_fork(after_in_child=_furnish)  # a forked process has none of the threads
+def _of(loop: asyncio.AbstractEventLoop) -> _Rooms:
+    """Return the rooms of one node; a thread begins with the first analysis in it."""
+    if loop not in _rooms:
+        _rooms[loop] = {
+            "plan": ThreadPoolExecutor(MAX_PLANS, "skerry-plan"),
+            "change": ThreadPoolExecutor(MAX_CHANGES, "skerry-change"),
+        }
+    return _rooms[loop]
 
 
 async def analysed(
@@ -42,4 +43,4 @@ async def analysed(
 ) -> Made:
     """Make an analysis once there is room for one of its kind; return and raise what it does."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_rooms[kind], lambda: work(*args, **kwargs))
+    return await loop.run_in_executor(_of(loop)[kind], lambda: work(*args, **kwargs))
