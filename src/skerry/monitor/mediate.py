@@ -166,8 +166,6 @@ async def judge(
     wall = verdict = await policy.decide(hook, apart(parties))
     if verdict.allowed and HOOKS[hook].admission == "start":
         wall = await policy.admit(parties.get("new", parties["domain"]), running)
-    elif verdict.allowed and HOOKS[hook].admission == "beside":
-        wall = await policy.admit(parties["operator"], (parties["domain"],))
     if wall.allowed and len(sides) > 1:  # at a relabel the domain's memory crosses with it
         wall = await policy.admit_bind(*sides)
     if wall is verdict:

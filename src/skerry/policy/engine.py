@@ -56,14 +56,22 @@ class Edition:
         return decision
 
     def hook_verdict(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
-        """Decide a hook for these parties, without the Chinese Wall. Raises only `Denied`."""
+        """Decide a hook for these parties. Raises only `Denied`.
+
+        Of the Chinese Wall it has only what a policy says of two labels at all times: whether they
+        could run beside each other.
+        """
 
         def ask() -> Verdict:
             entry = HOOKS[hook]
             requests = expand(entry, parties, self.stack.transition)
             decisions = tuple(self.decide_request(r, cached=entry.cached) for r in requests)
             allowed = bool(decisions) and all(decision.allowed for decision in decisions)
-            return Verdict(hook, allowed, decisions, (), self.generation)
+            answers: tuple[Answer, ...] = ()
+            if allowed and entry.admission == "beside":
+                answers = self.stack.admit(parties["operator"], (parties["domain"],))
+                allowed = bool(answers) and all(answer.allowed for answer in answers)
+            return Verdict(hook, allowed, decisions, answers, self.generation)
 
         return guarded(ask)
 

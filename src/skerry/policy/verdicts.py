@@ -1,12 +1,13 @@
 """Whole verdicts, kept by hook and parties while their generation is in force.
 
 The rule this module keeps: what is kept is what the manager would answer: only hooks whose answers
-may be cached, no failure, nothing of a Chinese Wall.
+may be cached, no failure, nothing of a Chinese Wall that depends on what runs or was touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import msgspec
 
@@ -51,7 +52,7 @@ class Verdicts:
 
     def put(self, key: Key, verdict: Verdict) -> None:
         """Keep a verdict, if that may be."""
-        answers = (answer for decision in verdict.decisions for answer in decision.answers)
+        answers = chain(verdict.admission, *(each.answers for each in verdict.decisions))
         failed = any(answer.code in UNCACHED_CODES for answer in answers)
         if failed or not HOOKS[verdict.hook].cached or not may_keep(verdict):
             return

@@ -28,9 +28,7 @@ def well_formed(question: Question, verdict: Verdict, generation: int) -> bool:
     if verdict.generation != generation:
         return False
     if isinstance(question, Hooked):
-        return (verdict.hook, verdict.admission) == (question.hook, ()) and _decided(
-            question, verdict, generation
-        )
+        return verdict.hook == question.hook and _decided(question, verdict, generation)
     what = "admit_bind" if isinstance(question, Exchanged) else "admit_start"
     agreed = _agreed(verdict.admission, verdict.allowed)
     return (verdict.hook, verdict.decisions) == (what, ()) and agreed
@@ -38,16 +36,18 @@ def well_formed(question: Question, verdict: Verdict, generation: int) -> bool:
 
 def _decided(question: Hooked, verdict: Verdict, generation: int) -> bool:
     hook, decisions = HOOKS.get(question.hook), verdict.decisions
-    return (
-        hook is not None
-        and len(decisions) == len(hook.asks)
-        and verdict.allowed == all(decision.allowed for decision in decisions)
-        and all(
-            decision.generation == generation
-            and _agreed(decision.answers, decision.allowed)
-            and _asked(ask, decision.request, question.parties)
-            for ask, decision in zip(hook.asks, decisions, strict=True)
-        )
+    if hook is None or len(decisions) != len(hook.asks):
+        return False
+    allowed = all(decision.allowed for decision in decisions)
+    if allowed and hook.admission == "beside":
+        agreed = _agreed(verdict.admission, verdict.allowed)
+    else:
+        agreed = (verdict.allowed, verdict.admission) == (allowed, ())
+    return agreed and all(
+        decision.generation == generation
+        and _agreed(decision.answers, decision.allowed)
+        and _asked(ask, decision.request, question.parties)
+        for ask, decision in zip(hook.asks, decisions, strict=True)
     )
 
 
