@@ -270,7 +270,7 @@ class RemoteManager:
         Raises `Denied` if the wall was closed meanwhile, or if the history can't be saved; what
         was remembered stays remembered even then.
         """
-        before: History | None = None
+        before = None if self.remembers else self.history  # else there is nothing to remember
         while before is not self.history:  # until nobody has learnt anything meanwhile
             before = self.history
             await self._touch(labels)
