@@ -13,6 +13,7 @@ import stat
 import subprocess
 import tarfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -67,9 +68,11 @@ def add_to(tree: Tree, deb: Path, facts: Package) -> None:
             with tarfile.open(fileobj=bounded, mode="r|") as archive:
                 for member in archive:
                     _add_member(tree, archive, member, facts.name)
-            while bounded.read():  # the padding, so that dpkg-deb ends by itself
+                # The library takes a head that it can't read for the end; behind that is padding.
+                whole = all(not any(rest) for rest in iter(partial(_rest, archive), b""))
+            while bounded.read():  # so that dpkg-deb ends by itself
                 pass
-        damaged = process.wait() != 0
+        damaged = process.wait() != 0 or not whole
     except (tarfile.TarError, EOFError, ValueError):
         damaged = True
     finally:
@@ -99,6 +102,11 @@ def made_at(deb: Path) -> int:
     if found is None:
         raise _damaged(deb)
     return int(found[1])
+
+
+def _rest(archive: tarfile.TarFile) -> bytes:
+    assert archive.fileobj is not None
+    return archive.fileobj.read(tarfile.RECORDSIZE)
 
 
 def _damaged(deb: Path) -> SkerryError:

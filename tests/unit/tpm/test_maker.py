@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,10 +372,10 @@ def test_an_ordinary_user_gives_a_state_to_a_subordinate_uid_alone(open_folder: 
 
     def gives(path: Path, uid: int) -> bool:
         bind = "".join(f"mount --bind {names} /etc/{each}; " for each in ("subuid", "subgid"))
-        program = Path(give.__file__)
-        words = shlex.join(
-            [sys.executable, "-I", "-S", str(program), str(path), f"{uid}", f"{uid}"]
-        )
+        # Not in this checkout, which may lie where another user can't come.
+        program = shutil.copy(give.__file__, open_folder / "give.py")
+        python = os.path.realpath(sys.executable)
+        words = shlex.join([python, "-I", "-S", str(program), str(path), f"{uid}", f"{uid}"])
         user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
         script = f"set -e; touch /etc/subuid /etc/subgid; {bind}exec {user} {words}"
         done = subprocess.run(
