@@ -13,6 +13,7 @@ import msgspec
 from skerry.audit.appender import Appender
 from skerry.audit.writer import AuditTrail
 from skerry.channel.stream import StreamBridge
+from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.monitor.bind import Binder
 from skerry.monitor.domain import Domain, State
 from skerry.monitor.monitor import Monitor
@@ -279,12 +280,17 @@ def what_ended_meanwhile_is_kept() -> None:
 
 @mutation
 def the_new_journal_is_not_durable() -> None:
-    """The names in its folder are left to chance."""
+    """Its names in its folder are left to chance, the one that it has while it is made too.
 
-    def put_in_place(path: Path, disk: Any) -> None:
-        disk.rename(journal._new(path), path)
+    To leave only the last to chance is no defect: what it was called before is read then.
+    """
+    sync_folder = SimulatedDisk.sync_folder
 
-    _put(journal, "_put_in_place", put_in_place)
+    def but_for_it(self: SimulatedDisk, path: Path) -> None:
+        if not path.name.startswith("journal."):
+            sync_folder(self, path)
+
+    _put(SimulatedDisk, "sync_folder", but_for_it)
 
 
 @mutation

@@ -157,6 +157,8 @@ def test_a_killed_service_interrupts_nothing(node: Cli, kill: int) -> None:
     wait_for(lambda: node.run("ps").returncode == 0)
     assert process(node, "service") != service
     assert qemus == {p for p, line in node.processes().items() if "qemu-system" in line}
+    # The machines are starting until they have answered the new service.
+    wait_for(lambda: all(row["state"] != "starting" for row in node.rows("ps")))
     states = {row["name"]: row["state"] for row in node.rows("ps")}
     assert (states["red"], states["broker"]) == ("running", "running"), f"seed {SEED + kill}"
     rows = {row["id"]: row["port"] for row in node.rows("channels")}
