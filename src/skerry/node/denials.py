@@ -82,8 +82,11 @@ class Denials:
         """
         stream = Channel(0, "stream", domain, server, "", one_way=False)
         parties = self._channels.parties(stream)
+        decider = self._mediator.decider
+        # Where no wall has a history, the wall has nothing to say, and its question costs a wait.
+        ask = self._mediator.judge if decider.remembers else decider.decide
         try:
-            verdict = await self._mediator.judge(HOOK, parties)
+            verdict = await ask(HOOK, parties)
         except Denied as error:
             return error
         return None if verdict.allowed else Judged(verdict, parties)
