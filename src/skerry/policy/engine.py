@@ -10,7 +10,7 @@ Everything here answers at once and waits for nothing; who keeps the history on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from skerry.errors import DeciderUnavailable, Denied, StaleGeneration
@@ -66,11 +66,11 @@ class Edition:
             entry = HOOKS[hook]
             requests = expand(entry, parties, self.stack.transition)
             decisions = tuple(self.decide_request(r, cached=entry.cached) for r in requests)
-            allowed = bool(decisions) and all(decision.allowed for decision in decisions)
+            allowed = _all_allow(decisions)
             answers: tuple[Answer, ...] = ()
             if allowed and entry.admission == "beside":
                 answers = self.stack.admit(parties["operator"], (parties["domain"],))
-                allowed = bool(answers) and all(answer.allowed for answer in answers)
+                allowed = _all_allow(answers)
             return Verdict(hook, allowed, decisions, answers, self.generation)
 
         return guarded(ask)
@@ -88,8 +88,12 @@ class Edition:
         )
 
     def _admission(self, what: str, answers: tuple[Answer, ...]) -> Verdict:
-        allowed = bool(answers) and all(answer.allowed for answer in answers)
-        return Verdict(f"admit_{what}", allowed, (), answers, self.generation)
+        return Verdict(f"admit_{what}", _all_allow(answers), (), answers, self.generation)
+
+
+def _all_allow(said: Sequence[Answer | Decision]) -> bool:
+    """Say whether somebody was asked and nobody refuses."""
+    return bool(said) and all(one.allowed for one in said)
 
 
 class Engine:
