@@ -126,6 +126,11 @@ class Cli:
         return dict(self._seen)
 
 
+def sh(cli: Cli, domain: str, script: str) -> str:
+    """Run a script in a guest, which must succeed, and return what it said."""
+    return cli.ok("exec", domain, "--", "sh", "-c", script).strip()
+
+
 def peer(path: Path) -> int:
     """Return the process that listens at a socket, 0 if none does."""
     with socket.socket(socket.AF_UNIX) as sock:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from tests.support.cli import Cli, left_of
+from tests.support.cli import Cli, left_of, sh
 
 WAIT_S = 40.0
 
@@ -24,11 +24,6 @@ def begin(policy: str, system: str) -> Cli:
         cli.down()
         raise
     return cli
-
-
-def sh(cli: Cli, domain: str, script: str) -> str:
-    """Run a script in a guest; return what it said."""
-    return cli.ok("exec", domain, "--", "sh", "-c", script).strip()
 
 
 def until(condition: Callable[[], object]) -> None:

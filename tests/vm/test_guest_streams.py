@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.cli import Cli, peer
+from tests.support.cli import Cli, peer, sh
 from tests.support.hypercalls import POLICY
 from tests.support.simulated import write_system
 
@@ -44,16 +44,11 @@ def node() -> Iterator[Cli]:
     cli = Cli()
     try:
         cli.ok("up", write_system(cli.home, SYSTEM, POLICY), "--detach")
-        inside(cli, "ledger", "skerry offer echo cat")
-        inside(cli, "ledger", "skerry offer once 'echo run >>/run/ran; echo bye'")
+        sh(cli, "ledger", "skerry offer echo cat")
+        sh(cli, "ledger", "skerry offer once 'echo run >>/run/ran; echo bye'")
         yield cli
     finally:
         cli.down()
-
-
-def inside(cli: Cli, domain: str, script: str) -> str:
-    """Run a shell script in a guest that must succeed."""
-    return cli.ok("exec", domain, "--", "sh", "-c", script).strip()
 
 
 def until_streams(cli: Cli, count: int) -> list[str]:
@@ -68,13 +63,13 @@ def until_streams(cli: Cli, count: int) -> list[str]:
 def until_none_is_served(cli: Cli) -> None:
     """Wait until the server has forgotten every stream."""
     wait = 'n=0; while [ "$(ls /run/skerry/streams)" ]; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.1;'
-    inside(cli, "ledger", f"set -e; {wait} done")
+    sh(cli, "ledger", f"set -e; {wait} done")
 
 
 def test_a_port_that_takes_the_place_of_one_that_went_is_not_taken_away_with_it(node: Cli) -> None:
     """The guest hears of the end of the first when the second is there, by the same device."""
     both = 'stat -c %i "$new"; stat -L -c %i "$new"'  # the link and the device
-    first, second, *rest = inside(
+    first, second, *rest = sh(
         node,
         "bank",
         'set -e; old=$(skerry connect echo); sleep 1; readlink "$old"; kill -STOP $(pidof mdev); '
@@ -96,37 +91,37 @@ def test_streams_follow_each_other_without_a_pause(node: Cli) -> None:
         'exec 3<>"$port"; echo "line $i" >&3; read -r -t 20 said <&3; [ "$said" = "line $i" ]; '
         f'exec 3>&-; skerry close "$port"; done; echo $i; find {PORTS} -type f'
     )
-    assert inside(node, "bank", script) == str(ROUNDS)
+    assert sh(node, "bank", script) == str(ROUNDS)
     until_streams(node, 0)
     until_none_is_served(node)
 
 
 def test_a_path_that_is_no_device_is_not_said_and_its_stream_is_closed(node: Cli) -> None:
     """Where a program has left a file in a port's place, the call fails."""
-    port = inside(node, "bank", "skerry connect echo")
+    port = sh(node, "bank", "skerry connect echo")
     (row,) = node.rows("channels")
-    inside(node, "bank", f"skerry close {port}")
+    sh(node, "bank", f"skerry close {port}")
     files = " ".join(f"{PORTS}/echo.{row['id'] + n}" for n in range(1, 9))
-    inside(node, "bank", f"touch {files}")
+    sh(node, "bank", f"touch {files}")
     done = node.run("exec", "bank", "--", "skerry", "connect", "echo")
     assert (done.returncode, done.stdout) == (1, "")
     assert "did not come" in done.stderr
     until_streams(node, 0)
-    inside(node, "bank", f"rm {files}")
+    sh(node, "bank", f"rm {files}")
 
 
 def test_a_stream_ends_with_the_command_that_served_it(node: Cli) -> None:
     """Its client reads what the command said, then the end; in both guests nothing is left."""
     read = "timeout 60 cat $(skerry connect once) 2>/dev/null; [ $? -lt 124 ] && echo over"
-    assert inside(node, "bank", read).split() == ["bye", "over"]
+    assert sh(node, "bank", read).split() == ["bye", "over"]
     until_streams(node, 0)
     until_none_is_served(node)
 
 
 def test_a_command_that_has_ended_is_not_run_again_by_the_next_node(node: Cli) -> None:
     """Its stream could not be closed yet; the next node tells of it again, and it is closed."""
-    inside(node, "ledger", f"rm -f /run/ran; {CALL_AWAY}")
-    said = inside(node, "bank", "timeout 60 head -n 1 $(skerry connect once)")
+    sh(node, "ledger", f"rm -f /run/ran; {CALL_AWAY}")
+    said = sh(node, "bank", "timeout 60 head -n 1 $(skerry connect once)")
     assert said == "bye"
     time.sleep(6)
     until_streams(node, 1)
@@ -136,25 +131,25 @@ def test_a_command_that_has_ended_is_not_run_again_by_the_next_node(node: Cli) -
         assert time.monotonic() < end, node.rows("ps")
         time.sleep(0.2)
     time.sleep(3)
-    assert inside(node, "ledger", "cat /run/ran") == "run"
-    inside(node, "ledger", CALL_BACK)
+    assert sh(node, "ledger", "cat /run/ran") == "run"
+    sh(node, "ledger", CALL_BACK)
     until_streams(node, 0)
     until_none_is_served(node)
-    assert inside(node, "ledger", "cat /run/ran") == "run"
+    assert sh(node, "ledger", "cat /run/ran") == "run"
 
 
 @pytest.mark.parametrize("how", ["KILL", "TERM", "CONT"])
 def test_a_stream_whose_caller_has_gone_is_closed(how: str, node: Cli) -> None:
     """Killed while it waits for the answer, with and without its pipe. One that waits has it."""
     call = "skerry connect echo >/tmp/said 2>&1 & echo $! >/tmp/pid"
-    inside(node, "bank", f"kill -STOP $(pidof control); {call}")
+    sh(node, "bank", f"kill -STOP $(pidof control); {call}")
     (port,) = until_streams(node, 1)
-    inside(node, "bank", f"kill -{how} $(cat /tmp/pid); sleep 1; kill -CONT $(pidof control)")
+    sh(node, "bank", f"kill -{how} $(cat /tmp/pid); sleep 1; kill -CONT $(pidof control)")
     if how == "CONT":
         wait = "n=0; until [ -s /tmp/said ] || [ $n = 100 ]; do n=$((n+1)); sleep 0.1; done"
-        assert inside(node, "bank", f"{wait}; cat /tmp/said") == f"{PORTS}/{port}"
+        assert sh(node, "bank", f"{wait}; cat /tmp/said") == f"{PORTS}/{port}"
         time.sleep(2)
         assert until_streams(node, 1) == [port]
-        inside(node, "bank", f"skerry close {port}")
+        sh(node, "bank", f"skerry close {port}")
     until_streams(node, 0)
-    assert inside(node, "bank", "ls /run/skerry/calls") == ""
+    assert sh(node, "bank", "ls /run/skerry/calls") == ""

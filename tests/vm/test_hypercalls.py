@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, peer
+from tests.support.cli import Cli, peer, sh
 from tests.support.hypercalls import POLICY
 from tests.support.simulated import write_system
 
@@ -65,11 +65,6 @@ def node() -> Iterator[Cli]:
         cli.down()
 
 
-def inside(cli: Cli, domain: str, script: str) -> str:
-    """Run a shell script in a guest that must succeed."""
-    return cli.ok("exec", domain, "--", "sh", "-c", script).strip()
-
-
 def asked(cli: Cli, domain: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Call `skerry` in a guest."""
     return cli.run("exec", domain, "--", "skerry", *words)
@@ -77,12 +72,12 @@ def asked(cli: Cli, domain: str, *words: str) -> subprocess.CompletedProcess[str
 
 def channels_of(cli: Cli, domain: str) -> set[str]:
     """Return the ports of a guest but for its own two."""
-    return set(inside(cli, domain, f"ls {PORTS}").split()) - OWN
+    return set(sh(cli, domain, f"ls {PORTS}").split()) - OWN
 
 
 def until(cli: Cli, domain: str, script: str) -> None:
     """Wait until a condition holds in a guest."""
-    inside(cli, domain, f"n=0; until {script}; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.1; done")
+    sh(cli, domain, f"n=0; until {script}; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.1; done")
 
 
 def without_record(text: str) -> str:
@@ -96,11 +91,11 @@ def test_a_guest_knows_what_it_is_and_hears_when_that_changes(node: Cli) -> None
     assert asked(node, "bank", "label").stdout == "bank\n"
     each = "for file in name label generation policy; do cat $file; echo; done"
     files = f"cd /run/skerry; {each}; stat -c %a label policy"
-    assert inside(node, "bank", files).split() == ["bank", "bank", "1", policy, "444", "444"]
+    assert sh(node, "bank", files).split() == ["bank", "bank", "1", policy, "444", "444"]
     node.ok("relabel", "bank", "ledger")
     until(node, "bank", "[ $(cat /run/skerry/label) = ledger ]")
     assert asked(node, "bank", "label").stdout == "ledger\n"
-    assert inside(node, "bank", f"cat {FW_CFG}") == "bank"
+    assert sh(node, "bank", f"cat {FW_CFG}") == "bank"
     assert node.run("exec", "bank", "--", "sh", "-c", f"echo x >{FW_CFG}").returncode != 0
     node.ok("relabel", "bank", "bank")
     until(node, "bank", "[ $(cat /run/skerry/label) = bank ]")
@@ -113,7 +108,7 @@ def test_a_program_that_calls_before_its_guest_speaks_with_the_node_waits(node: 
     away = "mv /run/skerry/call /run/skerry/away; {}; skerry label; code=$?; {}; exit $code"
     back = "mv /run/skerry/away /run/skerry/call"
     later = away.format(f"{{ (sleep 1; {back}) & }}", "wait")
-    assert inside(node, "bank", later) == "bank"
+    assert sh(node, "bank", later) == "bank"
     never = node.run("exec", "bank", "--", "sh", "-c", away.format(":", back))
     assert never.returncode == 1
     assert "does not speak with its node" in never.stderr
@@ -121,8 +116,8 @@ def test_a_program_that_calls_before_its_guest_speaks_with_the_node_waits(node: 
 
 def test_root_in_a_guest_deceives_itself_alone(node: Cli) -> None:
     """It can write its own copy; the node's answer is as before, and so is what it may."""
-    inside(node, "stranger", "echo ledger >/run/skerry/label")
-    assert inside(node, "stranger", "cat /run/skerry/label") == "ledger"
+    sh(node, "stranger", "echo ledger >/run/skerry/label")
+    assert sh(node, "stranger", "cat /run/skerry/label") == "ledger"
     assert asked(node, "stranger", "label").stdout == "stranger\n"
     assert asked(node, "stranger", "offer", "spare").returncode == 3
     assert asked(node, "stranger", "connect", "spare").returncode == 3
@@ -131,7 +126,7 @@ def test_root_in_a_guest_deceives_itself_alone(node: Cli) -> None:
 def test_a_stream_by_name_carries_both_ways_and_its_server_knows_whose_it_is(node: Cli) -> None:
     """Both ends have a port of one name, and the listing says who asked for it by which."""
     call = 'port=$(skerry connect ledger) && exec 3<>"$port" && echo hello >&3 && read -r a <&3'
-    said = inside(node, "bank", f'{call}; echo "$a"; echo more >&3; read -r b <&3; echo "$b $port"')
+    said = sh(node, "bank", f'{call}; echo "$a"; echo more >&3; read -r b <&3; echo "$b $port"')
     first, second = said.splitlines()
     assert first == "hello to ledger from bank"
     (row,) = node.rows("channels")
@@ -172,7 +167,7 @@ def test_the_server_ends_a_stream_and_its_client_reads_the_end(node: Cli) -> Non
     port = asked(node, "bank", "connect", "spare").stdout.strip()
     reader = node.popen("exec", "bank", "--", "sh", "-c", f"cat {port} 2>/dev/null; echo over")
     until(node, "ledger", f"[ -e {port} ]")
-    inside(node, "ledger", f"echo first >{port}")
+    sh(node, "ledger", f"echo first >{port}")
     time.sleep(1)
     assert asked(node, "ledger", "close", port).returncode == 0
     out, _ = reader.communicate(timeout=30)
@@ -198,7 +193,7 @@ def test_a_paused_server_holds_up_nobody(node: Cli) -> None:
 def test_streams_and_offers_go_on_when_the_node_is_killed(node: Cli) -> None:
     """The same stream carries on, the next is bound, and the files are right."""
     call = "skerry connect spare"
-    port = inside(node, "bank", call)
+    port = sh(node, "bank", call)
     until(node, "ledger", f"[ -e {port} ]")
     os.kill(peer(node.home / "run/control.sock"), signal.SIGKILL)
     end = time.monotonic() + 30
@@ -207,9 +202,9 @@ def test_streams_and_offers_go_on_when_the_node_is_killed(node: Cli) -> None:
         time.sleep(0.2)
     rows = {row["port"]: row for row in node.rows("channels")}
     assert rows[port.rpartition("/")[2]]["asked"] == "spare"
-    inside(node, "bank", f"echo still >{port}")
-    assert inside(node, "ledger", f"timeout 20 head -n 1 {port}") == "still"
-    other = inside(node, "bank", call)
+    sh(node, "bank", f"echo still >{port}")
+    assert sh(node, "ledger", f"timeout 20 head -n 1 {port}") == "still"
+    other = sh(node, "bank", call)
     assert {row["asked"] for row in node.rows("channels")} == {"spare"}
     assert asked(node, "bank", "label").stdout == "bank\n"
     for each in (port, other):
@@ -236,7 +231,7 @@ def test_a_flooded_port_costs_the_flooder_only(node: Cli) -> None:
     """The service's memory stays, the others are answered, and nothing is recorded of garbage."""
     service = peer(node.home / "run/control.sock")
     before = resident(service)
-    inside(node, "stranger", "yes garbage garbage >/run/skerry/call 2>/dev/null & sleep 5")
+    sh(node, "stranger", "yes garbage garbage >/run/skerry/call 2>/dev/null & sleep 5")
     records = node.rows("audit", "tail", "-n", "1")[0]["n"]
     for _ in range(3):
         began = time.monotonic()

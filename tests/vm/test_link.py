@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import switches
-from tests.support.cli import Cli
+from tests.support.cli import Cli, sh
 from tests.support.lan import (
     begin,
     cards,
@@ -22,7 +22,6 @@ from tests.support.lan import (
     number_of,
     raise_card,
     reaches,
-    sh,
     silent,
     until,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, left_of
+from tests.support.cli import Cli, left_of, sh
 
 SIZE = 1 << 20
 
@@ -73,11 +73,6 @@ def node() -> Iterator[Cli]:
         yield cli
     finally:
         cli.down()
-
-
-def sh(cli: Cli, domain: str, script: str) -> str:
-    """Run a script in a guest; return what it said."""
-    return cli.ok("exec", domain, "--", "sh", "-c", script).strip()
 
 
 def there(cli: Cli, name: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, left_of
+from tests.support.cli import Cli, left_of, sh
 
 SYSTEM = Path(__file__).parents[2] / "examples/diode/system.toml"
 WAIT_S = 20.0
@@ -29,11 +29,6 @@ def diode() -> Iterator[Cli]:
         yield cli
     finally:
         cli.down()
-
-
-def sh(cli: Cli, domain: str, script: str) -> str:
-    """Run a script in a guest; return what it said."""
-    return cli.ok("exec", domain, "--", "sh", "-c", script).strip()
 
 
 def later(cli: Cli, domain: str, script: str) -> None:

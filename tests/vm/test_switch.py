@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import switches
-from tests.support.cli import Cli, left_of
+from tests.support.cli import Cli, left_of, sh
 from tests.support.lan import (
     begin,
     cards,
@@ -24,7 +24,6 @@ from tests.support.lan import (
     raise_card,
     reaches,
     running,
-    sh,
     silent,
     until,
 )
