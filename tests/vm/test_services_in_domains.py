@@ -342,9 +342,8 @@ def test_a_service_and_the_manager_killed_together_keep_nothing_from_being_taken
     for name in ("broker", "red", "clerk"):
         node.ok("start", name)
     works(node)
-    wait_for(lambda: "replica-back" in events(node, since), BACK_S)
-    wait_for(lambda: caught_up(node), BACK_S)
-    assert qemu(node, AUDIT) not in (0, guests[1])
+    wait_for(lambda: qemu(node, AUDIT) not in (0, guests[1]), BACK_S)
+    wait_for(lambda: ill(node) == {} and caught_up(node), BACK_S)
 
 
 def test_the_homes_can_not_be_moved_while_the_system_runs(node: Cli) -> None:
