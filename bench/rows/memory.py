@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import os
-import shutil
 import statistics
-import subprocess
-import tempfile
 from collections.abc import Awaitable, Callable
-from functools import cache, partial
-from pathlib import Path
 
 from bench.bare import BareQemu
 from bench.measure import Row, say, versus
 from bench.node import RunningNode, running
 from bench.place import system
+from bench.program import INSTALL, program
 from bench.rows.stream import bare_spec
 from skerry.errors import SkerryError
 from skerry.machine.agent import Agent
@@ -55,7 +50,7 @@ def round_trip() -> Row:
 
 def _row(name: str, unit: str, measure: Measure, goal: str) -> Row:
     text = system(["one", "two"], 'autostart = false\nboard = "pc"') + CHANNEL
-    program()
+    program("ring")
     with running(text) as node:
         say("one boot of each to warm up; every measure boots two machines of its own")
         node.run(ours(node, measure))
@@ -109,8 +104,8 @@ async def trip(one: Agent, two: Agent) -> float:
 async def _turns(silent: Agent, does: str, counts: Agent, tells: str) -> float:
     """Run both programs; return the median seconds of a turn after the first."""
     for agent in (silent, counts):
-        install = f"gunzip > /tmp/ring; chmod +x /tmp/ring; echo 1 > {MAP}/enable"
-        await _run(agent, install, program())
+        install = f"{INSTALL.format('ring')}; echo 1 > {MAP}/enable"
+        await _run(agent, install, program("ring"))
     run = f"/tmp/ring {MAP}/resource2 {{}} {TURNS}"
     _, said = await asyncio.gather(_run(silent, run.format(does)), _run(counts, run.format(tells)))
     times = [int(line) / 1e9 for line in said.split()]
@@ -130,17 +125,3 @@ async def _run(agent: Agent, script: str, stdin: bytes = b"") -> str:
     if code:
         raise SkerryError(f"a command in a guest failed ({code}): {bytes(said)!r}")
     return said.decode()
-
-
-@cache
-def program() -> bytes:
-    """Return the program for the guests, compressed. Raises `SkerryError` without a compiler."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        raise SkerryError("gcc is not installed", fix="apt-get install gcc libc6-dev")
-    source = Path(__file__).with_name("ring.c")
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "ring"
-        build = partial(subprocess.run, check=True, capture_output=True)
-        build([compiler, "-O2", "-static", "-s", "-o", made, source])
-        return gzip.compress(made.read_bytes())
