@@ -23,7 +23,7 @@ from skerry.policy.messages import (
 )
 from skerry.policy.replies import answers_of, ask, require_made
 from skerry.policy.source import Policy, Source
-from skerry.policy.verdicts import Verdicts, Walls, key_of
+from skerry.policy.verdicts import Verdicts, key_of, may_keep
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
 from skerry.xsm.stack import History
@@ -54,7 +54,8 @@ class RemoteCandidate:
         self.link = link
         self.made = False
         self._now = history
-        self._walls = Walls(history)
+        self._walls: dict[Question, Verdict] = {}
+        self._history = history()
         offered = tuple(_offered(policy.sources, before.sources))
         self._offer = link.order(Propose(number, offered, loading))
 
@@ -72,7 +73,6 @@ class RemoteCandidate:
             require_made(self.link, reply, self.generation, self.policy.stack)
             self.made = True
         self.verdicts.make_room(len(channels))
-        self._walls.make_room(len(channels))
         wanted = [question for channel in channels for question in self._unknown(*channel)]
         orders = [
             tuple(wanted[start : start + MAX_QUESTIONS])
@@ -93,14 +93,22 @@ class RemoteCandidate:
         if self.verdicts.get(key_of(hook, parties)) is None:
             yield Hooked(hook, parties)
         exchange = Exchanged((source, sink))
-        if HOOKS[hook].admission and self._walls.get(exchange) is None:
+        if HOOKS[hook].admission and self._wall(exchange) is None:
             yield exchange
+
+    def _wall(self, question: Question) -> Verdict | None:
+        """Return what was said of a wall, unless something was remembered since."""
+        if self._now() is not self._history:
+            self._walls.clear()
+            self._history = self._now()
+        return self._walls.get(question)
 
     def _learn(self, question: Question, verdict: Verdict, history: History) -> None:
         if isinstance(question, Hooked):
             self.verdicts.put(key_of(question.hook, question.parties), verdict)
-        else:
-            self._walls.put(question, verdict, history)
+        elif history is self._now() and may_keep(verdict):
+            self._wall(question)
+            self._walls[question] = verdict
 
     async def decide(self, hook: str, parties: Mapping[str, Label]) -> Verdict:
         """Decide a hook for these parties, without the Chinese Wall. Raises only `Denied`."""
@@ -110,12 +118,12 @@ class RemoteCandidate:
     async def admit(self, label: Label, running: tuple[Label, ...]) -> Verdict:
         """Decide the Chinese Wall question for a start beside these running domains."""
         question = Started(label, running)
-        return self._walls.get(question) or await self._ask(question)
+        return self._wall(question) or await self._ask(question)
 
     async def admit_bind(self, *labels: Label) -> Verdict:
         """Decide the history question for an exchange among labels."""
         question = Exchanged(labels)
-        return self._walls.get(question) or await self._ask(question)
+        return self._wall(question) or await self._ask(question)
 
     async def _ask(self, question: Question) -> Verdict:
         history = self._now()

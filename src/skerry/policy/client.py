@@ -3,10 +3,8 @@
 The rules this module keeps (law 4): the manager decides, and this side keeps what it needs to be
 restarted: the policy's sources, the generation and the history, which is on disk before an
 exchange counts. A manager that is gone or does not answer denies every new question at once; what
-is cached stays valid for its generation, whole verdicts of hooks whose answers may be cached. Of
-the Chinese Wall only exchanges are cached, until a history grows; that spares a way to a manager
-that serves, and binds no channel without one. An answer is taken in its form only, and for the
-policy that was asked.
+is cached stays valid for its generation, whole verdicts of hooks whose answers may be cached and
+nothing of the Chinese Wall. An answer is taken in its form only, and for the policy that was asked.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from skerry.policy.messages import (
 )
 from skerry.policy.replies import ask, broken, denial, require_made
 from skerry.policy.source import Policy, Source
-from skerry.policy.verdicts import Key, Verdicts, Walls, key_of
+from skerry.policy.verdicts import Key, Verdicts, key_of
 from skerry.policy.wellformed import plain, well_formed
 from skerry.xsm.explain import refuse
 from skerry.xsm.request import Verdict
@@ -96,7 +94,6 @@ class RemoteManager:
         self._pause_s = FIRST_PAUSE_S
         self._since = 0.0
         self.history: History = self._keeper.history
-        self._walls = Walls(lambda: self.history)
 
     @property
     def stack(self) -> Stack:
@@ -224,7 +221,7 @@ class RemoteManager:
         reply = link.order(Install(candidate.number))
         self.history = candidate.policy.stack.carry_history(self.history, candidate.before)
         self.generation = candidate.generation
-        self._verdicts, self._walls = candidate.verdicts, Walls(lambda: self.history)
+        self._verdicts = candidate.verdicts
         self._policy = candidate.policy
         reply.add_done_callback(lambda done: self._installed(link, done, candidate))
         return self.generation
@@ -257,13 +254,7 @@ class RemoteManager:
 
     async def admit_bind(self, *labels: Label) -> Verdict:
         """Decide the history question for an exchange among labels."""
-        question, history, generation = Exchanged(labels), self.history, self.generation
-        if self.link.serves and (found := self._walls.get(question)) is not None:
-            return found
-        verdict = await self._ask(question)
-        if verdict.generation == self.generation == generation:
-            self._walls.put(question, verdict, history)
-        return verdict
+        return await self._ask(Exchanged(labels))
 
     async def _ask(self, question: Question) -> Verdict:
         return await ask(self.link, 0, question, self.generation)

@@ -67,11 +67,6 @@ class Link:
         self.ended = ""
         self._loop.add_reader(sock, self._readable)
 
-    @property
-    def serves(self) -> bool:
-        """Whether an order would be answered, as far as is known."""
-        return not self.ended and not self.is_frozen
-
     def order(self, what: What) -> asyncio.Future[Reply]:
         """Send an order at once; the answer comes later. Raises `DeciderUnavailable`, then too."""
         if self.ended:

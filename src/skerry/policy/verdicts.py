@@ -1,22 +1,20 @@
 """Whole verdicts, kept by hook and parties while their generation is in force.
 
 The rule this module keeps: what is kept is what the manager would answer: only hooks whose answers
-may be cached, no failure, and of a Chinese Wall only what nothing that was touched since changes.
+may be cached, no failure, nothing of a Chinese Wall that depends on what runs or was touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 
 import msgspec
 
 from skerry.label import Label
-from skerry.policy.messages import Question
 from skerry.xsm.cache import UNCACHED_CODES
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.request import Verdict
-from skerry.xsm.stack import History
 
 MAX_VERDICTS = 4_096
 """Most verdicts kept, a channel's taking up to 23 KB; when full, the oldest makes room. A change of
@@ -54,50 +52,15 @@ class Verdicts:
 
     def put(self, key: Key, verdict: Verdict) -> None:
         """Keep a verdict, if that may be."""
-        if not HOOKS[verdict.hook].cached or not _lasts(verdict):
+        answers = chain(verdict.admission, *(each.answers for each in verdict.decisions))
+        failed = any(answer.code in UNCACHED_CODES for answer in answers)
+        if failed or not HOOKS[verdict.hook].cached or not may_keep(verdict):
             return
         if len(self._kept) >= self._max:
             del self._kept[next(iter(self._kept))]
         self._kept[key] = verdict
 
 
-class Walls:
-    """What was said of walls under one generation, until somebody touches something new."""
-
-    def __init__(self, now: Callable[[], History]) -> None:
-        """`now` returns the history as it is: another object once it has grown."""
-        self._now = now
-        self._history = now()
-        self._max = MAX_VERDICTS
-        self._kept: dict[Question, Verdict] = {}
-
-    def make_room(self, count: int) -> None:
-        """Keep at least so many."""
-        self._max = max(self._max, count)
-
-    def get(self, question: Question) -> Verdict | None:
-        """Return what was said, None if it must be asked for."""
-        self._forget_old()
-        return self._kept.get(question)
-
-    def put(self, question: Question, verdict: Verdict, history: History) -> None:
-        """Keep what was said to a question that was asked under a history, if that may be."""
-        self._forget_old()
-        if history is not self._history or not _lasts(verdict):
-            return
-        if len(self._kept) >= self._max:
-            del self._kept[next(iter(self._kept))]
-        self._kept[question] = verdict
-
-    def _forget_old(self) -> None:
-        if self._now() is not self._history:
-            self._kept.clear()
-            self._history = self._now()
-
-
-def _lasts(verdict: Verdict) -> bool:
-    """Say whether a verdict is no failure, and short enough to be kept."""
-    answers = chain(verdict.admission, *(each.answers for each in verdict.decisions))
-    if any(answer.code in UNCACHED_CODES for answer in answers):
-        return False
+def may_keep(verdict: Verdict) -> bool:
+    """Say whether a verdict is short enough to be kept."""
     return len(msgspec.msgpack.encode(verdict)) <= MAX_KEPT

@@ -173,7 +173,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kept_verdicts_are_bounded_and_only_what_may_be_cached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The oldest makes room; a hook that is asked each time, and a start's wall, are asked so."""
+    """The oldest makes room; a hook that is asked each time, and a wall, are asked each time."""
     monkeypatch.setattr(verdicts_module.Verdicts.__init__, "__defaults__", (2,))
     load = {"operator": label("dom0"), "security": label("security")}
 
@@ -188,7 +188,7 @@ def test_kept_verdicts_are_bounded_and_only_what_may_be_cached(
             await manager.decide("domain_pause", PAUSE)
             for _ in range(2):
                 await manager.decide("policy_load", load)
-                await manager.admit(BANK_A, (BROKER,))
+                await manager.admit_bind(BROKER, BANK_A)
             assert len(liar.orders) == asked + 5
 
     run(scene)

@@ -105,39 +105,3 @@ def test_what_labels_touched_under_an_earlier_policy_may_be_told_again() -> None
             assert manager.history["acm"]["broker"] == {"gone", "bank-a"}
 
     run(scene)
-
-
-def test_an_exchange_is_asked_about_once_until_a_history_grows() -> None:
-    """What was touched since may close the wall, and another exchange is another question."""
-
-    async def scene() -> None:
-        async with lied_to(BANKS, lambda _, true: messages.packed(true)) as (manager, liar, _):
-            for _ in range(2):
-                assert (await manager.admit_bind(BROKER, BANK_B)).allowed
-            assert len(liar.orders) == 2  # with the first, which gave it the policy
-            await manager.admit_bind(BROKER, BANK_A)
-            assert len(liar.orders) == 3
-            await manager.touch(BROKER, BANK_A)
-            asked = len(liar.orders)
-            assert not (await manager.admit_bind(BROKER, BANK_B)).allowed
-            assert len(liar.orders) == asked + 1
-
-    run(scene)
-
-
-def test_without_a_manager_nothing_is_bound_that_was_bound_before() -> None:
-    """The control: while there is one, the same exchange needs no question."""
-
-    async def scene() -> None:
-        async with managed(BANKS) as (manager, host):
-            assert (await manager.admit_bind(BROKER, BANK_A)).allowed
-            host.broken = True
-            host.processes[-1].kill()
-            await until(lambda: manager.state == "lost")
-            with pytest.raises(DeciderUnavailable):
-                await manager.admit_bind(BROKER, BANK_A)
-            host.broken = False
-            await until(lambda: manager.state == "running")
-            assert (await manager.admit_bind(BROKER, BANK_A)).allowed
-
-    run(scene)
