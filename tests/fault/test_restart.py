@@ -95,7 +95,8 @@ def ports(cli: Cli, domain: str) -> set[str]:
 
 
 def test_a_frozen_qemu_gets_no_byte_of_a_channel_that_a_policy_refused(node: Cli) -> None:
-    """Its queue is full when the policy is loaded; after the thaw nothing of it arrives.
+    """Its queue is full when the policy is loaded; after the thaw nothing of it arrives, and the
+    ports that it did not give up in time are taken from it.
 
     The control: what is written to a QEMU that was frozen and is not cut does arrive.
     """
@@ -125,6 +126,7 @@ def test_a_frozen_qemu_gets_no_byte_of_a_channel_that_a_policy_refused(node: Cli
         got = f"sleep 2; wc -c < /tmp/{port}"
         read = int(node.ok("exec", "broker", "--", "sh", "-c", got))
         assert read == (len("12345over\n") if arrives else len("over\n"))
+    wait_for(lambda: ports(node, "broker") == set(), 30.0)
     node.ok("policy", "load", str(node.home / "policy.toml"))
     for row in node.rows("channels"):
         node.ok("cut", str(row["id"]))

@@ -23,6 +23,7 @@ from skerry.machine.qemu.command import Accel, QemuSpec, command
 from skerry.machine.qemu.devices import Devices
 from skerry.machine.qemu.ending import reason
 from skerry.machine.qemu.firmware import VARIABLES_FD, open_variables
+from skerry.machine.qemu.late import Late
 from skerry.machine.qemu.launch import Launcher, Process
 from skerry.machine.qemu.nics import CARDS, Nics
 from skerry.machine.qemu.ports import Ports
@@ -39,9 +40,6 @@ STDERR_KEPT = 4096
 
 LAST_WORDS_S = 1.0
 """How long the sockets of an ended QEMU may take to be read to their end."""
-
-GO_ON_S = 1.0
-"""The pause before a QEMU that does not answer is told again to run on, in seconds."""
 
 
 class Start(NamedTuple):
@@ -78,6 +76,7 @@ class QemuMachine:
         self._label = label
         self._accel = accel
         self._exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._late = Late(self._exited)
         self._process: Process | None = None
         self._qmp = Qmp(name, self._event)
         self._readers: tuple[Tail | Agent | ControlPort, ...] = ()
@@ -237,7 +236,7 @@ class QemuMachine:
             raise
         except MachineError:
             # QEMU may do late what it did not answer in time.
-            self._going_on = asyncio.get_running_loop().create_task(self._go_on())
+            self._late.again("cont", self._go_on)
             raise
         self._running = False
 
@@ -296,9 +295,17 @@ class QemuMachine:
     async def detach(self, channel: int) -> None:
         """Take the port away and have QEMU close its descriptor. Idempotent.
 
-        Raises `MachineError` if QEMU did not do so in `ports.DETACH_S`; may then be called again.
-        A memory QEMU does not hold on return, or has been ended.
+        Raises `MachineError` if QEMU did not do so in `ports.DETACH_S`; then it is tried again when
+        QEMU answers again. A memory QEMU does not hold on return, or has been ended.
         """
+        try:
+            await self._drop(channel)
+        except MachineError:
+            self._late.again(channel, lambda: self._drop(channel))
+            raise
+        self._late.done(channel)
+
+    async def _drop(self, channel: int) -> None:
         for devices in self._each():
             if channel in devices.channels:
                 if self._exited.done() or self._condemned:
@@ -387,15 +394,9 @@ class QemuMachine:
             reader.close()
 
     async def _go_on(self) -> None:
-        """Have the processors run on after a pause that failed, as soon as QEMU hears again."""
-        while self._running and not self._exited.done():
-            try:
-                await self._qmp.execute("cont")
-                return
-            except QemuRefused:
-                return
-            except MachineError:
-                await asyncio.sleep(GO_ON_S)
+        """Have the processors run on after a pause that failed. Raises `MachineError`."""
+        if self._running:
+            await self._qmp.execute("cont")
 
     def _event(self, name: str, untrusted_data: Mapping[str, object]) -> None:
         if name == "SHUTDOWN":
