@@ -36,6 +36,9 @@ ste = ["work"]
 
 [labels.bench]
 ste = ["work"]
+
+[resources.bench]
+ste = "work"
 """
 
 

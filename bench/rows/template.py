@@ -16,7 +16,7 @@ from bench.bare import BareQemu
 from bench.libvirt import Libvirt, libvirt
 from bench.measure import Row, interleaved, say, single, versus
 from bench.node import RunningNode, running
-from bench.place import system
+from bench.place import run, system, up
 from bench.processes import kept_mb
 from bench.rows.start import DOMAIN, started
 from skerry.errors import SkerryError
@@ -59,6 +59,22 @@ def warm_versus_libvirt() -> Row:
             ">= 20",
             runs=20,
         )
+
+
+def warm_command() -> Row:
+    """The command `skerry start` of a real service, with its own interpreter, until it returns."""
+    keys = "autostart = false\ntemplate = true"
+    with up(system([DOMAIN], keys)) as cli:
+        times = []
+        for _ in range(ROUNDS + 1):  # the first makes the template
+            begin = time.perf_counter()
+            run(cli, "start", DOMAIN)
+            times.append((time.perf_counter() - begin) * 1e3)
+            run(cli, "exec", DOMAIN, "--", "true")
+            answered = (time.perf_counter() - begin) * 1e3
+            run(cli, "kill", DOMAIN)
+    say(f"with another command, `skerry exec {DOMAIN} true`: {answered:.0f} ms at the last")
+    return single("warm-start-command-ms", "ms", times[1:], "shown")
 
 
 def cold_versus_libvirt() -> Row:
