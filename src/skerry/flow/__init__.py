@@ -2,12 +2,12 @@
 
 The library in a notebook; docs/flow.md says what each answer means:
 
-    from skerry.flow import Options, parse_claim, policy_graph, prove, reach
+    from skerry.flow import Options, policy_graph, prove, reach
     from skerry.policy.source import load_stack
 
-    graph = policy_graph(load_stack(["policy.xml"]), Options(exclude=("bookkeeping-a",)))
-    graph.named(reach(graph, graph.find("bank-a")))
-    prove(graph, parse_claim("bank-a -/-> bank-b except broker")).holds
+    graph = policy_graph(load_stack(["policy.xml"]), Options(exclude="bookkeeping-a"))
+    graph.named(reach(graph, "bank-a"))
+    prove(graph, "bank-a -/-> bank-b except broker").holds
 """
 
 from skerry.flow.claim import Claim, parse_claim, parse_claims

@@ -2,7 +2,7 @@
 
 The rule this module keeps: a cut is minimal, and what proves it comes with it: as many paths that
 have no label (no flow, no channel) in common as the cut has members (Menger's theorem). The method
-is Dinic's, on rows of bits.
+is Dinic's, on rows of bits. Sets are given as `skerry.flow.given` takes them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import each, members, union
+from skerry.flow.given import Labels, nodes
 from skerry.flow.graph import Graph
 
 
@@ -57,11 +58,12 @@ class ChannelCut(msgspec.Struct, frozen=True):
     over: tuple[tuple[Channel, ...], ...]
 
 
-def cut_labels(graph: Graph, sources: int, sinks: int) -> LabelCut:
+def cut_labels(graph: Graph, sources: Labels, sinks: Labels) -> LabelCut:
     """Return a minimum cut of labels between sources and sinks, none of which is in the cut.
 
     Raises `InputError` where a source may send to a sink directly: no label lies between.
     """
+    sources, sinks = nodes(graph, sources), nodes(graph, sinks)
     for source in members(sources):
         direct = graph.rows[source] & sinks
         if direct:
@@ -92,8 +94,9 @@ def cut_labels(graph: Graph, sources: int, sinks: int) -> LabelCut:
     )
 
 
-def cut_flows(graph: Graph, sources: int, sinks: int) -> FlowCut:
+def cut_flows(graph: Graph, sources: Labels, sinks: Labels) -> FlowCut:
     """Return a minimum cut of flows between sources and sinks."""
+    sources, sinks = nodes(graph, sources), nodes(graph, sinks)
     rows = [row & ~sources for row in graph.rows]
     network = _Network(rows)
     network.saturate(sources, sinks)
@@ -114,6 +117,7 @@ def cut_channels(graph: Graph, channels: Sequence[Channel], sources: int, sinks:
     Of the graph only the labels count, and which are left out; what flows, the channels say. Their
     names need not differ.
     """
+    sources, sinks = nodes(graph, sources), nodes(graph, sinks)
     size = len(graph.names)
     place = {name: number for number, name in enumerate(graph.names)}
     left_out = set(graph.named(graph.gone))

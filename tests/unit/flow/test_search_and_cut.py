@@ -213,10 +213,10 @@ def test_a_cut_between_sets_takes_none_of_their_members() -> None:
     """Two sources and two sinks through one label: that one, with one path to prove it."""
     edges = [("a", "m"), ("b", "m"), ("m", "x"), ("m", "y"), ("a", "b"), ("x", "y")]
     graph = Graph.from_edges(edges)
-    found = cut_labels(graph, graph.bits("ab"), graph.bits("xy"))
+    found = cut_labels(graph, graph.bits(["a", "b"]), graph.bits(["x", "y"]))
     assert found.labels == ("m",)
     assert len(found.paths) == 1
-    assert len(cut_flows(graph, graph.bits("ab"), graph.bits("xy")).flows) == 2
+    assert len(cut_flows(graph, graph.bits(["a", "b"]), graph.bits(["x", "y"])).flows) == 2
 
 
 def test_sets_of_bits_keep_what_is_put_in() -> None:
