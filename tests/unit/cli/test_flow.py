@@ -311,9 +311,23 @@ def test_a_claim_that_history_holds_has_no_certificate(tmp_path: Path) -> None:
     assert run(*words).exit_code == 1
     result = run(*words, "--history")
     assert result.exit_code == 0
-    assert "walls with history close every path" in result.stdout
+    assert "(walls with history close every path from a clean beginning)" in result.stdout
+    assert "earlier policy" in " ".join(run("prove", "--help").stdout.split())
     assert "without 1 claim" in result.stderr
     assert not written.exists()
+
+
+def test_the_diode_is_proven_of_its_domains_and_of_its_types_above_single_bits() -> None:
+    """As docs/flow.md says: its types refute it by events, each of which is one bit."""
+    diode, claim = EXAMPLES / "diode", "high_t -/-> low_t except dom0_t"
+    assert "proven: high -/-> low" in ok("prove", "--system", str(diode / "system.toml"))
+    words = ("prove", "--policy", str(diode / "policy.conf"), claim)
+    assert run(*words).stdout.splitlines()[1] == "high_t -> high_end -> low_t"
+    assert run(*words, "--context", "*:*:*").exit_code == 1
+    for more in (("--min-weight", "6"), ("--exclude-class", "event")):
+        assert ok(*words, *more).startswith("proven: high_t")
+    way = "low_t -/-> high_t except dom0_t"
+    assert run(*words[:-1], way, "--min-weight", "6").exit_code == 1
 
 
 def test_xens_policy_is_asked_with_weight_booleans_and_classes_left_out() -> None:
