@@ -15,6 +15,7 @@ from skerry.errors import InputError, Problem
 from skerry.wire.escape import escape
 
 if TYPE_CHECKING:
+    from skerry.flow.cut import Channel
     from skerry.flow.graph import Graph
 
 _RULES = 4
@@ -120,44 +121,85 @@ def paths(
 @graph_options
 @labels_option("--from", "sources", "Where flows begin.")
 @labels_option("--to", "sinks", "Where they end.")
-@click.option("--flows", is_flag=True, help="Cut flows (of a system: channels), not labels.")
+@click.option(
+    "--flows",
+    is_flag=True,
+    help="Cut flows, not labels; with --configured: channels, a two-way one counts once.",
+)
 @json_option
 def cut(
     source: Source, sources: tuple[str, ...], sinks: tuple[str, ...], flows: bool, as_json: bool
 ) -> None:
     """Find the fewest labels through which everything passes: to remove them, or to trust them.
 
-    With --flows, the fewest flows. As many paths that have nothing in common prove that fewer
+    With --flows, the fewest flows; of a system that --configured describes, the fewest channels
+    and uses of resources, by name. As many paths that have nothing in common prove that fewer
     would not do.
     """
     from skerry.flow.claim import labels
-    from skerry.flow.cut import cut_flows, cut_labels
 
     graph = source.graph()
     one, two = labels(graph, sources), labels(graph, sinks)
     _apart(graph, {"--from": one, "--to": two})
-    if flows:
-        flow_cut = cut_flows(graph, one, two)
-        found: Sequence[object] = flow_cut.flows
-        shown = [f"{escape(a)} -> {escape(b)}" for a, b in flow_cut.flows]
-        apart = flow_cut.paths
+    if flows and source.configured:
+        shown, found = _cut_channels(source, graph, one, two)
     else:
-        label_cut = cut_labels(graph, one, two)
-        found, apart = label_cut.labels, label_cut.paths
-        shown = [escape(name) for name in label_cut.labels]
+        shown, found = _cut(graph, one, two, flows)
     if as_json:
-        what = "flows" if flows else "labels"
-        click.echo(json.dumps({what: found, "count": len(found), "disjoint_paths": apart}))
+        click.echo(json.dumps(found))
         return
     for line in shown:
         click.echo(line)
-    noun = "flow" if flows else "label"
-    if not found:
+    if not shown:
         click.echo("nothing flows, so there is nothing to cut", err=True)
         return
+    noun = next(iter(found)).removesuffix("s")
     common = f"no {noun} in common" if flows else "no label between their ends in common"
-    count = counted(len(apart), "path")
-    click.echo(f"{counted(len(found), noun)}, and no fewer: {count} with {common}", err=True)
+    count = counted(len(shown), "path")
+    click.echo(f"{counted(len(shown), noun)}, and no fewer: {count} with {common}", err=True)
+
+
+def _cut(graph: Graph, one: int, two: int, flows: bool) -> tuple[list[str], dict[str, object]]:
+    """Return a cut of flows or labels as lines, and for programs."""
+    from skerry.flow.cut import cut_flows, cut_labels
+
+    if flows:
+        cut = cut_flows(graph, one, two)
+        shown = [f"{escape(a)} -> {escape(b)}" for a, b in cut.flows]
+        return shown, {"flows": cut.flows, "count": len(shown), "disjoint_paths": cut.paths}
+    found = cut_labels(graph, one, two)
+    shown = [escape(name) for name in found.labels]
+    return shown, {"labels": found.labels, "count": len(shown), "disjoint_paths": found.paths}
+
+
+def _cut_channels(
+    source: Source, graph: Graph, one: int, two: int
+) -> tuple[list[str], dict[str, object]]:
+    """Return a cut of a system's channels as lines, and for programs."""
+    from skerry.flow.cut import Channel, cut_channels
+
+    channels = [
+        Channel(made.channel.name, *made.ends, made.one_way, made.channel.kind)
+        for made in source.system_flows().configured()
+        if made.allowed
+    ]
+    found = cut_channels(graph, channels, one, two)
+    cut = list(zip(found.channels, found.flows, strict=True))
+    shown = [
+        f"{escape(channel.name)} ({channel.kind}): {escape(a)} {_arrow(channel)} {escape(b)}"
+        for channel, (a, b) in cut
+    ]
+    named = [
+        {"name": c.name, "kind": c.kind, "from": a, "to": b, "one_way": c.one_way}
+        for c, (a, b) in cut
+    ]
+    over = [[channel.name for channel in path] for path in found.over]
+    paths = {"disjoint_paths": found.paths, "over": over}
+    return shown, {"channels": named, "count": len(shown), **paths}
+
+
+def _arrow(channel: Channel) -> str:
+    return "->" if channel.one_way else "<->"
 
 
 def show_path(graph: Graph, path: Sequence[str], as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,18 @@ class Source(msgspec.Struct, frozen=True):
             raise click.UsageError("--configured, --relabels and --operators go with --system")
         if self.configured and (self.relabels or self.operators):
             raise click.UsageError("--configured is what the file names, without operators")
-        if self.context and self.any_booleans:
-            raise click.UsageError("--context is asked under the booleans as they are set")
-        if self.boolean and self.any_booleans:
-            raise click.UsageError("--boolean and --any-booleans contradict each other")
+        self.check_counting()
         only = (self.map_file, self.exclude_class, self.boolean, self.any_booleans, self.context)
         if self.system and (any(only) or self.skip_unknown or self.min_weight != 1):
             message = "a --system is asked with all that decides, not by a permission map"
             raise click.UsageError(f"{message}: leave its options out")
+
+    def check_counting(self) -> None:
+        """Raise `UsageError` for options that contradict each other in what counts as a flow."""
+        if self.context and self.any_booleans:
+            raise click.UsageError("--context is asked under the booleans as they are set")
+        if self.boolean and self.any_booleans:
+            raise click.UsageError("--boolean and --any-booleans contradict each other")
 
     def stack(self) -> Stack:
         """Load the policies, with the booleans set."""
@@ -126,7 +130,7 @@ def read_given(file: str, limit: int) -> bytes:
         raise InputError([Problem(file, 0, f"cannot be read: {words}")]) from None
 
 
-_OPTIONS = (
+_WHERE = (
     click.option(
         "--policy",
         "policies",
@@ -155,6 +159,10 @@ _OPTIONS = (
         is_flag=True,
         help="Of a system: operators carry words where they may open a console or run commands.",
     ),
+)
+"""Which graph is asked."""
+
+_COUNTING = (
     click.option(
         "--context",
         multiple=True,
@@ -186,6 +194,7 @@ _OPTIONS = (
         help="Take permissions that the map, or a policy that allows them then, lacks for no flow.",
     ),
 )
+"""What counts as a flow under policies."""
 
 
 def graph_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,14 +202,38 @@ def graph_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)  # and with it the options that the command has already
     def wrapped(**given: Any) -> Any:
-        own = {name: given.pop(name) for name in Source.__struct_fields__}
-        own["map_file"] = own["map_file"] or ""
-        source = Source(**own)
+        source = _taken(given)
         source.check()
         return command(source, **given)
 
-    found: Callable[..., Any] = wrapped
-    for option in reversed(_OPTIONS):
+    return _with_options(wrapped, (*_WHERE, *_COUNTING))
+
+
+def counting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command those of them that say what counts; it gets a `Source` that names nothing."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> Any:
+        system = given.pop("system", None)  # the command's own
+        counting = _taken(given)
+        counting.check_counting()
+        return command(counting, system=system, **given)
+
+    return _with_options(wrapped, _COUNTING)
+
+
+def _taken(given: dict[str, Any]) -> Source:
+    """Take the options of a `Source` out of all those that were given."""
+    own = {name: given.pop(name) for name in Source.__struct_fields__ if name in given}
+    own["map_file"] = own["map_file"] or ""
+    return Source(**own)
+
+
+def _with_options(
+    command: Callable[..., Any], options: Sequence[Callable[[Decorated], Decorated]]
+) -> Callable[..., Any]:
+    found: Callable[..., Any] = command
+    for option in reversed(options):
         found = option(found)
     return found
 

@@ -52,7 +52,9 @@ def prove(
     """Prove that nothing flows from A to B but through G or H, or show the path (exit 1).
 
     A, B and G are labels, several set apart by commas. Of a system without a claim, its own
-    assertions are proven. Of what holds only by walls with history there is no certificate.
+    assertions are proven. Of what holds only by walls with history there is no certificate, and it
+    is said of a system that begins clean: what was exchanged under an earlier policy, in which a
+    wall had no history, is not counted.
     """
     from skerry.flow.proof import certificate as written
     from skerry.flow.proof import prove as proven
@@ -135,7 +137,8 @@ def _show(graph: Graph, proof: Proof, as_json: bool) -> None:
             ]
         click.echo(json.dumps(shown))
     elif proof.by_history:
-        click.echo(f"proven: {escape(str(proof.claim))} (walls with history close every path)")
+        how = "walls with history close every path from a clean beginning"
+        click.echo(f"proven: {escape(str(proof.claim))} ({how})")
     elif proof.holds:
         reached = counted(len(proof.closed) - len(proof.sources), "other label")
         click.echo(f"proven: {escape(str(proof.claim))} ({reached} reached)")

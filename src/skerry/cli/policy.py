@@ -9,7 +9,7 @@ from skerry.cli.lazy import LazyGroup
 PLACES = {
     "check": "skerry.cli.policy_show:check",
     "show": "skerry.cli.policy_show:show",
-    "diff": "skerry.cli.policy_show:diff",
+    "diff": "skerry.cli.policy_diff:diff",
     "replay": "skerry.cli.policy_replay:replay",
     "convert": "skerry.cli.policy_show:convert",
     "decide": "skerry.cli.policy_ask:decide",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from skerry.cli.common import counted, json_option, policies_option
+from skerry.cli.common import counted, json_option, parse_booleans, policies_option
 from skerry.errors import SkerryError
 from skerry.wire.escape import escape
 
@@ -20,19 +20,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @policies_option
+@click.option(
+    "--boolean",
+    "booleans",
+    multiple=True,
+    metavar="NAME=0|1",
+    help="Set a boolean all through, whatever the trail says of it. [repeatable]",
+)
 @click.option("--all", "show_all", is_flag=True, help="Show every decision, not only the changed.")
 @json_option
 @click.argument("trail", metavar="AUDIT", type=click.Path(path_type=Path))
-def replay(policies: tuple[str, ...], show_all: bool, as_json: bool, trail: Path) -> None:
+def replay(
+    policies: tuple[str, ...],
+    booleans: tuple[str, ...],
+    show_all: bool,
+    as_json: bool,
+    trail: Path,
+) -> None:
     """Ask each decision of the trail AUDIT again under other policies, and show what changes.
 
     Starts are asked beside the domains that ran then, exchanges with what was touched by then, as
-    far as the trail tells. With --json every decision is shown.
+    far as the trail tells. Booleans that were set then (`set-boolean`, an alarm) are set here from
+    the same record on, where the policies have them. With --json every decision is shown.
     """
     from skerry.node.replay import Replay
     from skerry.policy.source import load_stack
 
-    asked = Replay(load_stack(policies))
+    asked = Replay(load_stack(policies), parse_booleans(booleans))
     counts, broken = asyncio.run(_replayed(asked, trail, show_all, as_json))
     same = counts["same"]
     words = [counted(sum(counts.values()), "decision"), f"{same} the same"]

@@ -2,16 +2,24 @@
 
 The library in a notebook; docs/flow.md says what each answer means:
 
-    from skerry.flow import Options, parse_claim, policy_graph, prove, reach
+    from skerry.flow import Options, policy_graph, prove, reach
     from skerry.policy.source import load_stack
 
-    graph = policy_graph(load_stack(["policy.xml"]), Options(exclude=("bookkeeping-a",)))
-    graph.named(reach(graph, graph.find("bank-a")))
-    prove(graph, parse_claim("bank-a -/-> bank-b except broker")).holds
+    graph = policy_graph(load_stack(["policy.xml"]), Options(exclude="bookkeeping-a"))
+    graph.named(reach(graph, "bank-a"))
+    prove(graph, "bank-a -/-> bank-b except broker").holds
 """
 
 from skerry.flow.claim import Claim, parse_claim, parse_claims
-from skerry.flow.cut import FlowCut, LabelCut, cut_flows, cut_labels
+from skerry.flow.cut import (
+    Channel,
+    ChannelCut,
+    FlowCut,
+    LabelCut,
+    cut_channels,
+    cut_flows,
+    cut_labels,
+)
 from skerry.flow.graph import About, Graph
 from skerry.flow.permission_map import PermissionMap, read_map, shipped_map
 from skerry.flow.policy import Options, policy_graph
@@ -28,6 +36,8 @@ from skerry.flow.verify import Unproven, check
 
 __all__ = [
     "About",
+    "Channel",
+    "ChannelCut",
     "Claim",
     "FlowCut",
     "Graph",
@@ -39,6 +49,7 @@ __all__ = [
     "all_shortest_paths",
     "certificate",
     "check",
+    "cut_channels",
     "cut_flows",
     "cut_labels",
     "distance",

@@ -1,8 +1,8 @@
-"""Minimum cuts: the fewest labels, or the fewest flows, through which everything must pass.
+"""Minimum cuts: the fewest labels, flows or channels through which everything must pass.
 
 The rule this module keeps: a cut is minimal, and what proves it comes with it: as many paths that
-have no label (or no flow) in common as the cut has members (Menger's theorem). The method is
-Dinic's, on rows of bits.
+have no label (no flow, no channel) in common as the cut has members (Menger's theorem). The method
+is Dinic's, on rows of bits. Sets are given as `skerry.flow.given` takes them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 
 from skerry.errors import InputError, Problem
 from skerry.flow.bits import each, members, union
+from skerry.flow.given import Labels, nodes
 from skerry.flow.graph import Graph
 
 
@@ -31,11 +32,38 @@ class FlowCut(msgspec.Struct, frozen=True):
     paths: tuple[tuple[str, ...], ...]
 
 
-def cut_labels(graph: Graph, sources: int, sinks: int) -> LabelCut:
+class Channel(msgspec.Struct, frozen=True):
+    """One channel between two labels of a graph, by which `sink` may send too if not `one_way`.
+
+    `kind` is what it is called beside its name, for whoever reads the cut.
+    """
+
+    name: str
+    source: str
+    sink: str
+    one_way: bool = False
+    kind: str = ""
+
+
+class ChannelCut(msgspec.Struct, frozen=True):
+    """The fewest channels to cut, and as many paths without a channel in common.
+
+    `flows` says, channel by channel, which way what is cut would flow; `over`, path by path, over
+    which channels it goes.
+    """
+
+    channels: tuple[Channel, ...]
+    flows: tuple[tuple[str, str], ...]
+    paths: tuple[tuple[str, ...], ...]
+    over: tuple[tuple[Channel, ...], ...]
+
+
+def cut_labels(graph: Graph, sources: Labels, sinks: Labels) -> LabelCut:
     """Return a minimum cut of labels between sources and sinks, none of which is in the cut.
 
     Raises `InputError` where a source may send to a sink directly: no label lies between.
     """
+    sources, sinks = nodes(graph, sources), nodes(graph, sinks)
     for source in members(sources):
         direct = graph.rows[source] & sinks
         if direct:
@@ -66,8 +94,9 @@ def cut_labels(graph: Graph, sources: int, sinks: int) -> LabelCut:
     )
 
 
-def cut_flows(graph: Graph, sources: int, sinks: int) -> FlowCut:
+def cut_flows(graph: Graph, sources: Labels, sinks: Labels) -> FlowCut:
     """Return a minimum cut of flows between sources and sinks."""
+    sources, sinks = nodes(graph, sources), nodes(graph, sinks)
     rows = [row & ~sources for row in graph.rows]
     network = _Network(rows)
     network.saturate(sources, sinks)
@@ -80,6 +109,55 @@ def cut_flows(graph: Graph, sources: int, sinks: int) -> FlowCut:
     ]
     paths = network.paths(sources, sinks)
     return FlowCut(tuple(flows), tuple(tuple(names[at] for at in path) for path in paths))
+
+
+def cut_channels(graph: Graph, channels: Sequence[Channel], sources: int, sinks: int) -> ChannelCut:
+    """Return a minimum cut of channels, each of which counts once, also where it is two-way.
+
+    Of the graph only the labels count, and which are left out; what flows, the channels say. Their
+    names need not differ.
+    """
+    sources, sinks = nodes(graph, sources), nodes(graph, sinks)
+    size = len(graph.names)
+    place = {name: number for number, name in enumerate(graph.names)}
+    left_out = set(graph.named(graph.gone))
+    kept = [one for one in channels if left_out.isdisjoint((one.source, one.sink))]
+    # Each channel becomes an edge between two nodes of its own, the one into which its senders
+    # send and the one, `len(kept)` above, out of which it comes: so it carries one path in all.
+    rows = [0] * (size + 2 * len(kept))
+    for number, one in enumerate(kept, size):
+        source, sink = place[one.source], place[one.sink]
+        rows[source] |= 1 << number
+        rows[sink] |= 0 if one.one_way else 1 << number
+        rows[number] = 1 << number + len(kept)
+        rows[number + len(kept)] = (1 << sink | (0 if one.one_way else 1 << source)) & ~sources
+    network = _Network(rows)
+    network.saturate(sources, sinks)
+    seen = network.reached(sources)
+    # No more edges are full than paths, so each stands for another channel: one that is entered
+    # from what is reached and leads out of it.
+    crossing = [
+        (one, flow)
+        for one in kept
+        for flow in _ways(one)
+        if seen >> place[flow[0]] & 1 and not seen >> place[flow[1]] & 1
+    ]
+    paths = network.paths(sources, sinks)
+    return ChannelCut(
+        tuple(one for one, _ in crossing),
+        tuple(flow for _, flow in crossing),
+        tuple(tuple(graph.names[at] for at in path if at < size) for path in paths),
+        tuple(
+            tuple(kept[at - size] for at in path if size <= at < size + len(kept)) for path in paths
+        ),
+    )
+
+
+def _ways(channel: Channel) -> Iterator[tuple[str, str]]:
+    """Yield from whom to whom a channel carries."""
+    yield channel.source, channel.sink
+    if not channel.one_way:
+        yield channel.sink, channel.source
 
 
 class _Network:

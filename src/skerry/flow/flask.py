@@ -20,7 +20,8 @@ from skerry.xsm.flask.model import ALLOW, FlaskPolicy, TeRule, values
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.flask.server import holds
 
-_SHOWN_CLASSES = 12
+_SHOWN_CLASSES = 100
+"""Most classes that a message lists, each with its permissions; the others are counted."""
 
 Left = Callable[[int], int]
 """Returns which permissions of a class are left over by constraints, roles and bounds."""
@@ -240,7 +241,8 @@ def check_map(policy: FlaskPolicy, permission_map: PermissionMap, rules: Iterabl
         return
     shown = [f"{tclass} {{ {' '.join(names)} }}" for tclass, names in lacking.items()]
     more = len(shown) - _SHOWN_CLASSES
-    listed = "; ".join(shown[:_SHOWN_CLASSES]) + (f"; and {more} more classes" if more > 0 else "")
+    rest = f"; and {more} more class{'es' if more > 1 else ''}" if more > 0 else ""
+    listed = "; ".join(shown[:_SHOWN_CLASSES]) + rest
     message = (
         f"the permission map {permission_map.file} does not say which way information flows by:"
         f" {listed}; give a map that does, or --skip-unknown to take them for no flow"

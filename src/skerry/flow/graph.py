@@ -118,6 +118,12 @@ class Graph:
         """Return a node's number. Raises `KeyError`."""
         return self._index[name]
 
+    def __repr__(self) -> str:
+        """Say how large it is and of what, instead of what it holds."""
+        kind = self.about.kind
+        of = "" if kind == "graph" else f" of {kind}"
+        return f"<Graph{of}: {len(self.names)} labels, {self.edges()} flows>"
+
     def __contains__(self, name: str) -> bool:
         return name in self._index
 
@@ -129,10 +135,10 @@ class Graph:
         """Return the names along a path, in its order."""
         return tuple([self.names[number] for number in path])
 
-    def bits(self, names: Iterable[str]) -> int:
+    def bits(self, names: str | Iterable[str]) -> int:
         """Return the set of some nodes. Raises `InputError` for a name that there is not."""
         found = 0
-        for name in names:
+        for name in (names,) if isinstance(names, str) else names:
             found |= self.find(name)
         return found
 
@@ -174,11 +180,19 @@ class Graph:
         return sum(row.bit_count() for row in self.rows)
 
     def reasons(self, source: str, sink: str) -> tuple[str, ...]:
-        """Return the rules that make a flow, each as its policy writes it."""
+        """Return the rules that make a flow, each as its policy writes it.
+
+        Raises `InputError` for what is no single label.
+        """
+        for name in (source, sink):
+            if name not in self._index:
+                self.find(name)
+                raise self._wrong(f"{name!r} stands for labels; rules are asked of one and one")
         return tuple(self._reason(source, sink))
 
-    def without(self, bits: int) -> Graph:
-        """Return the graph with some nodes left out."""
+    def without(self, labels: int | str | Iterable[str]) -> Graph:
+        """Return the graph with some nodes left out, given as a set or by name."""
+        bits = labels if isinstance(labels, int) else self.bits(labels)
         keep = ~bits
         rows = [0 if bits >> n & 1 else row & keep for n, row in enumerate(self.rows)]
         back = [0 if bits >> n & 1 else row & keep for n, row in enumerate(self.back)]

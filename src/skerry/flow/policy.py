@@ -6,7 +6,7 @@ a part for each module, so the nodes are all their combinations, written `acm=br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import product
 from operator import or_
@@ -15,6 +15,7 @@ import msgspec
 
 from skerry.errors import InputError, Problem
 from skerry.flow.acm import acm_graph
+from skerry.flow.claim import labels
 from skerry.flow.contexts import context_graph
 from skerry.flow.deadline import Check, unbounded
 from skerry.flow.flask import flask_graph
@@ -31,7 +32,8 @@ class Options(msgspec.Struct, frozen=True):
     """What counts as a flow. All but `exclude` concerns FLASK policies alone.
 
     See `flask_graph` for the meaning of each. With `contexts` (see `named_contexts`) the graph of
-    a FLASK policy is one of these whole contexts, and not of types.
+    a FLASK policy is one of these whole contexts, and not of types. Where several names may stand,
+    one text is one name. Raises `TypeError` for what is no name.
     """
 
     permission_map: PermissionMap | None = None
@@ -42,9 +44,27 @@ class Options(msgspec.Struct, frozen=True):
     skip_unknown: bool = False
     contexts: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Let a text or a list stand where a tuple is meant, so that none is read by letters."""
+        for field in ("exclude", "exclude_classes", "contexts"):
+            given: object = getattr(self, field)
+            if not isinstance(given, Iterable):
+                raise TypeError(f"{field} holds names, as ('a', 'b'), not {given!r}")
+            names = (given,) if isinstance(given, str) else tuple(given)
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{field} holds names, as ('a', 'b'), not {given!r}")
+            msgspec.structs.force_setattr(self, field, names)
+
 
 def policy_graph(stack: Stack, options: Options | None = None, check: Check = unbounded) -> Graph:
-    """Make the graph of a policy's labels. Raises `InputError`, and what `check` raises."""
+    """Make the graph of a policy's labels.
+
+    Raises `InputError`, `TypeError` for what is no stack, and what `check` raises.
+    """
+    asked: object = stack
+    if not isinstance(asked, Stack):
+        kind = type(asked).__name__
+        raise TypeError(f"a stack is asked, as load_stack([FILE]) returns one, not {kind}")
     chosen = options or Options()
     graphs = [_graph(module, chosen, check) for module in stack.modules]
     found = [(m.name, g) for m, g in zip(stack.modules, graphs, strict=True) if g is not None]
@@ -55,7 +75,7 @@ def policy_graph(stack: Stack, options: Options | None = None, check: Check = un
         _require_none(chosen)
     graph = found[0][1] if len(found) == 1 else _joined(found)
     excluded = chosen.exclude
-    return graph.without(graph.bits(excluded)) if excluded else graph
+    return graph.without(labels(graph, excluded)) if excluded else graph
 
 
 def _require_none(options: Options) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from skerry.flow.claim import Claim, resolve
+from skerry.flow.claim import Claim, parse_claim, resolve
 from skerry.flow.deadline import Check, unbounded
 from skerry.flow.graph import About, Graph
 from skerry.flow.history import open_path
@@ -43,21 +43,34 @@ class Proof(msgspec.Struct, frozen=True):
         return not self.path
 
 
-def prove(graph: Graph, claim: Claim, *, history: bool = False, check: Check = unbounded) -> Proof:
+def prove(
+    graph: Graph, claim: Claim | str, *, history: bool = False, check: Check = unbounded
+) -> Proof:
     """Prove a claim or find a path that breaks it, a shortest one. Raises `InputError`.
 
-    With `history` a path breaks it only if no Chinese Wall with history closes the path; without,
-    such walls count for each exchange by itself, which errs to the safe side.
+    A text is read as `parse_claim` does; `TypeError` says what else is none. With `history` a path
+    breaks it only if no Chinese Wall with history closes the path; without, such walls count for
+    each exchange by itself, which errs to the safe side.
     """
-    sides = resolve(claim, graph, check)
+    asked = _claim(claim)
+    sides = resolve(asked, graph, check)
     named = graph.named
     found = named(sides.sources), named(sides.sinks), named(sides.trusted)
     closed = closure(graph.rows, graph.back, sides.sources, sides.trusted)
     if not closed & sides.sinks:
-        return Proof(claim, *found, closed=named(closed))
+        return Proof(asked, *found, closed=named(closed))
     ask = open_path if history else shortest_path
     path = graph.named_path(ask(graph, sides.sources, sides.sinks, sides.trusted))
-    return Proof(claim, *found, path=path, by_history=not path)
+    return Proof(asked, *found, path=path, by_history=not path)
+
+
+def _claim(given: object) -> Claim:
+    if isinstance(given, Claim):
+        return given
+    if isinstance(given, str):
+        return parse_claim(given)
+    kind = type(given).__name__
+    raise TypeError(f"a claim is a text such as 'A -/-> B except G', or a Claim, not {kind}")
 
 
 def certificate(about: About, proofs: Sequence[Proof]) -> bytes:

@@ -249,9 +249,31 @@ def _graph(stack: Stack, asserted: Assertions, limit: Deadline) -> Graph:
         contexts=asserted.contexts,
     )
     try:
+        _require_classes(stack, asserted)
         return known_graph(stack, options, limit.check)
     except InputError as error:
-        raise AnalysisFailed(f"its assertions can't be proven: {error}") from None
+        placed = InputError([_placed(asserted, problem) for problem in error.problems])
+        raise AnalysisFailed(f"its assertions can't be proven: {placed}") from None
+
+
+def _require_classes(stack: Stack, asserted: Assertions) -> None:
+    """Raise `InputError` with the line of each class that a policy lacks."""
+    problems = [
+        Problem(asserted.file, asserted.places.get(name, 0), f"the policy has no class {name!r}")
+        for module in stack.modules
+        if isinstance(module, FlaskModule)
+        for name in asserted.exclude_classes
+        if module.policy.class_named(name) is None
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _placed(asserted: Assertions, problem: Problem) -> Problem:
+    """Return what is wrong with a context with the line that names it."""
+    named = (text for text in asserted.contexts if repr(text) in problem.message)
+    line = asserted.places.get(next(named, ""), 0) if problem.file == "context" else 0
+    return Problem(asserted.file, line, problem.message) if line else problem
 
 
 def _broken(graph: Graph, claims: Sequence[Claim], deadline: Deadline) -> list[Violation]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, cast
 
@@ -33,6 +34,10 @@ from skerry.node.setup import Setup, carried, carry
 from skerry.policy.fitness import check_fitness
 from skerry.policy.source import Change, NewBooleans, Policy
 from skerry.xsm.explain import Refused, explain_error
+
+_MAX_BOOLEANS_NOTED = 16_000
+"""Longest list of booleans in a record of a change, in characters of JSON; a longer one is left
+out."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -201,6 +206,7 @@ class Changing:
             "evict": evict,
             "dry_run": dry_run,
             "assertions": proven.assertions,
+            **_booleans(policy),
             **({"unproven": list(proven.warnings)} if proven.warnings else {}),
             **({"ended_assertions": list(proven.ended)} if proven.ended else {}),
         }
@@ -389,3 +395,13 @@ def refusal_of(what: str, error: SkerryError) -> Refusal:
     """Return an error as a refusal, with a denial's explanation in its text."""
     text = explain_error(error).text() if isinstance(error, Denied) else f"error: {error}"
     return Refusal(what, text, error)
+
+
+def _booleans(policy: Policy) -> dict[str, object]:
+    """Return for the record which booleans are set otherwise than by their policy's file.
+
+    A replay follows them. Nothing where they are too many: no record grows so long that a change
+    is refused for it.
+    """
+    found = {name: value for source in policy.sources for name, value in source.booleans.items()}
+    return {"booleans": found} if len(json.dumps(found)) <= _MAX_BOOLEANS_NOTED else {}

@@ -3,12 +3,14 @@
 The rules this module keeps: each is asked as it was then: the same hook, the same labels, beside
 the domains that ran then, with what was touched by then, as far as the trail tells. A label that
 the policy lacks is denied, as it would be. What no policy decided (a limit, a missing layer) is
-counted and not asked.
+counted and not asked. Booleans are as they were set then, from the record on that says that the
+change is in force, as far as the policy asked has them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -19,7 +21,9 @@ from skerry.label import Label
 from skerry.monitor.mediate import SERVICES, exchanged, explain_for, judge
 from skerry.policy.history import MemoryHistory
 from skerry.policy.manager import PolicyManager
+from skerry.policy.update import with_booleans
 from skerry.xsm.acm.module import SECURITY
+from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.hooks import HOOKS
 from skerry.xsm.stack import Stack
 
@@ -31,6 +35,12 @@ _ROLES = {
 
 _SERVICES = {str(label): label for label in SERVICES}
 """The node's own domains, which start as themselves and count in no wall."""
+
+
+_CHANGES = ("policy_load", "policy_setbool")
+"""The hooks of a change of policy, after which other booleans may be set."""
+
+_SETTING = re.compile(r"([^=]+)=([01])")
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -48,9 +58,20 @@ class Answered(msgspec.Struct, frozen=True):
 class Replay:
     """Asks record after record, in the trail's order."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, fixed: Mapping[str, bool] | None = None) -> None:
+        """Ask a stack, some of whose booleans are `fixed`, whatever the trail says of them.
+
+        Raises `InputError` for a boolean that it lacks.
+        """
         self.skipped = 0
-        self._stack = stack
+        self._fixed = dict(fixed or {})
+        self._file = stack
+        flask = next((m for m in stack.modules if isinstance(m, FlaskModule)), None)
+        self._known = frozenset(flask.booleans() if flask else ())
+        self._set: Mapping[str, bool] = {}
+        self._values = self._fixed
+        self._coming: _Coming | None = None
+        stack = self._stack = with_booleans(stack, self._fixed) if self._fixed else stack
         self._manager = PolicyManager(stack, MemoryHistory())
         self._running: dict[str, Label | None] = {}
 
@@ -64,6 +85,8 @@ class Replay:
             self.skipped += 1
             return None
         allowed = record.event == "allow"
+        if allowed and hook in _CHANGES and record.fields.get("dry_run") is False:
+            self._coming = _coming(record, self._set)
         answered = await self._answer(record.n, hook, parties, allowed)
         if allowed:
             await self._happened(record, hook, parties)
@@ -112,11 +135,48 @@ class Replay:
                 await self._manager.touch(*sides)
 
     def _follow(self, record: Record) -> None:
-        """Follow which domains run."""
+        """Follow which domains run, and which booleans are set."""
         if record.event in ("up", "down"):
             self._running.clear()
+            self._coming = None
+            self._set_booleans({})
         elif record.event == "ended":
             self._running.pop(str(record.fields.get("domain")), None)
+        elif self._coming and (
+            record.event == "loaded"
+            # A node that was killed in between goes on with what it had written down.
+            or (record.event == "restarted" and record.fields.get("policy") == self._coming.policy)
+        ):
+            coming, self._coming = self._coming, None
+            self._set_booleans(coming.booleans)
+        elif record.event == "not-loaded":
+            self._coming = None
+
+    def _set_booleans(self, booleans: Mapping[str, bool]) -> None:
+        """Set those of the policy asked; the others are as its file has them."""
+        known = {name: value for name, value in booleans.items() if name in self._known}
+        self._set, before = booleans, self._values
+        self._values = {**known, **self._fixed}
+        if self._values != before:
+            self._stack = with_booleans(self._file, self._values) if self._values else self._file
+            self._manager.load(self._stack)
+
+
+class _Coming(msgspec.Struct, frozen=True):
+    """A change of policy that was allowed: its digest, and the booleans that are set with it."""
+
+    policy: object
+    booleans: Mapping[str, bool]
+
+
+def _coming(record: Record, before: Mapping[str, bool]) -> _Coming:
+    """Read a change; where the record does not hold the booleans whole, what it says of them."""
+    untrusted, policy = record.fields.get("booleans"), record.fields.get("policy")
+    if isinstance(untrusted, dict):
+        return _Coming(policy, {str(k): v for k, v in untrusted.items() if isinstance(v, bool)})
+    words = str(record.fields.get("change")).split()
+    named = [_SETTING.fullmatch(word) for word in words]
+    return _Coming(policy, {**before, **{found[1]: found[2] == "1" for found in named if found}})
 
 
 def _texts(untrusted: object) -> dict[str, str]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8 as BYTE_ORDER_MARK
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -52,12 +53,17 @@ class Asserted(msgspec.Struct, frozen=True):
 
 
 class Assertions(msgspec.Struct, frozen=True):
-    """A policy's assertions, and what counts as a flow where they are proven."""
+    """A policy's assertions, and what counts as a flow where they are proven.
+
+    `places` are the lines of `file` in which the classes and contexts stand, by name.
+    """
 
     written: tuple[Asserted, ...] = ()
     min_weight: int = 1
     exclude_classes: tuple[str, ...] = ()
     contexts: tuple[str, ...] = ()
+    file: str = ""
+    places: Mapping[str, int] = {}
 
     def meaning(self) -> tuple[object, ...]:
         """Return what is asserted, wherever it was written."""
@@ -158,7 +164,12 @@ def _parse(untrusted: bytes, file: str, *, inside: bool) -> Assertions | None:
     if not inside:
         weight = top.number("min-weight", 1, 1, _MAX_WEIGHT)
         texts = top.texts("exclude-classes"), top.texts("contexts")
-        found = Assertions(found.written, weight, *texts)
+        places = {
+            name: document.line((key, index))
+            for key, names in zip(("exclude-classes", "contexts"), texts, strict=True)
+            for index, name in enumerate(names)
+        }
+        found = Assertions(found.written, weight, *texts, file if places else "", places)
         top.end()
     if report.problems:
         unique = dict.fromkeys(report.problems)

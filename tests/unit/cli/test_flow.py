@@ -14,6 +14,7 @@ from skerry.cli.flow import flow
 from skerry.cli.policy import policy
 from skerry.errors import InputError, SkerryError
 from tests.support import policies
+from tests.support.simulated import SYSTEM as SMALL
 from tests.support.simulated import write_system
 from tests.unit.flow.test_history import HISTORY
 
@@ -82,6 +83,34 @@ def test_cut_names_whom_one_has_to_trust() -> None:
     direct = run("cut", "--policy", BANKS, "--from", "bank-a", "--to", "broker")
     assert isinstance(direct.exception, InputError)
     assert "directly" in str(direct.exception)
+
+
+def test_cut_of_a_configured_system_names_the_fewest_channels(tmp_path: Path) -> None:
+    """Three channels lead on to the broker and two from there: those two, by name, also in JSON."""
+    names = [("red", "broker", f"p{n}") for n in (1, 2, 3)]
+    names += [("broker", "blue", f"q{n}") for n in (1, 2)]
+    head = SMALL[: SMALL.index("[[channels]]")]
+    channels = "".join(
+        f'[[channels]]\nkind = "stream"\nfrom = "{a}"\nto = "{b}"\nname = "{name}"\n'
+        for a, b, name in names
+    )
+    system = write_system(tmp_path, head + channels)
+    words = ("cut", "--system", system, "--configured", "--from", "red", "--to", "blue", "--flows")
+    result = run(*words)
+    assert result.stdout == "q1 (stream): broker <-> blue\nq2 (stream): broker <-> blue\n"
+    assert "2 channels, and no fewer: 2 paths with no channel in common" in result.stderr
+    (found,) = rows(*words)
+    assert [one["name"] for one in found["channels"]] == ["q1", "q2"]
+    assert found["count"] == 2
+    assert [sorted(map(len, one)) for one in found["over"]] == [[2, 2], [2, 2]]
+    assert found["disjoint_paths"] == [["red", "broker", "blue"]] * 2
+    back = run(*words[:4], "--from", "blue", "--to", "red", "--flows")
+    assert back.stdout.splitlines() == [
+        "q1 (stream): blue <-> broker",
+        "q2 (stream): blue <-> broker",
+    ]
+    none = run(*words[:4], "--from", "clerk", "--to", "red", "--flows")
+    assert (none.stdout, none.stderr) == ("", "nothing flows, so there is nothing to cut\n")
 
 
 def test_a_refuted_claim_is_exit_1_with_the_path() -> None:
@@ -282,9 +311,23 @@ def test_a_claim_that_history_holds_has_no_certificate(tmp_path: Path) -> None:
     assert run(*words).exit_code == 1
     result = run(*words, "--history")
     assert result.exit_code == 0
-    assert "walls with history close every path" in result.stdout
+    assert "(walls with history close every path from a clean beginning)" in result.stdout
+    assert "earlier policy" in " ".join(run("prove", "--help").stdout.split())
     assert "without 1 claim" in result.stderr
     assert not written.exists()
+
+
+def test_the_diode_is_proven_of_its_domains_and_of_its_types_above_single_bits() -> None:
+    """As docs/flow.md says: its types refute it by events, each of which is one bit."""
+    diode, claim = EXAMPLES / "diode", "high_t -/-> low_t except dom0_t"
+    assert "proven: high -/-> low" in ok("prove", "--system", str(diode / "system.toml"))
+    words = ("prove", "--policy", str(diode / "policy.conf"), claim)
+    assert run(*words).stdout.splitlines()[1] == "high_t -> high_end -> low_t"
+    assert run(*words, "--context", "*:*:*").exit_code == 1
+    for more in (("--min-weight", "6"), ("--exclude-class", "event")):
+        assert ok(*words, *more).startswith("proven: high_t")
+    way = "low_t -/-> high_t except dom0_t"
+    assert run(*words[:-1], way, "--min-weight", "6").exit_code == 1
 
 
 def test_xens_policy_is_asked_with_weight_booleans_and_classes_left_out() -> None:

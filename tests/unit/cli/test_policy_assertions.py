@@ -70,18 +70,21 @@ def test_an_assertion_may_be_of_whole_contexts(tmp_path: Path) -> None:
     assert isinstance(run("check", str(xen)).exception, Refused)
     Path(f"{xen}.assert").write_text('contexts = ["user_1:vm_r:*domU_t"]\n' + asserted)
     assert "1 assertion proven" in run("check", str(xen)).stdout
-    Path(f"{xen}.assert").write_text('contexts = ["nobody:*:*"]\n' + asserted)
+    Path(f"{xen}.assert").write_text('contexts = ["user_1:*:*",\n"nobody:*:*"]\n' + asserted)
     result = run("check", str(xen))
-    assert "no context of the policy matches 'nobody:*:*'" in str(result.exception)
+    assert "xen.assert:2: no context of the policy matches 'nobody:*:*'" in str(result.exception)
 
 
 def test_a_class_that_there_is_no_map_for_is_a_refusal(tmp_path: Path) -> None:
     """What can't be told is not taken to hold; a class that is not there is an error."""
     xen = tmp_path / "xen"
     xen.write_bytes(policies.xen().read_bytes())
-    Path(f"{xen}.assert").write_text('exclude-classes = ["nothing"]\n' + BROKEN)
+    classes = 'exclude-classes = [\n  "argo",\n  "nothing", "nowhere",\n]\n'
+    Path(f"{xen}.assert").write_text(classes + BROKEN)
     result = run("check", str(xen))
-    assert "no class 'nothing'" in str(result.exception)
+    for name in ("nothing", "nowhere"):
+        assert f"xen.assert:3: the policy has no class '{name}'" in str(result.exception)
+    assert "argo" not in str(result.exception)
     assert getattr(result.exception, "exit_code", 0) == 3
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from skerry.errors import InputError
+from skerry.flow.flask import check_map
 from skerry.flow.permission_map import Flow, read_map, shipped_map
 from tests.support import policies
 from tests.support import setools_oracle as setools
+from tests.support.policies import compile_conf
 from tests.unit.flow.sample import loaded
 
 OPPOSITE = {
@@ -136,3 +138,22 @@ def test_a_map_too_long_or_not_text_is_refused() -> None:
     for content in (b"#" * (1 << 20) + b"#", b"\xff\xfe"):
         with pytest.raises(InputError):
             read_map(content, "mine")
+
+
+@pytest.mark.parametrize(
+    ("classes", "end"),
+    [(13, "c012 { use }; give"), (100, "c099 { use }; give"),
+     (101, "c099 { use }; and 1 more class; give"), (102, "; and 2 more classes; give")],
+)  # fmt: skip
+def test_classes_that_a_map_lacks_are_listed_whole(classes: int, end: str, tmp_path: Path) -> None:
+    """Each with its permissions; only beyond a hundred the rest is counted."""
+    names = [f"c{number:03}" for number in range(classes)]
+    lines = [f"class {name}" for name in names] + ["sid kernel"]
+    lines += [f"class {name} {{ use }}" for name in names] + ["type a_t; role r; role r types a_t;"]
+    lines += [f"allow a_t a_t:{name} use;" for name in names]
+    text = "\n".join([*lines, "user u roles r;", "sid kernel u:r:a_t"]) + "\n"
+    policy = loaded(compile_conf(text, tmp_path / "policy", "selinux", 33)).policy
+    with pytest.raises(InputError) as raised:
+        check_map(policy, shipped_map("selinux"), policy.rules)
+    assert end in str(raised.value)
+    assert str(raised.value).count("{ use }") == min(classes, 100)

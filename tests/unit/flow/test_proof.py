@@ -227,7 +227,7 @@ def test_the_checker_is_small_and_stands_alone(tmp_path: Path) -> None:
 def test_a_claim_that_says_nothing_is_an_error(claim: str, words: str) -> None:
     """No such label, contradictions, an empty side: an error, and never a silent truth."""
     plain = Graph.from_edges(CHAIN)
-    graph = Graph(plain.names, plain.rows, groups={"nobody": 0, "ends": plain.bits("ab")})
+    graph = Graph(plain.names, plain.rows, groups={"nobody": 0, "ends": plain.bits(["a", "b"])})
     with pytest.raises(InputError) as caught:
         prove(graph, parse_claim(claim))
     assert words in str(caught.value)
@@ -236,7 +236,7 @@ def test_a_claim_that_says_nothing_is_an_error(claim: str, words: str) -> None:
 def test_sides_may_be_lists_groups_and_patterns() -> None:
     """`c,d`, a group and a pattern each stand for their labels."""
     plain = Graph.from_edges(CHAIN)
-    graph = Graph(plain.names, plain.rows, groups={"ends": plain.bits("bg")})
+    graph = Graph(plain.names, plain.rows, groups={"ends": plain.bits(["b", "g"])})
     proof = prove(graph, parse_claim(" b , [g] -/-> c,d,a "))
     assert (proof.sources, set(proof.sinks)) == (("g", "b"), {"a", "c", "d"})
     assert proof.holds
@@ -268,13 +268,13 @@ def test_a_label_does_not_take_the_place_of_others(added: str, text: str, words:
     The controls: without that label it is read, and where only one reading is one it is that."""
     edges = [("a", "b"), ("c", "b"), ("d", "b"), ("g", "b"), ("x,y", "b"), ("z[1]", "b")]
     plain = Graph.from_edges(edges)
-    groups = {"ends": plain.bits("ag")}
+    groups = {"ends": plain.bits(["a", "g"])}
     before = Graph(plain.names, plain.rows, groups=groups)
     if text != "*":
         assert prove(before, parse_claim(f"b -/-> {text}")).holds
     assert prove(before, parse_claim("b -/-> z[1],x,y")).sinks == ("x,y", "z[1]")
     more = Graph.from_edges(edges, [added])
-    after = Graph(more.names, more.rows, groups={"ends": more.bits("ag")})
+    after = Graph(more.names, more.rows, groups={"ends": more.bits(["a", "g"])})
     with pytest.raises(InputError) as caught:
         prove(after, parse_claim(f"b -/-> {text}"))
     assert words in str(caught.value)

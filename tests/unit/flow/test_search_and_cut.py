@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from skerry.errors import InputError
 from skerry.flow import search
 from skerry.flow.bits import bitset, each, marks, members, union
-from skerry.flow.cut import cut_flows, cut_labels
+from skerry.flow.cut import Channel, cut_channels, cut_flows, cut_labels
 from skerry.flow.graph import MAX_NODES, Graph, packed, transposed
 
 Edges = frozenset[tuple[str, str]]
@@ -145,6 +145,61 @@ def test_a_cut_of_flows_separates_and_no_smaller_one_does(seed: int) -> None:
     assert len(used) == len(set(used))
 
 
+def channels_at_random(seed: int) -> tuple[list[str], list[Channel]]:
+    """Return up to eight channels between a few domains, two-way ones and several to a pair."""
+    chance = random.Random(seed)
+    names = [f"n{number}" for number in range(chance.randrange(3, 6))]
+    channels = []
+    for number in range(chance.randrange(1, 9)):
+        source, sink = chance.sample(names, 2)
+        channels.append(Channel(f"c{number}", source, sink, chance.random() < 0.4))
+    return names, channels
+
+
+def carried(channels: Sequence[Channel]) -> Edges:
+    """Return from whom to whom some channels carry."""
+    ahead = {(one.source, one.sink) for one in channels}
+    return frozenset(ahead | {(one.sink, one.source) for one in channels if not one.one_way})
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_cut_of_channels_separates_and_no_smaller_one_does(seed: int) -> None:
+    """Every smaller set of channels is tried; the paths that prove it share no channel."""
+    names, channels = channels_at_random(seed)
+    graph = Graph.from_edges(sorted(carried(channels)), names)
+    sources, sinks = names[: 1 + seed % 2], names[-1:]
+    found = cut_channels(graph, channels, graph.bits(sources), graph.bits(sinks))
+
+    def separates(removed: Iterable[Channel]) -> bool:
+        left = carried([one for one in channels if one not in set(removed)])
+        return sinks[0] not in reached(left, sources)
+
+    assert separates(found.channels)
+    assert len(set(found.channels)) == len(found.channels) == len(found.flows)
+    for size in range(len(found.channels)):
+        assert not any(map(separates, itertools.combinations(channels, size)))
+    assert all(
+        flow in carried([one]) for one, flow in zip(found.channels, found.flows, strict=True)
+    )
+    assert len(found.paths) == len(found.over) == len(found.channels)
+    for path, over in zip(found.paths, found.over, strict=True):
+        assert path[0] in sources
+        assert path[-1] == sinks[0]
+        assert all(p in carried([c]) for p, c in zip(pairwise(path), over, strict=True))
+    used = [one for over in found.over for one in over]
+    assert len(used) == len(set(used))
+
+
+def test_a_channel_with_an_end_that_is_left_out_is_none() -> None:
+    """Without m only the direct channel is left to cut; with it there are two."""
+    channels = [Channel("one", "a", "m"), Channel("two", "m", "z"), Channel("three", "a", "z")]
+    graph = Graph.from_edges(sorted(carried(channels)))
+    for asked, least in ((graph, 2), (graph.without(graph.find("m")), 1)):
+        found = cut_channels(asked, channels, graph.find("a"), graph.find("z"))
+        assert len(found.channels) == least
+        assert "three" in {one.name for one in found.channels}
+
+
 def _check_paths(
     paths: tuple[tuple[str, ...], ...], edges: Edges, source: str, sink: str, count: int
 ) -> None:
@@ -158,10 +213,10 @@ def test_a_cut_between_sets_takes_none_of_their_members() -> None:
     """Two sources and two sinks through one label: that one, with one path to prove it."""
     edges = [("a", "m"), ("b", "m"), ("m", "x"), ("m", "y"), ("a", "b"), ("x", "y")]
     graph = Graph.from_edges(edges)
-    found = cut_labels(graph, graph.bits("ab"), graph.bits("xy"))
+    found = cut_labels(graph, graph.bits(["a", "b"]), graph.bits(["x", "y"]))
     assert found.labels == ("m",)
     assert len(found.paths) == 1
-    assert len(cut_flows(graph, graph.bits("ab"), graph.bits("xy")).flows) == 2
+    assert len(cut_flows(graph, graph.bits(["a", "b"]), graph.bits(["x", "y"])).flows) == 2
 
 
 def test_sets_of_bits_keep_what_is_put_in() -> None:

@@ -133,6 +133,22 @@ def test_history_outlives_the_manager(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_history_begins_with_the_wall_that_keeps_it() -> None:
+    """What was exchanged under a policy without it is not counted; under one with it, it is."""
+    text = TOML.replace("history = true\n", "")
+    assert text != TOML
+    without = Stack([AcmModule(parse_acm(text.encode(), "banks.toml"))])
+
+    async def allowed(first: Stack) -> bool:
+        manager = PolicyManager(first, MemoryHistory())
+        await manager.touch(_label("broker"), _label("bank-a"))
+        manager.load(BANKS)
+        return (await manager.admit_bind(_label("broker"), _label("bank-b"))).allowed
+
+    assert asyncio.run(allowed(without))
+    assert not asyncio.run(allowed(BANKS))
+
+
 def test_two_exchanges_decided_at_once_cannot_both_pass_the_wall() -> None:
     """Both were admitted before either was remembered; the second one's touch is refused."""
 
