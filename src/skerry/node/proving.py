@@ -39,10 +39,16 @@ class Proven(NamedTuple):
 
 
 def prove_change(
-    setup: Setup, change: Change, after: Setup, hook: str, deadline: Deadline | None = None
+    setup: Setup,
+    change: Change,
+    after: Setup,
+    hook: str,
+    deadline: Deadline | None = None,
+    written: Mapping[str, frozenset[Label]] | None = None,
 ) -> Proven:
     """Make another policy of the one in `setup`, and prove the assertions of `after` under it.
 
+    `written` are the labels that have written each resource, as the policy of `after` calls them.
     Raises `Refused` with the paths if one does not hold, `AnalysisFailed` if that can't be told,
     `PolicyError` for a policy or an assertion that is none, `InputError` for booleans, and
     `Unsigned` where the policy must be signed and is not.
@@ -50,7 +56,7 @@ def prove_change(
     if setup.policy_key and isinstance(change, NewPolicy):
         require_signed(setup.policy_key, change.content, change.signature, change.file)
     policy = changed(setup.policy, change)
-    new = carried(after, policy)
+    new = carried(msgspec.structs.replace(after, written=written or {}), policy)
     total, ended = count(policy, after), _ended(setup.policy, policy)
     limit = deadline or Deadline()
     try:
