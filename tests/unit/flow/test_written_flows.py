@@ -12,8 +12,6 @@ from click.testing import CliRunner
 
 from skerry.cli.main import cli
 from skerry.errors import InputError
-from skerry.flow.claim import parse_claim
-from skerry.flow.proof import prove
 from skerry.label import Label
 from skerry.node import paths
 from skerry.node.assertions import violations
@@ -143,7 +141,9 @@ def test_a_writer_is_found_under_the_next_policys_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("system", [GONE + MATE, RELABELLED + MATE])
-@pytest.mark.parametrize(("relabels", "operators"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("relabels", "operators"), [(False, False), (False, True), (True, False), (True, True)]
+)
 def test_the_evidence_holds_the_history(
     tmp_path: Path, system: str, relabels: bool, operators: bool
 ) -> None:
