@@ -47,7 +47,8 @@ class Adoption(NamedTuple):
     """A whole system's setup that comes into force with its policy.
 
     `base` is the setup that it was compared with and checked against: under another one it does
-    not come into force. `merged` makes the node's next setup of it, under a policy; `taken` is told
+    not come into force; nor where others have written than `wanted.written`, with which what it
+    asserts was proven. `merged` makes the node's next setup of it, under a policy; `taken` is told
     the one before.
     """
 
@@ -196,7 +197,7 @@ class Changing:
             await decider.remember(candidate)
             # Last: what is bound from here on is judged by what comes into force.
             if self.resources.writers(adopting.wanted if adopting else checked) != written:
-                error = StaleGeneration("a resource has a writer more meanwhile", fix="try again")
+                error = StaleGeneration("who has written what changed meanwhile", fix="try again")
                 self.monitor.mediator.failed(hook, error, change=what)
                 raise error
 
@@ -275,6 +276,8 @@ class Changing:
         """Let a setup come into force under the policy that is. Raises `Denied` if it can't."""
         async with self._changing:
             self._require_base(adopting)
+            if self.resources.writers(adopting.wanted) != adopting.wanted.written:
+                raise StateError("who has written what changed meanwhile", fix="try again")
             new = adopting.merged(self.setup.policy)
             if self._keeper is not None:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)

@@ -37,7 +37,7 @@ class Written:
     """The record in one file. Raises `PolicyError` if it is damaged, when it is made."""
 
     def __init__(self, path: Path) -> None:
-        self._store = FileHistory(path)
+        self._store = FileHistory(path, "who has written what")
         self._kept: History = self._store.load()
         self._saving = asyncio.Lock()
 

@@ -13,7 +13,6 @@ from skerry.monitor.domain import Resource
 from skerry.node import changing, reconcile_plan
 from skerry.node import reconcile as reconciling
 from skerry.node.proving import Proven, prove_change
-from skerry.node.setup import Setup
 from skerry.node.written import Written, lives_on
 from skerry.policy.source import NewPolicy
 from skerry.xsm.explain import Refused
@@ -145,9 +144,9 @@ def slow(work: Callable[[], None]) -> Callable[..., Proven]:
     return proof
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("late", "dry_run"), [(False, False), (False, True), (True, False)])
 def test_who_comes_to_write_during_a_proof_counts_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool, dry_run: bool
 ) -> None:
     """Also in the last step before the policy is in force. The control: nobody comes, and it is."""
 
@@ -170,7 +169,7 @@ def test_who_comes_to_write_during_a_proof_counts_in_it(
             monkeypatch.setattr(changing, "prove_change", slow(comes))
         before = node.setup
         with pytest.raises(Refused) as caught:
-            await load(host, tmp_path, TURNED)
+            await load(host, tmp_path, TURNED, dry_run=dry_run)
         assert PAST in str(caught.value)
         assert node.setup is before
         monkeypatch.undo()
@@ -181,25 +180,45 @@ def test_who_comes_to_write_during_a_proof_counts_in_it(
     play(tmp_path, scene, APART, IDLE)
 
 
-def test_who_comes_to_write_after_a_plan_is_found_before_anything_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("late", [False, True])
+def test_who_comes_to_write_after_a_plan_is_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    """What is asserted is proven again and said not to hold. The control: nobody came."""
+    """Before the file is in force it does not come into it, and nothing is started; in that very
+    step, what holds no more is said. The control: nobody came."""
 
     async def scene(host: Host) -> None:
         await host.up()
-        plan = reconcile_plan.plan_difference
+        node, before = host.node, host.node.setup
+        plan, adopt = reconcile_plan.plan_difference, host.node.adopt
 
-        async def planned(node: object, uid: int, wanted: Setup, difference: object) -> object:
-            found = await plan(node, uid, wanted, difference)  # type: ignore[arg-type]
+        async def planned(*given: object) -> object:
+            found = await plan(*given)  # type: ignore[arg-type]
             disk_of(host).written |= {P}
             return found
 
-        monkeypatch.setattr(reconciling, "plan_difference", planned)
+        async def adopted(adopting: changing.Adoption) -> None:
+            await adopt(adopting)
+            disk_of(host).written |= {P}
+
+        if late:
+            monkeypatch.setattr(node, "adopt", adopted)
+        else:
+            monkeypatch.setattr(reconciling, "plan_difference", planned)
         result = await up(host, GONE, POLICY)
-        assert result.refused == ["what is asserted"]
+        if late:
+            assert result.refused == ["what is asserted"]
+            assert PAST in str(result.answer["refused"])
+        else:
+            assert result.refused == ["the policy and what the owner fixed"]
+            assert "who has written what changed meanwhile" in str(result.answer["refused"])
+            assert node.setup is before
+            assert "n" not in host.monitor.domains
         monkeypatch.undo()
+        with pytest.raises(InputError):
+            await up(host, GONE, POLICY)
         disk_of(host).written = frozenset()
         assert (await up(host, GONE, POLICY)).refused == []
+        assert "n" in host.monitor.domains
 
     play(tmp_path, scene, POLICY, HEAD + OTHER + DISK)

@@ -15,7 +15,7 @@ from skerry.errors import InputError
 from skerry.label import Label
 from skerry.node import paths
 from skerry.node.assertions import violations
-from skerry.node.flow_changes import graph_changes
+from skerry.node.flow_changes import graph_changes, system_flow_changes
 from skerry.node.flows import SystemFlows
 from skerry.node.picture import draw_possible, draw_system
 from skerry.node.setup import Setup, carried, load_setup
@@ -69,6 +69,15 @@ def test_a_label_that_wrote_is_a_source_though_no_domain_has_it(
     assert not broken.steps[1].rules[0].startswith("history")
 
 
+def test_a_tpm_carries_who_wrote_its_state(tmp_path: Path) -> None:
+    """It is released by nothing. The control: nobody wrote it."""
+    chip = '[resources.t]\nkind = "tpm"\nlabel = "shelf"\n'
+    setup = load(tmp_path, GONE.replace("p -> n", "p -> t") + chip)
+    assert violations(setup) == []
+    (broken,) = violations(msgspec.structs.replace(setup, written={"t": frozenset({P})}))
+    assert broken.text.endswith("before:p -> t (history: the label p wrote t before)")
+
+
 def test_a_label_of_the_past_can_be_named_and_only_a_known_one(tmp_path: Path) -> None:
     """As `LABEL`, `label:LABEL` and `before:LABEL`; one that nothing knows is an error."""
     graph = SystemFlows(load(tmp_path, GONE, P)).graph()
@@ -99,6 +108,16 @@ def test_what_came_to_a_writer_is_in_what_it_wrote(tmp_path: Path) -> None:
     assert violations(load(tmp_path, system, P, policy=shut)) == []
     graph = SystemFlows(load(tmp_path, system, P)).graph()
     assert graph.named(graph.rows[graph.index("before:p")]) == ("d",)
+
+
+def test_what_a_writer_may_have_read_or_been_told_by_another_is_in_what_it_wrote(
+    tmp_path: Path,
+) -> None:
+    """Those that are no more exchanged with each other and with the disks as domains may."""
+    graph = SystemFlows(load(tmp_path, GONE, P, Label((("acm", "m"),)))).graph()
+    found = pairs(graph)
+    assert {("before:m", "before:p"), ("before:p", "before:m"), ("d", "before:p")} <= found
+    assert not {("d", "before:m"), ("before:p", "n"), ("before:m", "n")} & found
 
 
 def test_a_label_that_the_policy_lacks_is_a_source_all_the_same(tmp_path: Path) -> None:
@@ -215,6 +234,24 @@ def test_the_commands_without_a_node_look_at_the_state(tmp_path: Path) -> None:
     done = run(cli, ["flow", "prove", "--system", str(gone), "p -/-> n"])
     assert done.exit_code == 1
     assert "before:p -> d -> n" in done.output
+
+
+@pytest.mark.usefixtures("home")
+def test_what_another_policy_changes_is_told_of_the_past_too(tmp_path: Path) -> None:
+    """Under the next one `n` may read what `p` wrote. The control: no state."""
+    shut = POLICY.replace('[labels.n]\nste = ["shelf"]', "[labels.n]\nste = []")
+    path = write(tmp_path, RELABELLED)
+    old, new = (make_policy([Source("p", text.encode())]) for text in (shut, POLICY))
+
+    def gained() -> bool:
+        modules = old.stack.modules[0], new.stack.modules[0]
+        changes = list(system_flow_changes(path, *modules))
+        assert changes
+        return any("p" in one.sources and "n" in one.targets for one in changes)
+
+    assert not gained()
+    remember(load_setup(path), P)
+    assert gained()
 
 
 @pytest.mark.usefixtures("home")
