@@ -222,3 +222,33 @@ def test_who_comes_to_write_after_a_plan_is_not_overlooked(
         assert "n" in host.monitor.domains
 
     play(tmp_path, scene, POLICY, HEAD + OTHER + DISK)
+
+
+UPDATE = POLICY.replace(
+    'version = "1.0"', 'version = "2.0"\nfrom = { name = "tests.past", version = "1.0" }'
+)
+RENAMED = UPDATE.replace("[labels.p]", '[labels.q]\nfrom = "p"')
+REUSED = RENAMED + '[labels.p]\nfrom = "z"\nste = ["other"]\n'
+"""`p` is called `q` now, and in the second `p` is another one's name."""
+
+
+@pytest.mark.parametrize("policy", [RENAMED, REUSED])
+def test_an_assertion_of_a_label_never_comes_to_mean_another(tmp_path: Path, policy: str) -> None:
+    """Until the file names it anew, which may come with the policy. The control renames nothing."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        before = host.node.setup
+        with pytest.raises(InputError, match="label:p means another label"):
+            await load(host, tmp_path, policy)
+        assert host.node.setup is before
+        anew = GONE.replace("label:p", "label:q")
+        assert (await up(host, anew, policy)).answer["left"] == []
+        assert [one.source for one in host.node.setup.system.asserts] == ["label:q"]
+
+    async def control(host: Host) -> None:
+        await host.up()
+        await load(host, tmp_path, UPDATE)
+
+    play(tmp_path, scene, POLICY, GONE)
+    play(tmp_path, control, POLICY, GONE)
