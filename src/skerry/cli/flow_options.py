@@ -70,12 +70,13 @@ class Source(msgspec.Struct, frozen=True):
         return with_booleans(stack, values) if values else stack
 
     def setup(self) -> Setup:
-        """Load the system."""
+        """Load the system, with what the state directory knows of who wrote its resources."""
         from skerry.node.setup import load_setup
+        from skerry.node.written import with_writers
 
         if self.system is None:
             raise click.UsageError("name --system FILE")
-        return load_setup(self.system)
+        return with_writers(load_setup(self.system))
 
     def system_flows(self, *, plainly: bool = False) -> SystemFlows:
         """Return what asks the system."""

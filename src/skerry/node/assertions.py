@@ -23,12 +23,14 @@ from skerry.flow.graph import Graph
 from skerry.flow.permission_map import shipped_map
 from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
-from skerry.node.flows import SystemFlows
+from skerry.node.flows import HISTORY, SystemFlows, named_label
 from skerry.node.setup import Setup, carried, load_setup
+from skerry.node.written import with_writers
 from skerry.policy.asserted import Assertions
 from skerry.policy.fitness import absent, lacking, lets_unknown_pass
 from skerry.policy.opening import opens_nothing
 from skerry.policy.source import NewBooleans, Policy, changed
+from skerry.system.model import LABEL
 from skerry.xsm.explain import Explanation, Refused
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.request import Answer, Rule
@@ -79,7 +81,7 @@ def claims_of(setup: Setup) -> list[Claim]:
     system = setup.system
     return [
         Claim(
-            (one.source,),
+            (_source(setup, one.source),),
             (one.sink,),
             one.except_,
             str(system.path),
@@ -89,13 +91,20 @@ def claims_of(setup: Setup) -> list[Claim]:
     ]
 
 
+def _source(setup: Setup, name: str) -> str:
+    """Return how the graph calls a source; a label is what the policy makes of its text."""
+    label = named_label(setup, name)
+    return name if label is None else f"{LABEL}{label}"
+
+
 def load_proven(path: Path) -> Setup:
     """Load a system under which all that is asserted holds.
 
-    Raises `InputError` with every problem, and as `violations` does.
+    What the state directory knows of who has written its resources counts. Raises `InputError` with
+    every problem, and as `violations` does.
     """
     setup = load_setup(path)
-    broken = violations(setup)
+    broken = violations(with_writers(setup))
     if broken:
         raise InputError([Problem(one.file, one.line, one.text) for one in broken])
     return setup
@@ -190,6 +199,12 @@ def refused(broken: Sequence[Violation], hook: str = "") -> Refused:
     error = Refused(explanation)
     error.fix = "change the rules of the path, or what the policy or the system file asserts"
     return error
+
+
+def _past(steps: Sequence[Step]) -> str:
+    """Return which steps of a path only what was written before makes."""
+    only = [step.rules[0] for step in steps if step.rules and step.rules[0].startswith(HISTORY)]
+    return f" ({'; '.join(only)})" if only else ""
 
 
 def _claims(asserted: Assertions) -> list[Claim]:
@@ -289,8 +304,8 @@ def _broken(graph: Graph, claims: Sequence[Claim], deadline: Deadline) -> list[V
         if found.holds:
             continue
         words = f"never {','.join(claim.sources)} -> {','.join(claim.sinks)}"
-        text = f"{words} does not hold: {' -> '.join(found.path)}"
         steps = tuple(Step(a, b, graph.reasons(a, b)) for a, b in pairwise(found.path))
+        text = f"{words} does not hold: {' -> '.join(found.path)}{_past(steps)}"
         broken.append(Violation(claim.file, claim.line, text, found.path, steps))
     if problems:
         raise InputError(problems)

@@ -52,7 +52,8 @@ class Adoption(NamedTuple):
     """A whole system's setup that comes into force with its policy.
 
     `base` is the setup that it was compared with and checked against: under another one it does
-    not come into force. `merged` makes the node's next setup of it, under a policy; `taken` is told
+    not come into force; nor where others have written than `wanted.written`, with which what it
+    asserts was proven. `merged` makes the node's next setup of it, under a policy; `taken` is told
     the one before.
     """
 
@@ -120,26 +121,38 @@ class Changing:
         for _ in range(MAX_TRIES):
             setup = self.setup
             after = adopting.wanted if adopting else setup
-            proven = await self._proven(hook, setup, change, after, what)
-            if self.setup is not setup:
+            written = self.resources.writers(after)
+            proven = await self._proven(hook, setup, change, after, what, written)
+            if self.setup is not setup or self.resources.writers(after) != written:
                 continue
             try:
-                loading = self._load(setup, hook, operator, proven, what, evict, dry_run, adopting)
+                loading = self._load(
+                    setup, hook, operator, proven, what, evict, dry_run, adopting, written
+                )
                 # What has come into force goes on to cut, whatever becomes of who asked for it.
                 done = await asyncio.shield(asyncio.ensure_future(loading))
             except StaleGeneration:
-                if self.setup is setup:  # it was not another policy that came in between
+                same = self.setup is setup and self.resources.writers(after) == written
+                if same:  # it was not another policy or writer that came in between
                     raise
                 continue
             return {**done, "seconds": self._clock() - began}
         raise StaleGeneration("other policies kept coming into force", fix="try again")
 
     async def _proven(
-        self, hook: str, setup: Setup, change: Change, after: Setup, what: str
+        self,
+        hook: str,
+        setup: Setup,
+        change: Change,
+        after: Setup,
+        what: str,
+        written: Mapping[str, frozenset[Label]],
     ) -> Proven:
         """Make another policy and prove what is asserted under it; a refusal is recorded."""
         try:
-            return await analysed("change", prove_change, setup, change, after, hook)
+            return await analysed(
+                "change", prove_change, setup, change, after, hook, written=written
+            )
         except (Refused, AnalysisFailed) as error:
             self.monitor.mediator.failed(hook, error, change=what)
             raise
@@ -169,6 +182,7 @@ class Changing:
         evict: bool,
         dry_run: bool,
         adopting: Adoption | None,
+        written: Mapping[str, frozenset[Label]],
     ) -> dict[str, object]:
         policy = proven.policy
         stack, decider = policy.stack, self.monitor.mediator.decider
@@ -186,6 +200,11 @@ class Changing:
             if self._keeper is not None:
                 await self._keeper.keep(new, candidate.generation, labels)
             await decider.remember(candidate)
+            # Last: what is bound from here on is judged by what comes into force.
+            if self.resources.writers(adopting.wanted if adopting else checked) != written:
+                error = StaleGeneration("who has written what changed meanwhile", fix="try again")
+                self.monitor.mediator.failed(hook, error, change=what)
+                raise error
 
         async def installed() -> None:
             nonlocal cut
@@ -263,6 +282,8 @@ class Changing:
         """Let a setup come into force under the policy that is. Raises `Denied` if it can't."""
         async with self._changing:
             self._require_base(adopting)
+            if self.resources.writers(adopting.wanted) != adopting.wanted.written:
+                raise StateError("who has written what changed meanwhile", fix="try again")
             new = adopting.merged(self.setup.policy)
             if self._keeper is not None:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)

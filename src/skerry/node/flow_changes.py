@@ -23,6 +23,7 @@ from skerry.flow.search import closure
 from skerry.node.assertions import known_graph
 from skerry.node.flows import SystemFlows
 from skerry.node.setup import carried, load_setup
+from skerry.node.written import with_writers
 from skerry.policy.difference import Change
 from skerry.xsm.flask.module import FlaskModule
 from skerry.xsm.module import SecurityModule
@@ -102,7 +103,7 @@ def system_flow_changes(path: Path, old: SecurityModule, new: SecurityModule) ->
             raise InputError([Problem(str(path), setup.system.line(("policy",)), message)])
         modules = [module if m.name == module.name else m for m in setup.stack.modules]
         policy = msgspec.structs.replace(setup.policy, stack=Stack(modules))
-        graphs.append(SystemFlows(carried(setup, policy)).graph())
+        graphs.append(SystemFlows(with_writers(carried(setup, policy))).graph())
     return graph_changes(*graphs)
 
 

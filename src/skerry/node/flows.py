@@ -5,7 +5,11 @@ both ends, so user, role, level and constraints count; two domains whose labels 
 same time exchange nothing. *Configured* are the channels of the file that the policy allows;
 *possible* is every channel that an operator could bind between its domains under this policy, and
 on request what comes with the labels that an operator could give them, and with operators who
-carry words from one domain to another. Domains that the file does not name are not covered.
+carry words from one domain to another. Domains that the file does not name are not covered, but
+for what they left: each label that is known to have written a resource (`Setup.written`) is a
+source of it, whatever the file and the policy say by now. Where no domain has such a label any
+more it stands there as `before:LABEL`: as a domain of which nothing comes out but what it wrote,
+and into which may have come whatever the policy lets such a domain have.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Literal
 
 import msgspec
 
+from skerry.errors import Denied
 from skerry.flow.bits import members
 from skerry.flow.deadline import Deadline
 from skerry.flow.graph import About, Graph
@@ -24,13 +29,19 @@ from skerry.monitor.table import hook_of
 from skerry.node.asking import Asker, PlainAsker
 from skerry.node.relabels import Relabels
 from skerry.node.setup import Setup
-from skerry.system.model import ChannelSpec
+from skerry.system.model import LABEL, ChannelSpec
 from skerry.xsm.acm.module import AcmModule
 
 Extent = Literal["possible", "configured"]
 
 CHANNELS = ("stream", "link", "memory")
 """The kinds of channels between two domains; the others are uses of a resource."""
+
+BEFORE = "before:"
+"""What a label that has written something is called with, where no domain has it any more."""
+
+HISTORY = "history: "
+"""How the reason of a flow begins that was there before, and stays in what was written."""
 
 _DIRECTED = ("channel_two_way", "channel_one_way", "memory_read", "memory_both")
 
@@ -55,7 +66,7 @@ class Configured(msgspec.Struct, frozen=True):
 
 
 class Thing(msgspec.Struct, frozen=True):
-    """A domain or resource under one label, or an operator.
+    """A domain or resource under one label, an operator, or a label of `past` domains.
 
     Of resources only a disk is ever used to read alone. `console` is the label of a domain's
     console, where that has one of its own.
@@ -63,7 +74,7 @@ class Thing(msgspec.Struct, frozen=True):
 
     name: str
     label: Label
-    kind: Literal["domain", "disk", "resource", "operator"]
+    kind: Literal["domain", "disk", "resource", "operator", "past"]
     console: Label | None = None
 
 
@@ -96,6 +107,7 @@ class SystemFlows:
         self.things = [thing for _, thing in named]
         self.names = [name for name, _ in named]
         self._place = {name: number for number, name in enumerate(self.names)}
+        self._wrote = self._written()
 
     def graph(self, extent: Extent = "possible") -> Graph:
         """Make the graph. Labels, and domains with several, are groups: all that have them.
@@ -109,18 +121,21 @@ class SystemFlows:
         meaning = [(name, thing.kind) for name, thing in zip(self.names, self.things, strict=True)]
         labels = [str(thing.label) for thing in self.things]
         channels = [msgspec.to_builtins(c) for c in self._setup.system.channels]
+        wrote = [[one, two, sorted(map(str, held))] for (one, two), held in self._wrote.items()]
         parts = [meaning, labels, self._extra, channels if extent == "configured" else []]
+        parts += [wrote] if wrote else []
         about = About(
             f"system-{extent}",
             {module.name: module.digest for module in stack.modules},
             system=hashlib.sha256(msgspec.json.encode(parts)).hexdigest(),
         )
+        forgets = self._forgets() | self._remember(rows)
         return Graph(
             self.names,
             rows,
             groups=self._groups(),
             conflicts=self._conflicts(),
-            forgets=self._forgets(),
+            forgets=forgets,
             about=about,
             reason=self.reasons if extent == "possible" else self.channels,
         )
@@ -143,10 +158,11 @@ class SystemFlows:
         What is possible is asked for each pair of labels, of whatever kind has them.
         """
         place = {name: 1 << number for number, name in enumerate(self.names)}
+        before = [(place[one], place[two]) for one, two in self._wrote]
         if configured:
             ends = [(*one.ends, one.one_way) for one in self.configured() if one.allowed]
             back = [(place[two], place[one]) for one, two, one_way in ends if not one_way]
-            return [*((place[one], place[two]) for one, two, _ in ends), *back]
+            return [*((place[one], place[two]) for one, two, _ in ends), *back, *before]
         alike: dict[tuple[Label, str, Label | None], list[int]] = {}
         states: dict[str, list[int]] = {}
         for number, thing in enumerate(self.things):
@@ -161,7 +177,7 @@ class SystemFlows:
             for number in held if self._relabels else ():
                 others = states[self.things[number].name]
                 found.append((1 << number, self._onward(number, others, reached)))
-        return found
+        return [*found, *before]
 
     def _onward(self, number: int, states: Sequence[int], reached: int) -> int:
         """Return what a thing reaches; what it is itself under other labels, by a relabel alone."""
@@ -172,7 +188,12 @@ class SystemFlows:
         return reached
 
     def flows(self, source: str, sink: str) -> bool:
-        """Tell whether the policy would let `source` send to `sink` by any channel or use."""
+        """Tell whether the policy would let `source` send to `sink` by any channel or use.
+
+        What it wrote before it has sent.
+        """
+        if (source, sink) in self._wrote:
+            return True
         one, two = self._thing(source), self._thing(sink)
         return self._becomes(one, two) if one.name == two.name else self._sends(one, two)
 
@@ -182,11 +203,14 @@ class SystemFlows:
         if one.name == two.name:
             return ("possible as domain_relabel: what the domain holds goes on under the label",)
         hooks, parties = self._hooks(one, two), _parties(one, two)
+        before = self._past_reasons(source, sink)
+        if before and not hooks:
+            return before
         console = (one.console or two.console) if "operator" in (one.kind, two.kind) else None
         found = dict.fromkeys(
             why for hook in hooks for why in self._asker.why(hook, *parties, console)
         )
-        return (f"possible as {', '.join(hooks)}", *found)
+        return (f"possible as {', '.join(hooks)}", *found, *before)
 
     def channels(self, source: str, sink: str) -> Sequence[str]:
         """Return the file's channels that make a flow, and why the policy allows them."""
@@ -199,13 +223,41 @@ class SystemFlows:
                 labels = self._setup.labels
                 why = self._asker.why(hook, labels[channel.source], labels[channel.sink])
                 found += [f"configured as {channel.kind} {channel.name}", *why]
+        return [*found, *self._past_reasons(source, sink)]
+
+    def _past_reasons(self, source: str, sink: str) -> list[str]:
+        """Return which labels have made a flow before, and how a disk is rid of them."""
+        labels = self._wrote.get((source, sink), ())
+        until = f", until `skerry disk release {sink}`"
+        end = until if labels and self._thing(sink).kind == "disk" else ""
+        return [f"{HISTORY}the label {label} wrote {sink} before{end}" for label in labels]
+
+    def _written(self) -> dict[tuple[str, str], list[Label]]:
+        """Return who has written which resource, each with the labels under which it did.
+
+        A label stands for every domain that has it. One that is called like a label is meant by it
+        too: an assertion that names it may have been written of either.
+        """
+        named: dict[str, list[str]] = {}
+        for name, thing in zip(self.names, self.things, strict=True):
+            if thing.kind in ("domain", "past"):
+                for text in {thing.name, str(thing.label)}:
+                    named.setdefault(text, []).append(name)
+        found: dict[tuple[str, str], list[Label]] = {}
+        for resource in self._setup.system.resources:
+            for label in sorted(self._setup.written.get(resource, ())):
+                for writer in named[str(label)]:
+                    found.setdefault((writer, resource), []).append(label)
         return found
 
     def _things(self, operators: bool) -> Iterator[tuple[str, Thing]]:
         setup = self._setup
+        gone = {label for labels in setup.written.values() for label in labels}
+        gone.update(filter(None, (named_label(setup, one.source) for one in setup.system.asserts)))
         states = self._relabels.states() if self._relabels else {}
         for name in setup.system.domains:
             labels = states.get(name, [setup.labels[name]])
+            gone.difference_update(labels)
             for label in labels:
                 written = name if len(labels) == 1 else f"{name}@{label}"
                 yield written, Thing(name, label, "domain", setup.consoles.get(name))
@@ -215,6 +267,8 @@ class SystemFlows:
         if operators:
             for label in sorted({setup.owner, *setup.operators.values()}):
                 yield f"operator:{label}", Thing(f"operator:{label}", label, "operator")
+        for label in sorted(gone):
+            yield f"{BEFORE}{label}", Thing(f"{BEFORE}{label}", label, "past")
 
     def _thing(self, name: str) -> Thing:
         return self.things[self._place[name]]
@@ -225,6 +279,8 @@ class SystemFlows:
         named = {thing.name for thing in self.things}
         for number, thing in enumerate(self.things):
             texts = {thing.name} | {str(thing.label)} - named
+            if thing.kind in ("domain", "past"):
+                texts.add(f"{LABEL}{thing.label}")
             if thing.kind == "operator":
                 texts = {"operator"}
             for text in texts - self._place.keys():
@@ -257,12 +313,12 @@ class SystemFlows:
     def _operated(self, source: Thing, sink: Thing) -> list[str]:
         reads = sink.kind == "operator"
         operator, domain = (sink, source) if reads else (source, sink)
-        if domain.kind != "domain":
+        if domain.kind != "domain" and (reads or domain.kind != "past"):
             return []
         return self._asker.operated(operator.label, domain.label, domain.console, reads=reads)
 
     def _beside(self, source: Thing, sink: Thing) -> bool:
-        both = source.kind == sink.kind == "domain"
+        both = {source.kind, sink.kind} <= {"domain", "past"}
         return not both or self._asker.together(source.label, sink.label)
 
     def _possible(self) -> list[int]:
@@ -300,6 +356,18 @@ class SystemFlows:
                 rows[sink] |= 0 if one.one_way else 1 << source
         return rows
 
+    def _remember(self, rows: list[int]) -> int:
+        """Add what was written before, and return the resources that have it by that alone.
+
+        What their writers had touched then, no wall of now need have been told.
+        """
+        found = 0
+        for source, sink in self._wrote:
+            one, two = self._place[source], 1 << self._place[sink]
+            found |= two & ~rows[one]
+            rows[one] |= two
+        return found
+
     def _conflicts(self) -> list[list[int]]:
         """Return, for each conflict set with history, the domains that hold each of its types."""
         acm = next((m for m in self._setup.stack.modules if isinstance(m, AcmModule)), None)
@@ -328,9 +396,21 @@ class SystemFlows:
         )
 
 
+def named_label(setup: Setup, source: str) -> Label | None:
+    """Return the label that an assertion's source is, if it is one that the policy knows."""
+    if not source.startswith(LABEL):
+        return None
+    try:
+        return setup.stack.label(source.removeprefix(LABEL), "domain")
+    except Denied:
+        return None
+
+
 def _hooks_between(source: str, sink: str) -> Sequence[str]:
     """Return the hooks by which a thing of one kind could send to one of another."""
-    kinds = {source, sink}
+    if source == "past" != sink:
+        return ()  # but for what it wrote, which is no question of the policy
+    kinds = {"domain" if kind == "past" else kind for kind in (source, sink)}
     if "domain" not in kinds:
         return ()
     if source == "disk":

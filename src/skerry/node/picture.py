@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from skerry.flow.draw import Arrow, Box, Drawing
 from skerry.flow.graph import Graph
-from skerry.node.flows import CHANNELS, SystemFlows
+from skerry.node.flows import BEFORE, CHANNELS, SystemFlows
 from skerry.node.setup import Setup
 
 _SHOWN_PORTS = 40
@@ -16,7 +18,7 @@ def draw_system(setup: Setup, *, refused: bool = False) -> Drawing:
 
     Those that the policy refuses are left out, or dashed.
     """
-    flows = SystemFlows(setup)
+    flows = SystemFlows(msgspec.structs.replace(setup, written={}))
     place = {name: number for number, name in enumerate(flows.names)}
     named = len(setup.system.channels) <= _SHOWN_PORTS
     arrows = []
@@ -25,18 +27,21 @@ def draw_system(setup: Setup, *, refused: bool = False) -> Drawing:
             source, sink = (place[name] for name in one.ends)
             text = one.channel.name if named and one.channel.kind in CHANNELS else ""
             arrows.append(Arrow(source, sink, not one.one_way, not one.allowed, text))
-    return Drawing(setup.system.name, tuple(_boxes(setup, flows.names)), tuple(arrows))
+    names = [name for name in flows.names if name in setup.labels]
+    return Drawing(setup.system.name, tuple(_boxes(setup, names)), tuple(arrows))
 
 
 def draw_possible(setup: Setup, graph: Graph) -> Drawing:
     """Return the drawing of every flow that the policy would let an operator bind.
 
-    Two domains with the same label have the same flows, so each label is one box.
+    Two domains with the same label have the same flows, so each label is one box. So is a label
+    that wrote something before and that no domain has any more.
     """
     system = setup.system
     sets: dict[tuple[str, bool], list[str]] = {}
     for name in graph.names:
-        sets.setdefault((str(setup.labels[name]), name in system.resources), []).append(name)
+        label = str(setup.labels[name]) if name in setup.labels else name.removeprefix(BEFORE)
+        sets.setdefault((label, name in system.resources), []).append(name)
     place = {name: number for number, held in enumerate(sets.values()) for name in held}
     pairs: dict[tuple[int, int], None] = {}
     for name in graph.names:

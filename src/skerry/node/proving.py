@@ -19,7 +19,8 @@ from skerry.errors import Denied, InputError, Problem, SkerryError
 from skerry.flow.deadline import Deadline, TookTooLong
 from skerry.label import Label
 from skerry.node.assertions import AnalysisFailed, count, refused, violations
-from skerry.node.setup import Setup, carried
+from skerry.node.flows import named_label
+from skerry.node.setup import Setup, carried, carry
 from skerry.policy.asserted import NOTHING
 from skerry.policy.opening import opens_nothing, same_groups
 from skerry.policy.signature import require_signed
@@ -39,18 +40,27 @@ class Proven(NamedTuple):
 
 
 def prove_change(
-    setup: Setup, change: Change, after: Setup, hook: str, deadline: Deadline | None = None
+    setup: Setup,
+    change: Change,
+    after: Setup,
+    hook: str,
+    deadline: Deadline | None = None,
+    written: Mapping[str, frozenset[Label]] | None = None,
 ) -> Proven:
     """Make another policy of the one in `setup`, and prove the assertions of `after` under it.
 
+    `written` are the labels that have written each resource, as the policy of `after` calls them.
     Raises `Refused` with the paths if one does not hold, `AnalysisFailed` if that can't be told,
-    `PolicyError` for a policy or an assertion that is none, `InputError` for booleans, and
-    `Unsigned` where the policy must be signed and is not.
+    `PolicyError` for a policy or an assertion that is none, `InputError` for booleans or a label
+    of an assertion that the policy calls otherwise, and `Unsigned` where the policy must be signed
+    and is not.
     """
     if setup.policy_key and isinstance(change, NewPolicy):
         require_signed(setup.policy_key, change.content, change.signature, change.file)
     policy = changed(setup.policy, change)
-    new = carried(after, policy)
+    new = carried(msgspec.structs.replace(after, written=written or {}), policy)
+    if after is setup:
+        _require_meant(setup, new)
     total, ended = count(policy, after), _ended(setup.policy, policy)
     limit = deadline or Deadline()
     try:
@@ -69,6 +79,25 @@ def prove_change(
     if broken:
         raise refused(broken, hook)
     return Proven(policy, total, ended=ended)
+
+
+def _require_meant(before: Setup, after: Setup) -> None:
+    """Refuse a policy that calls a label otherwise of which the system file asserts something.
+
+    Raises `InputError`.
+    """
+    problems = []
+    for number, one in enumerate(before.system.asserts):
+        label = named_label(before, one.source)
+        if label is None or named_label(after, one.source) == carry(
+            after.stack, label, before.stack
+        ):
+            continue
+        message = f"{one.source} means another label under that policy; name it anew in the file"
+        line = before.system.line(("assert", number, "never"))
+        problems.append(Problem(str(before.system.path), line, message))
+    if problems:
+        raise InputError(problems)
 
 
 def _ended(before: Policy, after: Policy) -> tuple[str, ...]:

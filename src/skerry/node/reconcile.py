@@ -102,6 +102,7 @@ class Reconciler:
         difference = self.difference(wanted)
         if difference.governed:
             await self._require(uid, difference.governed)
+        wanted = self.known(wanted)
         await analysed("plan", require_holding, wanted)
         plan = await plan_difference(self.node, uid, wanted, difference)
         difference = msgspec.structs.replace(difference, define=plan.define)
@@ -116,6 +117,10 @@ class Reconciler:
 
     async def _require(self, uid: int, what: str) -> None:
         await self.node.require("policy_load", self.node.setup.operators[uid], what)
+
+    def known(self, setup: Setup) -> Setup:
+        """Return a setup with who has written its resources, which counts in what is proven."""
+        return msgspec.structs.replace(setup, written=self.node.resources.writers(setup))
 
     def difference(self, wanted: Setup) -> Difference:
         """Compare what is so with what a file says."""
@@ -248,12 +253,14 @@ class _Run:
         await node.adopt(self._adoption())
 
     async def _hold(self) -> None:
-        """Prove what is asserted again if the plan did not foresee which labels are kept."""
-        node, setup = self._node, self._node.setup
+        """Prove what is asserted again if the plan did not foresee which labels are kept, or who
+        has written."""
+        node, setup = self._node, self._owner.known(self._node.setup)
         live = {name: node.monitor.domain(name).label for name in node.alive()}
         kept = {name: label for name, label in live.items() if label != setup.labels[name]}
         defined = staying(self._wanted, self._base, self._plan.unmoved).labels
-        if {**setup.labels, **kept} != {**defined, **self._plan.kept}:
+        foreseen = {**setup.labels, **kept} == {**defined, **self._plan.kept}
+        if not foreseen or setup.written != self._wanted.written:
             await analysed("plan", require_holding, setup, kept)
 
     def _adoption(self) -> Adoption:
@@ -274,7 +281,7 @@ class _Run:
         ]
         channels = tuple(c for c in wanted.system.channels if c not in self._plan.hidden)
         system = msgspec.structs.replace(wanted.system, channels=channels)
-        return staying(msgspec.structs.replace(wanted, system=system), before, kept)
+        return staying(msgspec.structs.replace(wanted, system=system, written={}), before, kept)
 
     def _taken(self, before: Setup) -> None:
         """Let the rest of the node follow its new setup; waits for nothing."""

@@ -6,7 +6,6 @@ uses go on; one that is defined otherwise is another, and the uses of the old on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 
 from skerry.device.resource import Meets, Released, Uses
@@ -14,20 +13,13 @@ from skerry.errors import Denied, NotFound, StateError
 from skerry.label import Label
 from skerry.monitor.domain import Resource
 from skerry.monitor.monitor import Monitor
-from skerry.node.setup import Setup
-from skerry.node.written import Written
+from skerry.node.setup import Setup, carry
+from skerry.node.written import Written, lives_on, writers
 from skerry.system.model import ResourceKind, ResourceSpec
 from skerry.xsm.stack import Stack
 
 MakeUses = Callable[[ResourceSpec, Callable[[], Resource]], Uses]
 """Returns the maker of a resource's uses; the resource itself can be had once it is called for."""
-
-
-def lives_on(spec: ResourceSpec) -> str:
-    """Return what it is that outlives a use, whatever the file calls it; empty if nothing does."""
-    if spec.kind == "disk":
-        return f"disk:{os.path.realpath(spec.file)}"
-    return f"tpm:{spec.name}" if spec.kind == "tpm" else ""
 
 
 class Resources:
@@ -100,6 +92,18 @@ class Resources:
                 fix="make room on the disk",
                 code="NOT-DURABLE",
             ) from None
+
+    def writers(self, setup: Setup) -> dict[str, frozenset[Label]]:
+        """Return who is known to have written each resource of a setup, as its policy calls them.
+
+        Those that are about to write are among them.
+        """
+        found = writers(setup, self._written) if self._written else {}
+        for name, (spec, resource, _) in self._made.items():
+            if lives_on(spec) and setup.system.resources.get(name) == spec and resource.written:
+                named = {carry(setup.stack, each, self.stack) or each for each in resource.written}
+                found[name] = found.get(name, frozenset()) | named
+        return found
 
     def uses_of(self, name: str) -> Uses | None:
         """Return the maker of a resource's uses, None if there is no such resource."""

@@ -33,7 +33,8 @@ class Setup(msgspec.Struct, frozen=True):
     is the label of the user who runs this; `consoles` the label of each console that has one of its
     own, by its domain, `names` the label that may serve each service; `warnings` say what the
     policy lacks for domains. Where there is a `policy_key` (32 bytes, Ed25519), it has signed every
-    policy.
+    policy. `written` are the labels that are known to have written each resource, where it is asked
+    what may flow: a setup in force has none, for they grow.
     """
 
     system: System
@@ -45,6 +46,7 @@ class Setup(msgspec.Struct, frozen=True):
     policy_key: bytes = b""
     consoles: Mapping[str, Label] = {}
     names: Mapping[str, Label] = {}
+    written: Mapping[str, frozenset[Label]] = {}
 
     @property
     def stack(self) -> Stack:
@@ -240,6 +242,7 @@ def carried(setup: Setup, policy: Policy) -> Setup:
         owner=new(setup.owner),
         consoles={name: new(label) for name, label in setup.consoles.items()},
         names={name: new(label) for name, label in setup.names.items()},
+        written={name: frozenset(map(new, labels)) for name, labels in setup.written.items()},
     )
 
 

@@ -11,22 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from skerry.errors import Denied
+from skerry.errors import Denied, InputError, PolicyError
 from skerry.label import Label
+from skerry.node import paths
+from skerry.node.setup import Setup
 from skerry.policy.history import FileHistory
+from skerry.system.model import ResourceSpec
 from skerry.xsm.stack import History, Stack
+
+
+def lives_on(spec: ResourceSpec) -> str:
+    """Return what it is that outlives a use, whatever the file calls it; empty if nothing does."""
+    if spec.kind == "disk":
+        return f"disk:{os.path.realpath(spec.file)}"
+    return f"tpm:{spec.name}" if spec.kind == "tpm" else ""
 
 
 class Written:
     """The record in one file. Raises `PolicyError` if it is damaged, when it is made."""
 
     def __init__(self, path: Path) -> None:
-        self._store = FileHistory(path)
+        self._store = FileHistory(path, "who has written what")
         self._kept: History = self._store.load()
         self._saving = asyncio.Lock()
 
@@ -59,6 +70,28 @@ class Written:
                 del kept[what]
             await self._store.save(kept)
             self._kept = kept
+
+
+def writers(setup: Setup, written: Written) -> dict[str, frozenset[Label]]:
+    """Return who has written each resource of a setup, as its policy calls them."""
+    kept = {name: lives_on(spec) for name, spec in setup.system.resources.items()}
+    found = {name: written.of(what, setup.stack) for name, what in kept.items() if what}
+    return {name: labels for name, labels in found.items() if labels}
+
+
+def with_writers(setup: Setup) -> Setup:
+    """Return a setup with what the state directory knows of who has written its resources.
+
+    No directory, or none of its own, knows of nobody. Raises `InputError` if the record is damaged
+    or can't be read: what it holds must not be left out of a proof.
+    """
+    if not any(map(lives_on, setup.system.resources.values())):
+        return setup
+    try:
+        written = Written(paths.written_file())
+    except PolicyError as error:
+        raise InputError(error.problems) from None
+    return msgspec.structs.replace(setup, written=writers(setup, written))
 
 
 def _knowing(label: Label, stack: Stack) -> frozenset[str]:

@@ -65,8 +65,9 @@ class MemoryHistory:
 class FileHistory:
     """A history in one file: a line with the SHA-256 of the rest, then JSON."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, what: str = "Chinese Wall history") -> None:
+        """Keep it in a file; `what` is what an error calls it."""
+        self._path, self._what = path, what
 
     def load(self) -> History:
         """Return the history in the file; no file is an empty one. Raises `PolicyError`."""
@@ -108,7 +109,7 @@ class FileHistory:
         sync(self._path.parent, os.O_DIRECTORY)
 
     def _damaged(self, message: str) -> PolicyError:
-        return PolicyError([Problem(str(self._path), 0, f"Chinese Wall history: {message}")])
+        return PolicyError([Problem(str(self._path), 0, f"{self._what}: {message}")])
 
 
 class Holder(Protocol):

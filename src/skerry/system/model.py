@@ -157,8 +157,15 @@ class ServiceSpec(msgspec.Struct, frozen=True):
     public: bool = False
 
 
+LABEL = "label:"
+"""How the source of an assertion begins that is a label, whoever has it or had it."""
+
+
 class Assertion(msgspec.Struct, frozen=True):
-    """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`."""
+    """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`.
+
+    `source` may be a label, behind `LABEL`: that of domains, and of all that wrote under it.
+    """
 
     source: str
     sink: str

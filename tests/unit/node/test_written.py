@@ -13,10 +13,10 @@ from skerry.device.resource import Uses
 from skerry.errors import Denied, PolicyError
 from skerry.label import Label
 from skerry.node.journal import NodeJournal
-from skerry.node.resources import Resources, lives_on
+from skerry.node.resources import Resources
 from skerry.node.setup import Setup
 from skerry.node.standing import Standing
-from skerry.node.written import Written
+from skerry.node.written import Written, lives_on
 from skerry.policy.history import FileHistory
 from skerry.policy.source import Source, make_policy
 from skerry.system.model import ResourceSpec
