@@ -29,6 +29,10 @@ MAX_BYTES = 1 << 30
 """Most bytes of one memory; its size is a power of two, as that of every PCI window. A larger
 one, or one between, is refused."""
 
+BELL: Overflow = "drop"
+"""What a one-way doorbell does while it is not answered: it must not tell the source that its sink
+does not listen (law 5)."""
+
 Twin = Literal["source", "sink", "memory"]
 """What is kept of a memory: both twins of its doorbell, and the memory."""
 
@@ -57,7 +61,7 @@ class MemoryBridge:
         """
         bridge = cls.__new__(cls)
         sides: tuple[Side, Side] = "source", "sink"
-        bridge._bell = stream.adopt({side: twins[side] for side in sides}, relay)
+        bridge._bell = stream.adopt({side: twins[side] for side in sides}, relay, BELL)
         bridge._memory, bridge._ends = twins["memory"], {}
         return bridge
 
@@ -81,6 +85,11 @@ class MemoryBridge:
     def uid(self) -> int:
         """The host uid of the doorbell's relay, 0 where there is none."""
         return self._bell.uid if isinstance(self._bell, OneWayBridge) else 0
+
+    @property
+    def overflow(self) -> Overflow | None:
+        """What the doorbell's relay does while the sink does not read; None where there is none."""
+        return self._bell.overflow if isinstance(self._bell, OneWayBridge) else None
 
     @property
     def identity(self) -> memory.Identity:
@@ -143,8 +152,7 @@ class MemoryBridges:
                 f"a memory of {size} bytes can't be made",
                 fix=f"its size is a power of two, from {MIN_BYTES} to {MAX_BYTES} bytes",
             )
-        # A one-way doorbell must not tell the source that its sink does not listen (law 5).
-        bell = self._streams.mint(one_way, "drop")
+        bell = self._streams.mint(one_way, BELL)
         try:
             return MemoryBridge(bell, size, one_way)
         except OSError as error:
