@@ -9,12 +9,13 @@ the change that cut it is acknowledged. Every memory is a new file, so nothing o
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Mapping
 from typing import Literal
 
-from skerry.channel import stream
+from skerry.channel import room, stream
 from skerry.channel.one_way import OneWayBridge, Relay
 from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.errors import LimitReached, TransportError
@@ -40,9 +41,14 @@ Twin = Literal["source", "sink", "memory"]
 class MemoryBridge:
     """One memory. `ends` go to the two machines, with `bells` beside them."""
 
-    def __init__(self, bell: StreamBridge | OneWayBridge, size: int, one_way: bool) -> None:
-        """Make the file; the doorbell is taken over. Raises `OSError`; then nothing was made."""
-        self._bell = bell
+    def __init__(
+        self, bell: StreamBridge | OneWayBridge, size: int, one_way: bool, filling: asyncio.Lock
+    ) -> None:
+        """Make the file; the doorbell is taken over. Raises `OSError`; then nothing was made.
+
+        `filling` is held while it gets its pages: two at once would both find the same room.
+        """
+        self._bell, self._filling = bell, filling
         self._memory = -1
         self._ends: dict[Side, int] = {}
         try:
@@ -107,7 +113,8 @@ class MemoryBridge:
         """
         lent = os.dup(self._memory)  # a cut closes ours meanwhile
         try:
-            await in_thread(memory.fill, lent)
+            async with self._filling:
+                await in_thread(_fill, lent)
         except OSError as error:
             raise refuse(error) from error
         finally:
@@ -139,6 +146,7 @@ class MemoryBridges:
 
     def __init__(self, streams: StreamBridges) -> None:
         self._streams = streams
+        self._filling = asyncio.Lock()
 
     def mint(
         self, one_way: bool, overflow: Overflow = "block", *, size: int = 0, source: str = ""
@@ -154,9 +162,15 @@ class MemoryBridges:
             )
         bell = self._streams.mint(one_way, BELL)
         try:
-            return MemoryBridge(bell, size, one_way)
+            return MemoryBridge(bell, size, one_way, self._filling)
         except OSError as error:
             raise refuse(error) from error
+
+
+def _fill(descriptor: int) -> None:
+    """Give a memory its pages, if there is room. Raises `OSError`, or a `Denied`."""
+    room.require(memory.size(descriptor))
+    memory.fill(descriptor)
 
 
 def refuse(error: OSError) -> LimitReached | TransportError:

@@ -38,14 +38,14 @@ def shown(monkeypatch: pytest.MonkeyPatch, **row: object) -> list[str]:
 
 def test_a_read_only_use_has_no_setting_and_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does the legend come. The control: a stream that waits has all three."""
-    head, line = shown(monkeypatch, kind="disk", overflow=None, back_bits_s=None)
+    _, line = shown(monkeypatch, kind="disk", overflow=None, back_bits_s=None)
     assert line.split()[-3:] == ["live", "-", "-"]
-    head, line, legend = shown(monkeypatch, overflow="block", back_bits_s=60_000)
+    _, line, legend = shown(monkeypatch, overflow="block", back_bits_s=60_000)
     assert line.endswith("block     ~60 kbit/s")
     assert "as measured on the machine that Skerry is made on" in legend
 
 
 def test_a_one_way_memory_drops_and_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As its row says; no legend."""
-    head, line = shown(monkeypatch, kind="memory", overflow="drop", back_bits_s=0)
+    _, line = shown(monkeypatch, kind="memory", overflow="drop", back_bits_s=0)
     assert line.endswith("drop      none")
