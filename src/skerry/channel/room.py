@@ -2,7 +2,8 @@
 
 The rule: what has no room is refused before a page is taken. The kernel does not refuse it: it
 gives a file in memory its pages for as long as there are any, and then ends processes, among them
-the machines. Bounds are the host's own memory and those of the control groups that the caller is in.
+the machines. Bounds are the host's own memory, and those of the control groups that the caller is
+in.
 """
 
 from __future__ import annotations
