@@ -6,6 +6,7 @@ The node gives the monitor what the system file says; it decides nothing itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -289,6 +290,15 @@ class Node(Changing):
             if or_resource and system.resources:
                 known += f", and the resources {', '.join(system.resources)}"
             raise NotFound(f"there is no {what} {name}", fix=f"the file has: {known}") from None
+
+    def share(self, channel: int) -> int:
+        """Return what the domain that a channel begins at may use of the processors.
+
+        In hundredths of a core; 0 is all, also for a channel that was cut meanwhile.
+        """
+        with contextlib.suppress(NotFound):
+            return self.known(self.monitor.channels.get(channel).source.name).cpu
+        return 0
 
     async def stop(self, name: str, deadline_s: float) -> str:
         """Stop a domain; returns how it ended."""

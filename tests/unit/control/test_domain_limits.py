@@ -14,8 +14,9 @@ from skerry.node.difference import needs_restart
 from skerry.system.load import MAX_CPU, MIN_CPU, parse_system
 from skerry.system.model import MAX_DOMAIN_CHANNELS, DomainSpec
 from skerry.wire import control as wire
-from tests.support.reconciling import OPERATED, up
+from tests.support.reconciling import OPERATED, ports, up
 from tests.unit.control.test_calls import Client, Host, play
+from tests.unit.control.test_resources import LABELLED, SYSTEM
 
 ONE = OPERATED.replace('[domains.a]\nlabel = "red"', '[domains.a]\nlabel = "red"\nchannels = 1')
 TWO = ONE.replace("channels = 1", "channels = 2")
@@ -82,6 +83,20 @@ def test_the_node_and_the_maker_of_memories_have_the_same_limits() -> None:
         assert wire.is_memory_size(size)
     for size in (0, -4096, MIN_BYTES // 2, 3 * MIN_BYTES, 2 * MAX_BYTES):
         assert not wire.is_memory_size(size)
+
+
+def test_what_works_for_a_domain_has_as_much_of_the_processors_as_it(tmp_path: Path) -> None:
+    """By the channel over which it is used; a domain without a share, and no channel, has none."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        assert host.node.share(ports(host)["vault"]) == 35
+        await host.handle(wire.Connect("b", "vault", port="again"), Client("op"))
+        assert host.node.share(ports(host)["again"]) == 0
+        assert host.node.share(999) == 0
+
+    system = SYSTEM.replace('uses = ["vault"]', 'uses = ["vault"]\ncpu = 35')
+    play(tmp_path, scene, LABELLED, system)
 
 
 def test_a_declared_channel_that_meets_a_limit_is_on_record(tmp_path: Path) -> None:
