@@ -112,6 +112,38 @@ def test_a_cut_waits_for_all_that_serves_the_use(jail: Jail, kind: str) -> None:
     far.close()
 
 
+V1 = "4:memory:/{name}\n2:cpu,cpuacct:/{name}\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "file", "free"),
+    [(V1, "cpu/{name}/cpu.cfs_quota_us", "-1"), ("0::/{name}\n", "{name}/cpu.max", "max")],
+)
+@pytest.mark.parametrize("name", ["up/skerry.7.r-1.3.abcdef", "up/the-host", "skerry.service/x"])
+def test_who_is_killed_need_not_wait_for_its_share_of_the_processors(
+    jail: Jail,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: str,
+    file: str,
+    free: str,
+    name: str,
+) -> None:
+    """The bound of its group goes; the control: one that is no jail's stays as it is."""
+    monkeypatch.setattr(deaths, "_GROUPS", tmp_path)
+    quota = tmp_path / file.format(name=name)
+    quota.parent.mkdir(parents=True)
+    quota.write_text("bound")
+    process = tmp_path / "proc" / str(jail.pid)
+    process.mkdir(parents=True)
+    (process / "cgroup").write_text(lines.format(name=name))
+    monkeypatch.setattr(deaths, "_PROC", tmp_path / "proc")
+    for pidfd in kill([jail]):
+        os.close(pidfd)
+    assert quota.read_text() == (free if "abcdef" in name else "bound")
+    os.close(jail.pipe)
+
+
 def test_what_is_not_seen_dead_is_told_and_recorded(
     jail: Jail, monkeypatch: pytest.MonkeyPatch
 ) -> None:

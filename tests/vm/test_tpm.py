@@ -246,7 +246,7 @@ def test_a_frozen_swtpm_holds_its_guests_command_and_nothing_else(chips: Cli) ->
 
 
 def test_a_killed_swtpm_is_an_error_in_the_guest_and_a_cut_in_the_trail(chips: Cli) -> None:
-    """The domain lives on; every command is answered with an error; a start brings it back."""
+    """The domain lives on; no command's answer says success; a start brings it back."""
     point = commands.point_of(talk(chips, "one", commands.read_key()))
     (pid,) = swtpms(chips, "chip")
     os.kill(pid, signal.SIGKILL)

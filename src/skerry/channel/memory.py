@@ -9,12 +9,13 @@ the change that cut it is acknowledged. Every memory is a new file, so nothing o
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Mapping
 from typing import Literal
 
-from skerry.channel import stream
+from skerry.channel import room, stream
 from skerry.channel.one_way import OneWayBridge, Relay
 from skerry.channel.stream import StreamBridge, StreamBridges
 from skerry.errors import LimitReached, TransportError
@@ -29,6 +30,10 @@ MAX_BYTES = 1 << 30
 """Most bytes of one memory; its size is a power of two, as that of every PCI window. A larger
 one, or one between, is refused."""
 
+BELL: Overflow = "drop"
+"""What a one-way doorbell does while it is not answered: it must not tell the source that its sink
+does not listen (law 5)."""
+
 Twin = Literal["source", "sink", "memory"]
 """What is kept of a memory: both twins of its doorbell, and the memory."""
 
@@ -36,9 +41,14 @@ Twin = Literal["source", "sink", "memory"]
 class MemoryBridge:
     """One memory. `ends` go to the two machines, with `bells` beside them."""
 
-    def __init__(self, bell: StreamBridge | OneWayBridge, size: int, one_way: bool) -> None:
-        """Make the file; the doorbell is taken over. Raises `OSError`; then nothing was made."""
-        self._bell = bell
+    def __init__(
+        self, bell: StreamBridge | OneWayBridge, size: int, one_way: bool, filling: asyncio.Lock
+    ) -> None:
+        """Make the file; the doorbell is taken over. Raises `OSError`; then nothing was made.
+
+        `filling` is held while it gets its pages: two at once would both find the same room.
+        """
+        self._bell, self._filling = bell, filling
         self._memory = -1
         self._ends: dict[Side, int] = {}
         try:
@@ -57,7 +67,7 @@ class MemoryBridge:
         """
         bridge = cls.__new__(cls)
         sides: tuple[Side, Side] = "source", "sink"
-        bridge._bell = stream.adopt({side: twins[side] for side in sides}, relay)
+        bridge._bell = stream.adopt({side: twins[side] for side in sides}, relay, BELL)
         bridge._memory, bridge._ends = twins["memory"], {}
         return bridge
 
@@ -83,6 +93,11 @@ class MemoryBridge:
         return self._bell.uid if isinstance(self._bell, OneWayBridge) else 0
 
     @property
+    def overflow(self) -> Overflow | None:
+        """What the doorbell's relay does while the sink does not read; None where there is none."""
+        return self._bell.overflow if isinstance(self._bell, OneWayBridge) else None
+
+    @property
     def identity(self) -> memory.Identity:
         """Which file it is: what a machine may map as long as the channel lives."""
         return memory.identity(self._memory)
@@ -98,7 +113,8 @@ class MemoryBridge:
         """
         lent = os.dup(self._memory)  # a cut closes ours meanwhile
         try:
-            await in_thread(memory.fill, lent)
+            async with self._filling:
+                await in_thread(_fill, lent)
         except OSError as error:
             raise refuse(error) from error
         finally:
@@ -130,6 +146,7 @@ class MemoryBridges:
 
     def __init__(self, streams: StreamBridges) -> None:
         self._streams = streams
+        self._filling = asyncio.Lock()
 
     def mint(
         self, one_way: bool, overflow: Overflow = "block", *, size: int = 0, source: str = ""
@@ -143,12 +160,17 @@ class MemoryBridges:
                 f"a memory of {size} bytes can't be made",
                 fix=f"its size is a power of two, from {MIN_BYTES} to {MAX_BYTES} bytes",
             )
-        # A one-way doorbell must not tell the source that its sink does not listen (law 5).
-        bell = self._streams.mint(one_way, "drop")
+        bell = self._streams.mint(one_way, BELL)
         try:
-            return MemoryBridge(bell, size, one_way)
+            return MemoryBridge(bell, size, one_way, self._filling)
         except OSError as error:
             raise refuse(error) from error
+
+
+def _fill(descriptor: int) -> None:
+    """Give a memory its pages, if there is room. Raises `OSError`, or a `Denied`."""
+    room.require(memory.size(descriptor))
+    memory.fill(descriptor)
 
 
 def refuse(error: OSError) -> LimitReached | TransportError:

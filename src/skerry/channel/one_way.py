@@ -60,12 +60,16 @@ Raises `Denied` or `SupervisorError`; then nothing was started.
 
 
 class OneWayBridge:
-    """One one-way stream. `ends` go to the two machines; the twins can both only be read."""
+    """One one-way stream. `ends` go to the two machines; the twins can both only be read.
+
+    `overflow` is what its relay does while the sink does not read.
+    """
 
     def __init__(self, start: StartRelay, overflow: Overflow) -> None:
         """Make both pipes. Raises `OSError`; then nothing was made."""
         _nowhere()
-        self._start, self._overflow = start, overflow
+        self._start = start
+        self.overflow: Overflow = overflow
         self._relay: Relay | None = None
         from_source, source = _pipe()
         self._ends: dict[Side, int] = {"source": source}
@@ -79,14 +83,16 @@ class OneWayBridge:
             raise
 
     @classmethod
-    def adopt(cls, twins: Mapping[Side, int], relay: Relay | None) -> OneWayBridge:
+    def adopt(
+        cls, twins: Mapping[Side, int], relay: Relay | None, overflow: Overflow
+    ) -> OneWayBridge:
         """Make the bridge of a stream that was handed over, from its twins, which it takes over.
 
-        Without its relay it can only be cut.
+        Without its relay it can only be cut; `overflow` is what that was started with.
         """
         _nowhere()
         bridge = cls.__new__(cls)
-        bridge._relay, bridge._to_sink = relay, -1
+        bridge._relay, bridge._to_sink, bridge.overflow = relay, -1, overflow
         bridge._ends, bridge._twins = {}, dict(twins)
         return bridge
 
@@ -122,7 +128,7 @@ class OneWayBridge:
             for descriptor in (self._twins["source"], self._to_sink):
                 lent.append(os.dup(descriptor))
                 stack.callback(os.close, lent[-1])
-            relay = await self._start(channel, lent[0], lent[1], self._overflow)
+            relay = await self._start(channel, lent[0], lent[1], self.overflow)
         if not self._twins:
             relay.process.kill()
             return

@@ -145,13 +145,15 @@ def _unsent(twin: socket.socket) -> int:
     return max(0, waiting - 1)  # the FIN of the shutdown waits behind it and counts as one
 
 
-def adopt(twins: Mapping[Side, int], relay: Relay | None) -> StreamBridge | OneWayBridge:
+def adopt(
+    twins: Mapping[Side, int], relay: Relay | None, overflow: Overflow
+) -> StreamBridge | OneWayBridge:
     """Make the bridge of a stream that was handed over, from its twins, which it takes over.
 
-    `relay` is that of a one-way stream; without it that can only be cut.
+    `relay` is that of a one-way stream, started with `overflow`; without it that can only be cut.
     """
     if is_pipe(twins["sink"]):
-        return OneWayBridge.adopt(twins, relay)
+        return OneWayBridge.adopt(twins, relay, overflow)
     return StreamBridge.adopt(twins)
 
 

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import click
 
 from skerry.node.paths import control_socket
-from skerry.wire.control import MAX_GRANT_SECONDS, MAX_NAME, MAX_SECONDS, Call
+from skerry.wire.control import (
+    MAX_GRANT_SECONDS,
+    MAX_NAME,
+    MAX_SECONDS,
+    MEMORY_SIZES,
+    Call,
+    is_memory_size,
+)
 from skerry.wire.escape import escape
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -52,7 +59,7 @@ class Span(click.ParamType[float]):
 
 
 class Size(click.ParamType[int]):
-    """A size with its unit; converts to bytes."""
+    """The size of a memory with its unit; converts to bytes."""
 
     name = "size"
 
@@ -61,7 +68,12 @@ class Size(click.ParamType[int]):
         found = re.fullmatch(r"([0-9]{1,7})([KMG])", str(value))
         if str(value) != "0" and not found:
             self.fail(f"{value!r} is not a size such as 64K, 1M or 1G.", param, ctx)
-        return int(found[1]) << {"K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+        if not found:
+            return 0
+        size = int(found[1]) << {"K": 10, "M": 20, "G": 30}[found[2]]
+        if not is_memory_size(size):
+            self.fail(f"{value} is none: {MEMORY_SIZES}.", param, ctx)
+        return size
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}

@@ -89,7 +89,9 @@ def channels(verbose: bool, as_json: bool) -> None:
     if verbose and any(row["back_bits_s"] for row in rows):
         click.echo(
             "BACK is what a sink can tell the source by letting it wait, if both QEMUs are in an "
-            "attacker's hands: as measured, not a bound. overflow = drop leaves none."
+            "attacker's hands: as measured on the machine that Skerry is made on, no bound for "
+            "this one (`./run bench oneway-back-kbit-s` measures here). overflow = drop leaves "
+            "none; what only reads a resource has no such setting."
         )
 
 
@@ -104,5 +106,7 @@ def _backwards(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what `--verbose` adds: the state, the setting, and what can come back."""
     if not row["one_way"]:
         return row["state"], "-", "all"
+    if row["overflow"] is None:
+        return row["state"], "-", "-"
     back = f"~{row['back_bits_s'] // 1000} kbit/s" if row["back_bits_s"] else "none"
     return row["state"], row["overflow"], back

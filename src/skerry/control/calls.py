@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from skerry.control.server import Session
-from skerry.errors import LimitReached, PolicyError, StateError, WireError
+from skerry.errors import InputError, LimitReached, PolicyError, Problem, StateError, WireError
 from skerry.label import Label
 from skerry.monitor.domain import State
 from skerry.monitor.protocols import COLD
@@ -64,7 +64,7 @@ class Calls:
         node, monitor, operator = self._node, self._node.monitor, session.operator
         for role in ("domain", "source", "sink"):
             if hasattr(call, role) and getattr(call, role) not in monitor.resources:
-                node.known(getattr(call, role))
+                node.known(getattr(call, role), or_resource=role == "sink")
         match call:
             case wire.Ps():
                 return await node.ps(operator)
@@ -213,6 +213,9 @@ class Calls:
         if resource is None:
             if (call.kind == "memory") is not bool(call.size):
                 raise StateError("a memory has a size, and nothing else does", fix="give --size")
+            if call.size and not wire.is_memory_size(call.size):
+                wrong = f"{call.size} bytes are none: {wire.MEMORY_SIZES}"
+                raise InputError([Problem("--size", 0, wrong)])
             if call.kind == "link" and call.one_way:
                 raise StateError("a link goes both ways", fix="a stream can be one-way")
         return await bind_on_record(

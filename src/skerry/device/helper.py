@@ -33,7 +33,8 @@ class Program(NamedTuple):
     `binds` and `writable` are (host path, path inside), as for `Confinement`; `fds` its descriptors
     by their numbers inside. `without` are layers that it can't have and that must be made up for
     otherwise; `first` is a script, with its arguments, that runs before the jail's first stage,
-    whose path and arguments follow.
+    whose path and arguments follow. `as_domain`: it works for one domain, whose share of the
+    processors it may have once more.
     """
 
     argv: Sequence[str]
@@ -45,6 +46,7 @@ class Program(NamedTuple):
     writable: tuple[tuple[str, str], ...] = ()
     without: frozenset[str] = frozenset()
     first: tuple[str, ...] = ()
+    as_domain: bool = False
 
 
 class Helper(NamedTuple):

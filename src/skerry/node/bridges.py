@@ -71,7 +71,7 @@ class AllBridges:
         if twins.keys() >= {"source", "sink"} and is_pipe(twins["source"]) is is_pipe(
             twins["sink"]
         ):
-            return stream.adopt(twins, relay)
+            return stream.adopt(twins, relay, entry.overflow if entry is not None else "block")
         return _Remains(twins, process) if entry is None else None
 
 

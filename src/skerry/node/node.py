@@ -6,6 +6,7 @@ The node gives the monitor what the system file says; it decides nothing itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -276,13 +277,28 @@ class Node(Changing):
             for channel in self.monitor.channels
         }
 
-    def known(self, name: str) -> DomainSpec:
-        """Return a domain of the file, or one of the node's own. Raises `NotFound`."""
+    def known(self, name: str, *, or_resource: bool = False) -> DomainSpec:
+        """Return a domain of the file, or one of the node's own.
+
+        Raises `NotFound`; `or_resource`: it could have been a resource, so those are named too.
+        """
         try:
             return self.services.get(name) or self.setup.system.domains[name]
         except KeyError:
-            known = ", ".join(self.setup.system.domains)
-            raise NotFound(f"there is no domain {name}", fix=f"the file has: {known}") from None
+            system, what = self.setup.system, "domain or resource" if or_resource else "domain"
+            known = ", ".join(system.domains)
+            if or_resource and system.resources:
+                known += f", and the resources {', '.join(system.resources)}"
+            raise NotFound(f"there is no {what} {name}", fix=f"the file has: {known}") from None
+
+    def share(self, channel: int) -> int:
+        """Return what the domain that a channel begins at may use of the processors.
+
+        In hundredths of a core; 0 is all, also for a channel that was cut meanwhile.
+        """
+        with contextlib.suppress(NotFound):
+            return self.known(self.monitor.channels.get(channel).source.name).cpu
+        return 0
 
     async def stop(self, name: str, deadline_s: float) -> str:
         """Stop a domain; returns how it ended."""

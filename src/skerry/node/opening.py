@@ -166,8 +166,8 @@ async def open_node(
     )
     monitor.channels.skip(standing.channel)
     resources.follow(monitor, setup)
-    relays.lost = partial(_cut_if_there, monitor)
     node = Node(setup, monitor, machines.make, world.clock, keeper, resources, journal)
+    relays.lost, relays.share = partial(_cut_if_there, monitor), node.share
     exits.push_async_callback(node.hypercalls.close)
     node.measured = machines.measured
     prepare = partial(machines.prepare, streams)

@@ -8,6 +8,7 @@ whose next one takes it over with its channel, under a name that says which.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 
 from skerry.channel import relay
 from skerry.channel.one_way import Process, Relay
@@ -38,12 +39,16 @@ def take_relay(processes: MutableMapping[str, client.Process], channel: int) -> 
 class Relays:
     """The maker of a node's relays. `lost` is told the number of a channel whose relay has ended.
 
+    `share` returns what the domain which a channel begins at may use of the processors, in
+    hundredths of a core (0: all): what works for it alone may use as much again.
+
     An identity is taken once for each relay that runs at the same time, so that binding again and
     again does not use up those of the domains.
     """
 
     def __init__(self, helpers: Helpers, identity: Callable[[str], Identity]) -> None:
         self.lost: Callable[[int], object] = lambda channel: None
+        self.share: Callable[[int], int] = lambda channel: 0
         self._helpers = helpers
         self._take = identity
         self._free: list[Identity] = []
@@ -61,7 +66,13 @@ class Relays:
         program: Program,
         prepared: Callable[[Identity], Awaitable[None]] | None = None,
     ) -> Helper:
-        """Start what serves the use of a resource: `device.helper.Start`."""
+        """Start what serves the use of a resource: `device.helper.Start`.
+
+        What is not the channel's own helper has its number below zero.
+        """
+        limits = program.limits
+        if program.as_domain:
+            limits = replace(limits, cpu=self.share(abs(channel)))
         identity = self._free.pop() if self._free else self._take("relay")
         name = ""
         try:
@@ -72,7 +83,7 @@ class Relays:
             process = await self._helpers.launch(
                 order._replace(
                     profile=program.profile,
-                    limits=program.limits,
+                    limits=limits,
                     root=program.root,
                     binds=program.binds,
                     writable=program.writable,

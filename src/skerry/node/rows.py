@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from skerry.channel.one_way import BACK_BITS_S
 from skerry.machine.qemu.nics import CARDS, mac
 from skerry.monitor.domain import Domain
+from skerry.monitor.protocols import Overflow
 from skerry.monitor.table import Channel
 from skerry.system.model import DomainSpec
 
@@ -29,7 +30,12 @@ def domain_row(
 
 
 def channel_row(channel: Channel, now: float) -> dict[str, object]:
-    """Return a channel as `skerry channels` lists it."""
+    """Return a channel as `skerry channels` lists it.
+
+    `overflow` is what its relay was started with, None for what has none; `back_bits_s`: see
+    `BACK_BITS_S`.
+    """
+    overflow: Overflow | None = getattr(channel.bridge, "overflow", None)
     return {
         "id": channel.number,
         "kind": channel.kind,
@@ -44,8 +50,8 @@ def channel_row(channel: Channel, now: float) -> dict[str, object]:
         "dropped": getattr(channel.bridge, "dropped", None),
         "port": channel.port,
         "state": "stranded" if channel.stranded else channel.phase.value,
-        "overflow": channel.overflow if channel.one_way else None,
-        "back_bits_s": BACK_BITS_S[channel.overflow] if channel.one_way else None,
+        "overflow": overflow,
+        "back_bits_s": None if overflow is None else BACK_BITS_S[overflow],
         "generation": channel.generation,
         "record": channel.record,
         "seconds": max(0.0, now - channel.since) if channel.since else 0.0,

@@ -28,8 +28,14 @@ MAX_SECONDS = 86_400
 MAX_GRANT_SECONDS = 365 * 86_400
 """Longest bounded grant (`connect --for`), in seconds; a longer one is refused."""
 
+MIN_MEMORY = 4096
+"""Smallest memory that domains share, in bytes; a smaller one is refused."""
+
 MAX_MEMORY = 1 << 30
 """Largest memory that domains share, in bytes; a larger one is refused."""
+
+MEMORY_SIZES = "a memory's size is a power of two, from 4K to 1G"
+"""What `is_memory_size` says, in words."""
 
 MIN_NONCE = 8
 """Fewest bytes of the nonce of a statement about a TPM; a shorter one is refused."""
@@ -45,6 +51,12 @@ Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 PORT = r"\A((?!skerry\.)[a-z0-9][a-z0-9.-]{0,30})?\Z"
 Port = Annotated[str, Meta(pattern=PORT)]
 """A port's name as in the system file, or nothing."""
+
+
+def is_memory_size(size: int) -> bool:
+    """Say whether a memory that domains share may have so many bytes."""
+    return MIN_MEMORY <= size <= MAX_MEMORY and not size & (size - 1)
+
 
 MAX_ARGUMENTS = 256
 """Most words of a command given to `exec`, and most booleans set in one call."""

@@ -274,7 +274,7 @@ def test_a_bridge_that_was_handed_over_is_cut_like_any_other() -> None:
 
     async def scene(ends: Ends) -> None:
         twins = {side: os.dup(twin) for side, twin in ends.bridge.twins.items()}
-        heir = adopt(twins, ends.bridge._relay)
+        heir = adopt(twins, ends.bridge._relay, "block")
         assert isinstance(heir, OneWayBridge)
         assert heir.is_whole()
         ends.write(b"queued")

@@ -58,6 +58,8 @@ def test_json_is_on_the_output_and_text_on_the_error(cli: Cli) -> None:
     assert done.stderr.startswith("error: ")
 
 
+MEMORY = ("connect", "red", "broker", "--kind", "memory", "--size")
+
 WRONG_USAGE = [
     (["frob"], "No such command"),
     (["start"], "Missing argument"),
@@ -78,6 +80,12 @@ WRONG_USAGE = [
     (["connect", "red", "broker", "--name", "Bad_Name"], "a port's name has"),
     (["connect", "red", "broker", "--name", "skerry.agent"], "a port's name has"),
     (["connect", "red", "broker", "--kind", "pipe"], "is not one of"),
+    ([*MEMORY, "8G"], "a memory's size is a power of two, from 4K to 1G"),
+    ([*MEMORY, "3K"], "3K is none: a memory's size is a power of two"),
+    ([*MEMORY, "12K"], "12K is none"),
+    ([*MEMORY, "2K"], "2K is none"),
+    ([*MEMORY, "0K"], "0K is none"),
+    ([*MEMORY, "4"], "not a size such as"),
     (["why", "first"], "not a valid integer"),
     (["audit", "verify", "--head", "xyz"], "64 hexadecimal digits"),
     (["audit", "tail", "-n", "-1"], "not in the range"),
@@ -94,6 +102,14 @@ def test_wrong_usage_is_exit_2_and_says_what(cli: Cli, words: list[str], says: s
     assert "malformed" not in done.stderr
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("size", ["4K", "1M", "1G"])
+def test_the_size_of_a_memory_is_no_wrong_usage(cli: Cli, size: str) -> None:
+    """The control: there it is the node that is missing."""
+    done = cli.run(*MEMORY, size)
+    assert done.returncode == 1
+    assert "skerry up" in done.stderr
 
 
 def test_help_is_on_every_command(cli: Cli) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from skerry.errors import Denied, InputError, LimitReached
+from skerry.channel.memory import MAX_BYTES, MIN_BYTES
+from skerry.errors import Denied, InputError, LimitReached, SkerryError
 from skerry.machine.qemu.blocks import MAX_DISKS
 from skerry.machine.qemu.command import MAX_PORTS
 from skerry.node.difference import needs_restart
 from skerry.system.load import MAX_CPU, MIN_CPU, parse_system
 from skerry.system.model import MAX_DOMAIN_CHANNELS, DomainSpec
 from skerry.wire import control as wire
-from tests.support.reconciling import OPERATED, up
+from tests.support.reconciling import OPERATED, ports, up
 from tests.unit.control.test_calls import Client, Host, play
+from tests.unit.control.test_resources import LABELLED, SYSTEM
 
 ONE = OPERATED.replace('[domains.a]\nlabel = "red"', '[domains.a]\nlabel = "red"\nchannels = 1')
 TWO = ONE.replace("channels = 1", "channels = 2")
@@ -52,6 +54,49 @@ def test_a_domain_gets_no_more_channels_than_it_may_have(tmp_path: Path) -> None
         await connect(host, "more")
 
     play(tmp_path, control, system=OPERATED)
+
+
+@pytest.mark.parametrize("size", [1, 2048, 3072, 12 << 10, (1 << 30) - 1])
+def test_a_size_that_no_memory_has_is_wrong_usage_and_asks_nobody(
+    tmp_path: Path, size: int
+) -> None:
+    """Nothing of it is in the trail. The control: one that a memory has is asked about."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        before = len(host.audit.records)
+        with pytest.raises(InputError, match=f"--size: {size} bytes are none: a memory's size is"):
+            await host.handle(wire.Connect("a", "b", "memory", "m", size=size), Client("op"))
+        assert len(host.audit.records) == before
+        with pytest.raises(SkerryError) as error:  # toy machines have none
+            await host.handle(wire.Connect("a", "b", "memory", "m", size=4096), Client("op"))
+        assert not isinstance(error.value, InputError)
+        assert len(host.audit.records) > before
+
+    play(tmp_path, scene, system=OPERATED)
+
+
+def test_the_node_and_the_maker_of_memories_have_the_same_limits() -> None:
+    """What a call may say is what can be made."""
+    assert (wire.MIN_MEMORY, wire.MAX_MEMORY) == (MIN_BYTES, MAX_BYTES)
+    for size in (MIN_BYTES, 2 * MIN_BYTES, MAX_BYTES):
+        assert wire.is_memory_size(size)
+    for size in (0, -4096, MIN_BYTES // 2, 3 * MIN_BYTES, 2 * MAX_BYTES):
+        assert not wire.is_memory_size(size)
+
+
+def test_what_works_for_a_domain_has_as_much_of_the_processors_as_it(tmp_path: Path) -> None:
+    """By the channel over which it is used; a domain without a share, and no channel, has none."""
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        assert host.node.share(ports(host)["vault"]) == 35
+        await host.handle(wire.Connect("b", "vault", port="again"), Client("op"))
+        assert host.node.share(ports(host)["again"]) == 0
+        assert host.node.share(999) == 0
+
+    system = SYSTEM.replace('uses = ["vault"]', 'uses = ["vault"]\ncpu = 35')
+    play(tmp_path, scene, LABELLED, system)
 
 
 def test_a_declared_channel_that_meets_a_limit_is_on_record(tmp_path: Path) -> None:

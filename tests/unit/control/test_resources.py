@@ -104,8 +104,14 @@ def test_a_use_is_cut_and_given_again_by_who_may(tmp_path: Path) -> None:
         again = await host.handle(wire.Connect("a", "vault", port="vault"), Client("op"))
         assert isinstance(again, dict)
         assert again["kind"] == "disk"
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound) as error:
             await host.handle(wire.Connect("a", "volt"), Client("op"))
+        assert str(error.value) == (
+            "there is no domain or resource volt; the file has: a, b, and the resources vault"
+        )
+        with pytest.raises(NotFound) as error:  # a source is a domain
+            await host.handle(wire.Connect("volt", "vault"), Client("op"))
+        assert str(error.value) == "there is no domain volt; the file has: a, b"
         await host.handle(wire.Relabel("a", "blue"), Client("op"))
         assert "vault" not in ports(host)
         with pytest.raises(Denied):

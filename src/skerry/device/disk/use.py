@@ -139,6 +139,7 @@ class DiskUse:
                 await maker.root(),
                 binds=() if self.writes else bound,
                 writable=(*(bound if self.writes else ()), *over),
+                as_domain=True,
             )
             access = contextlib.ExitStack()
             stack.push_async_callback(in_thread, access.close)

@@ -80,4 +80,5 @@ def swtpm(root: Path, state: Path, data: int, key: int, words: int) -> Program:
         *("--flags", "not-need-init", "--seccomp", "action=kill"),
     ]
     fds = {2: words, DATA_FD: data, KEY_FD: key}
-    return Program(argv, fds, PROFILE, LIMITS, root, writable=((str(state), STATE),))
+    writable = ((str(state), STATE),)
+    return Program(argv, fds, PROFILE, LIMITS, root, writable=writable, as_domain=True)
