@@ -179,6 +179,7 @@ SAID: dict[str, Any] = {"cut": {}, "ended": {}}
         ({"running": frozenset({"attacker"})}, SAID, ["left did not come back"]),
         ({"running": frozenset({"left"})}, SAID, ["attacker did not come back"]),
         ({"running": frozenset({"left"})}, SAID | {"ended": {"attacker": "doubtful"}}, []),
+        ({"channels": {4: TALK}}, SAID | {"ended": {"attacker": "doubtful"}}, []),
         ({"running": BEFORE.running | {"heir"}}, SAID, ["heir runs, and did not"]),
     ],
 )
@@ -193,6 +194,16 @@ def test_a_service_that_comes_back_otherwise_is_found(
     for each, words in zip(found, wanted, strict=True):
         assert each.kind == "reached"
         assert each.what.startswith(words)
+
+
+def test_what_a_service_found_is_its_last_word() -> None:
+    """And an attacker that ended by itself meanwhile is no loss; another's end is one."""
+    said = [{"event": "recovered-node", "fields": {"cut": {n: "x"}, "ended": {}}} for n in "12"]
+    ended = [{"event": "ended", "fields": {"domain": name}} for name in ("left", "attacker")]
+    assert recovery.found([ended[0]], "attacker") is None
+    assert recovery.found([*said, ended[0]], "attacker") == said[1]["fields"]
+    found = recovery.found([said[0], ended[1]], "attacker")
+    assert found == {"cut": {"1": "x"}, "ended": {"attacker": "ended"}}
 
 
 def test_a_text_that_is_left_in_a_file_or_memory_is_found(tmp_path: Path) -> None:

