@@ -10,6 +10,7 @@ import pytest
 
 from skerry.jail import identity
 from tests.hostile import table
+from tests.hostile.field import Field
 from tests.hostile.fields import Fields
 
 
@@ -28,6 +29,20 @@ def fields() -> Iterator[Fields]:
     made = Fields()
     yield made
     made.close()
+
+
+@pytest.fixture
+def field(fields: Fields) -> Iterator[Field]:
+    """The field on a board with slots, with an attacker that runs before and after."""
+    made = fields.on("pc")
+    fields.unwatch()
+    with made.watched() as watch:
+        if made.state() != "running":
+            made.renew(watch)
+    yield made
+    with made.watched() as watch:
+        if made.state() != "running":
+            made.renew(watch)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

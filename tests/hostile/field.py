@@ -22,7 +22,7 @@ import msgspec
 from skerry.node.jails import MEMORY_OVERHEAD
 from tests.hostile import attacks
 from tests.hostile.attacker import Console, Talk
-from tests.hostile.attacks import Attack
+from tests.hostile.attacks import LONG, Attack
 from tests.hostile.observer.__main__ import Ready
 from tests.hostile.observer.neighbours import BOUND_S, Node, Scene
 from tests.hostile.observer.outcome import Verdict
@@ -50,13 +50,16 @@ version = "1.0"
 bootstrap = "system"
 
 [simple-type-enforcement]
-types = ["wild", "quiet"]
+types = ["wild", "quiet", "still", "alone"]
 
 [labels.system]
-ste = ["wild", "quiet"]
+ste = ["wild", "quiet", "still", "alone"]
 
 [labels.attacker]
 ste = ["wild"]
+
+[labels.heir]
+ste = ["still"]
 
 [labels.mate]
 ste = ["wild"]
@@ -70,6 +73,9 @@ ste = ["quiet"]
 [resources.goods]
 ste = "wild"
 """
+
+REFUSING = POLICY.replace('[labels.attacker]\nste = ["wild"]', '[labels.attacker]\nste = ["alone"]')
+"""A policy that leaves the attacker nothing."""
 
 SYSTEM = """\
 name = "hostile"
@@ -89,6 +95,11 @@ memory = "128M"
 [domains.mate]
 label = "mate"
 memory = "128M"
+
+[domains.heir]
+label = "heir"
+memory = "128M"
+autostart = false
 
 [domains.attacker]
 label = "attacker"
@@ -216,6 +227,7 @@ class Field:
 
     def __init__(self, board: str) -> None:
         self.board = board
+        self._tried = False
         self.cli = Cli()
         # Reserved, so that it is each observer's: bound here, and listening there.
         self._bait = socket.socket()
@@ -234,6 +246,7 @@ class Field:
         slots = self.board == "pc"
         self.cli.ok("image", "build", str(attacks.write_recipe(home)))
         (home / "policy.toml").write_text(POLICY)
+        (home / "refusing.toml").write_text(REFUSING)
         uses = '"chip", "data", "web"' if slots else '"chip"'
         text = SYSTEM.format(board=self.board, uses=uses)
         text += SLOTS.format(bait=self.bait) if slots else ""
@@ -258,6 +271,10 @@ class Field:
             bound_s=bound_s,
             most=MEMORY + MEMORY_OVERHEAD,
             bait=self.bait,
+            policy=str(self.cli.home / "policy.toml"),
+            refusing=str(self.cli.home / "refusing.toml"),
+            heir="heir",
+            disk="data" if self.board == "pc" else "",
         )
 
     @contextlib.contextmanager
@@ -290,6 +307,17 @@ class Field:
         self.cli.ok("start", "attacker")
         self.cli.ok("exec", "attacker", "--", "true")
         watch.order("settle")
+
+    def aftermath(self, watch: Watch, thorough: bool = False) -> None:
+        """Have the observer try the laws that only show when something ends; the attacker does.
+
+        The service is killed, and a domain started after the attacker, where it is `thorough`, for
+        every attack in the long form, and for the first on a board: that takes some seconds.
+        """
+        thorough, self._tried = thorough or LONG or not self._tried, True
+        for order in ("recover", "change", "residue", "inherit"):
+            if thorough or order in ("change", "residue"):
+                watch.order(order)
 
     def attack(self, attack: Attack, watch: Watch, seconds: float) -> Attacked:
         """Attack until the time is over, from as many guests as it takes."""

@@ -34,6 +34,7 @@ def test_a_guest_that_attacks_harms_nobody_but_itself(
     field = fields.on(board)
     watch = fields.watch()
     done = field.attack(attack, watch, SECONDS)
+    field.aftermath(watch)
     verdict = watch.report("report")
     if LONG:
         verdict = fields.end(verdict)

@@ -157,20 +157,6 @@ def _last(fields: Fields) -> Iterator[None]:
     fields.close()
 
 
-@pytest.fixture
-def field(fields: Fields) -> Iterator[Field]:
-    """The field on a board with slots, with an attacker that runs before and after."""
-    made = fields.on("pc")
-    fields.unwatch()
-    with made.watched() as watch:
-        if made.state() != "running":
-            made.renew(watch)
-    yield made
-    with made.watched() as watch:
-        if made.state() != "running":
-            made.renew(watch)
-
-
 def of(field: Field, kind: str) -> int:
     """Return a process of the field's node: `service`, or the QEMU of a domain."""
     service = peer(field.cli.home / "run/control.sock")
@@ -191,16 +177,24 @@ def standing_still(pid: int) -> Iterator[None]:
 
 
 def test_a_guest_that_does_nothing_is_contained(field: Field) -> None:
-    """Every look, the thorough one too, finds nothing; and it did look."""
+    """Every look, the thorough one too, finds nothing; and it did look, and tried every law."""
     idle = Attack("idle", "nothing", fresh=True)
     with field.watched() as watch:
         assert watch.ready.qemu == of(field, "attacker") > 0
         field.attack(idle, watch, 1)
+        field.aftermath(watch, thorough=True)
         verdict = watch.report("end")
     assert verdict.findings == ()
     assert verdict.outcome == "contained"
     assert verdict.looks > 0
     assert verdict.blind == () or os.getuid() != 0
+    assert field.state() == "ended"
+    records = field.cli.rows("audit", "tail", "-n", "100")
+    events = [each["event"] for each in records]
+    assert {"recovered-node", "released"} <= set(events), "the control: it was killed"
+    loaded = [each["fields"]["cut"] for each in records if each["event"] == "loaded"]
+    assert loaded[-2:] == [9, 0], "the control: two policies were loaded"
+    assert any(each["fields"].get("domain") == "heir" for each in records)
 
 
 def test_a_qemu_killed_from_outside_is_an_abnormal_termination(field: Field) -> None:

@@ -7,6 +7,10 @@ line of JSON:
     forget  expect nothing of that QEMU any more, as it is going to be ended
     look    look now
     revoke  cut all that the attacker has, and see that it is gone
+    recover kill the service, and compare what comes back (law 7)
+    change  load a policy that refuses the attacker everything, and the old one again (law 3)
+    residue search the attacker's memory, end it, and search what is left of it (law 6)
+    inherit start a domain with another label, and search its memory (law 6)
     report  look; answers the `Verdict` of what was found since the last one
     end     look at what takes longer, too; answers a `Verdict` and ends
 
@@ -20,15 +24,15 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from tests.hostile.observer import laws, processes
+from tests.hostile.observer import change, laws, processes, recovery, residue
 from tests.hostile.observer.baits import Baits, Places
 from tests.hostile.observer.neighbours import NoAnswer, Node, Scene
-from tests.hostile.observer.outcome import Finding, Verdict
+from tests.hostile.observer.outcome import Finding, Seen, Unseen, Verdict
 from tests.support.cli import peer
 
 PAUSE_S = 1.0
@@ -51,7 +55,7 @@ class Observer:
         self._node = Node(scene)
         control = Path(scene.home) / "run/control.sock"
         self._supervisor = _parent(peer(control))
-        self._core = processes.core(self._supervisor, (*scene.neighbours, scene.mate))
+        self._core = self._serving()
         self._qemu = self._uid = 0
         self._likeness: processes.Likeness | None = None
         self._strange: set[Finding] = set()
@@ -87,6 +91,36 @@ class Observer:
         """Cut all that the attacker has; what it holds is not known any more."""
         self._note(self._node.revoke(self._scene.attacker))
 
+    def recover(self) -> None:
+        """Kill the service: law 7."""
+        self._note(self._jail())
+        kinds = processes.kinds(self._core)
+        self._note(recovery.comes_back(self._node, self._scene))
+        # Manager and writer come anew with their service; neighbours were compared by name.
+        end = time.monotonic() + self._scene.bound_s
+        while processes.kinds(core := self._serving()) != kinds and time.monotonic() < end:
+            time.sleep(0.1)
+        if processes.kinds(core) != kinds:
+            self._note([Finding("hindered", "not all that serves others came back")])
+        self._core = core
+
+    def change(self) -> None:
+        """Load a policy that refuses the attacker everything: law 3."""
+        self._note(self._jail())
+        self._note(change.changed(self._node, self._scene, self._supervisor))
+        self._note(self._jail())
+
+    def residue(self) -> None:
+        """End the attacker, after a last look into its memory, and search for its mark: law 6."""
+        self._note(self._its_memory())
+        if self._qemu:
+            self._note(each for each in self._put_to_end() if each.kind != "ended")
+        self._note(residue.left(self._node, self._scene, self._supervisor))
+
+    def inherit(self) -> None:
+        """Search what starts afterwards: law 6."""
+        self._note(residue.inherited(self._node, self._scene, self._supervisor))
+
     def forget(self) -> None:
         """Expect nothing of the attacker's QEMU."""
         self._qemu = 0
@@ -105,8 +139,37 @@ class Observer:
         self._note(laws.broken(self._node, self._scene, self._supervisor))
         return self.report()
 
-    def _note(self, found: Iterator[Finding] | list[Finding]) -> None:
-        self._findings.update(dict.fromkeys(found))
+    def _note(self, seen: Iterable[Finding | Unseen]) -> None:
+        for each in seen:
+            if isinstance(each, Unseen):
+                self._blind[each.what] = None
+            else:
+                self._findings[each] = None
+
+    def _serving(self) -> dict[int, str]:
+        return processes.core(self._supervisor, (*self._scene.neighbours, self._scene.mate))
+
+    def _put_to_end(self) -> Iterator[Finding]:
+        """End the attacker, and say what of it is left."""
+        try:
+            self._node.ask("kill", self._scene.attacker)
+        except NoAnswer as none:
+            yield Finding("hindered", str(none))
+        end = time.monotonic() + self._scene.bound_s
+        while processes.command_line(self._qemu) and time.monotonic() < end:
+            time.sleep(0.02)
+        yield from self._ended()
+
+    def _its_memory(self) -> Seen:
+        """Say whether a neighbour's secret is in the attacker's memory, where its mark must be."""
+        secret, mark = self._scene.secret.encode(), self._scene.mark.encode()
+        found = processes.held_texts(self._qemu, [secret, mark]) if self._qemu else frozenset()
+        if found is None:
+            yield Unseen("memory of another uid's process")
+        elif secret in found:
+            yield Finding("reached", "a neighbour's secret is in the attacker's memory")
+        elif self._qemu and mark not in found:
+            yield Unseen("the mark in the attacker's memory before its end")
 
     def _jail(self) -> Iterator[Finding]:
         """Look at the attacker's QEMU, or at what became of it."""
@@ -210,6 +273,14 @@ def _obey(observer: Observer, order: str) -> Ready | Verdict:
             observer.look()
         case "revoke":
             observer.revoke()
+        case "recover":
+            observer.recover()
+        case "change":
+            observer.change()
+        case "residue":
+            observer.residue()
+        case "inherit":
+            observer.inherit()
         case "report":
             return observer.report()
         case "end":

@@ -41,7 +41,9 @@ class Scene(msgspec.Struct, frozen=True):
     `expected` are the channels of the neighbours: source, sink and port of each. `refused` are two
     domains that the policy keeps apart. `bound_s`: how long an answer may take, in seconds; `most`:
     how many bytes of the host the attacker's machine may take; `bait`: the port of 127.0.0.1 that
-    is held out, 0 for any.
+    is held out, 0 for any. `policy` is the file of the one in force, `refusing` that of one that
+    leaves the attacker nothing; `heir` is a domain with another label that does not run, `disk` a
+    disk of the attacker's own, if it has one.
     """
 
     home: str
@@ -57,6 +59,10 @@ class Scene(msgspec.Struct, frozen=True):
     bound_s: float = BOUND_S
     most: int = 1 << 40
     bait: int = 0
+    policy: str = ""
+    refusing: str = ""
+    heir: str = ""
+    disk: str = ""
 
 
 class NoAnswer(Exception):

@@ -8,7 +8,7 @@ The rule: the worst that was found counts, and what nobody looked at is not said
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -42,6 +42,16 @@ class Finding(msgspec.Struct, frozen=True):
 
     kind: Kind
     what: str
+
+
+class Unseen(msgspec.Struct, frozen=True):
+    """One thing that could not be looked at: `what` says it in words."""
+
+    what: str
+
+
+Seen = Iterator[Finding | Unseen]
+"""What a look yields: what was found, and what could not be looked at."""
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -92,6 +92,12 @@ def core(supervisor: int, domains: Iterable[str]) -> dict[int, str]:
     }
 
 
+def kinds(core: Mapping[int, str]) -> list[str]:
+    """Return what the processes that serve everybody are, whichever they are."""
+    found = (CORE.search(words) for words in core.values())
+    return sorted(each[1] for each in found if each)
+
+
 def likeness(pid: int) -> Likeness:
     """Return what a process is now, all its threads together. Raises `OSError` if it has ended."""
     seen = [each for task in (_PROC / str(pid) / "task").iterdir() if (each := _thread(task))]
