@@ -3,8 +3,8 @@
 The rules this module keeps: a module says in bulk, of each label, with which others it could let
 anything flow at all; all the other pairs are refused by every hook, for each asks of the two for
 shared memory, in one direction or the other. Of the pairs that are left, those whose sides a module
-gives the same names have the same answer. A label of which a module does not know that much is
-called by its own text and meets everybody, so that each of its pairs is asked; so is an operator.
+gives the same names have the same answer. Where a module can't say that much of a label, each of
+its pairs is asked; and each with an operator.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from skerry.xsm.flask.module import SECURITY, FlaskModule
 from skerry.xsm.module import SecurityModule
 from skerry.xsm.stack import Stack
 
-ASKED = ("grant", "map_read")
-"""What every hook between two things asks of one of them toward the other."""
+ASKED = "grant", "map_read"
+"""What every hook between two things asks of one of them toward the other: class, permission."""
 
 Places = Mapping[str, int]
 """For each text of a module's labels, the things that have it."""
@@ -36,11 +36,13 @@ Places = Mapping[str, int]
 class _View(NamedTuple):
     """What a module says of each text: what to call it, and whom it could meet.
 
-    `meets` holds at least all things with which a hook could be allowed in either direction.
+    `meets` holds at least all things with which a hook could be allowed in either direction;
+    `alone` are the things that names say too little of.
     """
 
     names: Mapping[str, Hashable]
     meets: Mapping[str, int]
+    alone: int = 0
 
 
 class Apart:
@@ -65,7 +67,7 @@ class Alike:
         for number, kind in enumerate(self._kinds):
             self._of_kind[kind] = self._of_kind.get(kind, 0) | 1 << number
         everybody = (1 << len(things)) - 1
-        self._operators = self._of_kind.get("operator", 0)
+        self._alone = self._of_kind.get("operator", 0)
         self._meets = [everybody] * len(things)
         names: list[tuple[Hashable, ...]] = [(kind,) for kind in self._kinds]
         resources = self._of_kind.get("disk", 0) | self._of_kind.get("resource", 0)
@@ -76,6 +78,7 @@ class Alike:
                 if text is not None:
                     places[text] = places.get(text, 0) | 1 << number
             view = _view(module, places, resources, everybody)
+            self._alone |= view.alone
             for number, text in enumerate(texts):
                 names[number] += (view.names[text] if text is not None else None,)
                 # Whose label lacks a part is refused whatever is asked.
@@ -90,7 +93,7 @@ class Alike:
         """Yield everybody in cells, each with a key: of equal keys, the first thing's answers are
         the same, in the same direction."""
         everybody = (1 << len(self._kinds)) - 1
-        alone = everybody if self._kinds[one] == "operator" else self._operators
+        alone = everybody if self._alone >> one & 1 else self._alone
         for other in each(alone):
             yield ("alone", one, other), 1 << other
         meets = self._meets[one] & ~alone
@@ -106,7 +109,7 @@ class Alike:
 
 def _view(module: SecurityModule, places: Places, resources: int, everybody: int) -> _View:
     if isinstance(module, AcmModule):
-        return _acm(module.policy, places, resources, everybody)
+        return _acm(module.policy, places, resources)
     if isinstance(module, FlaskModule):
         return _flask(module, places, everybody)
     names: dict[str, Hashable] = {text: text for text in places}
@@ -115,7 +118,7 @@ def _view(module: SecurityModule, places: Places, resources: int, everybody: int
     return _View(names, dict.fromkeys(places, everybody))
 
 
-def _acm(policy: AcmPolicy, places: Places, resources: int, everybody: int) -> _View:
+def _acm(policy: AcmPolicy, places: Places, resources: int) -> _View:
     """Labels meet that have a type in common and no wall between them; who they are is the same."""
     domains = {label.name: label for label in policy.labels}
     kept = {RESOURCE_PREFIX + label.name: label for label in policy.resources}
@@ -132,13 +135,12 @@ def _acm(policy: AcmPolicy, places: Places, resources: int, everybody: int) -> _
         elif text in kept and text not in domains:
             names[text], types[text] = "resource", frozenset({kept[text].ste})
     bare = {label.name for label in policy.resources}
-    odd = {
-        text: held
+    odd = [
+        held
         for text, held in places.items()
         if text not in names and (text in domains or (held & resources and text in bare))
-    }
-    loose = reduce(or_, odd.values(), 0)
-    known = reduce(or_, (places[text] for text in types), loose)
+    ]
+    known = reduce(or_, (places[text] for text in types), 0)
     holders, behind = _holders(types, places), _holders(sides, places)
     every_side = [reduce(or_, (behind.get(kind, 0) for kind in wall), 0) for wall in walls]
     meets = {}
@@ -147,10 +149,13 @@ def _acm(policy: AcmPolicy, places: Places, resources: int, everybody: int) -> _
         for wall, all_sides in zip(walls, every_side, strict=True):
             for kind in sides.get(text, frozenset()) & wall:
                 row &= ~(all_sides & ~behind[kind])
-        meets[text] = row | loose
+        meets[text] = row
     # What the policy does not know is refused by every question.
-    meets = {text: meets.get(text, everybody if text in odd else 0) for text in places}
-    return _View({text: names.get(text, ("text", text)) for text in places}, meets)
+    return _View(
+        {text: names.get(text, "unknown") for text in places},
+        {text: meets.get(text, 0) for text in places},
+        reduce(or_, odd, 0),
+    )
 
 
 def _holders(sets: Mapping[str, frozenset[str]], places: Places) -> dict[str, int]:
@@ -180,9 +185,8 @@ def _flask(module: FlaskModule, places: Places, everybody: int) -> _View:
     reached: dict[int, int] = {}
     for source, target, value, rule, vector in module.rules_in_force():
         if value == known.value and rule == ALLOW and vector & mapping:
-            if source in holders and target in holders:
-                reached[source] = reached.get(source, 0) | holders[target]
-                reached[target] = reached.get(target, 0) | holders[source]
+            reached[source] = reached.get(source, 0) | holders.get(target, 0)
+            reached[target] = reached.get(target, 0) | holders.get(source, 0)
     loose = reduce(or_, (h for k, h in of_kind.items() if policy.permissive >> k & 1), 0)
     loose |= places.get(SECURITY, 0)
     met = {

@@ -9,6 +9,7 @@ only where both sides are what those of another pair were to every policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from skerry.errors import UnknownLabel
 from skerry.label import Label
@@ -21,8 +22,10 @@ from skerry.xsm.flask.module import SECURITY, FlaskModule
 from skerry.xsm.module import SecurityModule
 from skerry.xsm.stack import Stack
 
+_Held = TypeVar("_Held", str, int)
+
 _Sides = tuple[list[int], list[str]]
-"""For each thing the set of those that it could meet, and what it counts as."""
+"""For each thing the set of those that it could meet, and what it counts as, "?" for itself."""
 
 
 def reached(
@@ -30,10 +33,11 @@ def reached(
 ) -> list[int]:
     """Return for each thing, a label and a kind, the set of those that it may send to.
 
-    `sends` asks a pair of them plainly; every pair with an operator is asked.
+    `sends` asks a pair of them plainly; every pair with an operator is asked, and with whatever
+    counts as nothing but itself.
     """
     met, sorts = _met(stack, things)
-    operators = _bits(n for n, (_, kind) in enumerate(things) if kind == "operator")
+    single = _bits(n for n, sort in enumerate(sorts) if sort[0] == "operator" or "?" in sort[1:])
     alike: dict[tuple[str, ...], int] = {}
     for number, sort in enumerate(sorts):
         alike[sort] = alike.get(sort, 0) | 1 << number
@@ -41,7 +45,7 @@ def reached(
     found = []
     for one, sort in enumerate(sorts):
         row = 0
-        asked = (1 << len(things)) - 1 if operators >> one & 1 else operators
+        asked = (1 << len(things)) - 1 if single >> one & 1 else single
         left = met[one] & ~asked
         while asked:
             low = asked & -asked
@@ -94,14 +98,16 @@ def _acm(policy: AcmPolicy, texts: Sequence[str], uses: Sequence[bool]) -> _Side
     names = []
     for text, used in zip(texts, uses, strict=True):
         name = text.removeprefix(RESOURCE_PREFIX)
-        kept = resources.get(name) if used or name != text else None
+        marked = name != text
+        kept = resources.get(name) if used or marked else None
         label = labels.get(text)
         own = set(label.cw) if label and not used else set()
         types.append({*(label.ste if label else ()), *([kept] if kept is not None else [])})
         colours.append(own)
-        doubtful = any(len(own & wall) > 1 for wall in walls) or (label and (used or kept is not None))
+        doubtful = any(len(own & wall) > 1 for wall in walls)
+        doubtful |= used or marked if label else kept is not None and not marked
         sort = "domain" if label else "resource" if kept is not None else ""
-        names.append(f"{sort} {text}" if doubtful else sort)
+        names.append("?" if doubtful else sort)
     known = _bits(n for n, name in enumerate(names) if name)
     having, coloured = _holding(types), _holding(colours)
     behind = [_join(coloured.get(kind, 0) for kind in wall) for wall in walls]
@@ -155,8 +161,8 @@ def _type(contexts: Contexts, text: str) -> int:
         return 0
 
 
-def _holding(sets: Sequence[set[str]] | Sequence[set[int]]) -> dict[object, int]:
-    found: dict[object, int] = {}
+def _holding(sets: Sequence[set[_Held]]) -> dict[_Held, int]:
+    found: dict[_Held, int] = {}
     for number, held in enumerate(sets):
         for one in held:
             found[one] = found.get(one, 0) | 1 << number
