@@ -55,6 +55,7 @@ class Asker:
         self._decisions: dict[tuple[Label, Label, str, tuple[str, ...]], bool] = {}
         self._transitions: dict[tuple[Label, Label], Label | None] = {}
         self._together: dict[tuple[Label, Label], bool] = {}
+        self._walls: dict[Label, Label] = {}
         self._starts: dict[Label, bool] = {}
 
     def allowed(self, hook: str, one: Label, two: Label) -> bool:
@@ -91,11 +92,12 @@ class Asker:
 
     def together(self, one: Label, two: Label) -> bool:
         """Tell whether the walls let two domains run at once and exchange, given no history."""
-        key = (one, two) if one <= two else (two, one)
+        both = (one, two) if one <= two else (two, one)
+        key = self._walled(both[0]), self._walled(both[1])
         known = self._together.get(key)
         if known is None:
-            beside = any(_allow(self._stack.admit(new, (old,))) for new, old in (key, key[::-1]))
-            known = beside and _allow(self._stack.admit_bind(key))
+            beside = any(_allow(self._stack.admit(new, (old,))) for new, old in (both, both[::-1]))
+            known = beside and _allow(self._stack.admit_bind(both))
             self._together[key] = known
         return known
 
@@ -128,6 +130,14 @@ class Asker:
                 where = f" ({answer.rule.file}:{answer.rule.line})" if answer.rule.line else ""
                 found[answer.reason + where] = None
         return list(found)
+
+    def _walled(self, label: Label) -> Label:
+        """Return of a label what a wall could ask for: FLASK has none, whatever the context."""
+        if self._flask and label not in self._walls:
+            names = {module.name for module in self._flask}
+            parts = [(name, "" if name in names else text) for name, text in label.parts]
+            self._walls[label] = Label(tuple(parts))
+        return self._walls.get(label, label)
 
     def _asked(self, hook: str, one: Label, two: Label) -> bool:
         plan = self._plans.get(hook)
@@ -187,13 +197,24 @@ class PlainAsker(Asker):
     """
 
     def _asked(self, hook: str, one: Label, two: Label) -> bool:
-        asked = self.requests(hook, one, two)
-        return bool(asked) and all(_allowed(self._stack, each) for each in asked)
+        asked = sorted(self.requests(hook, one, two), key=lambda each: each.tclass not in _FIRST)
+        return bool(asked) and all(self._whole(each) for each in asked)
 
     def opened(self, hook: str, parties: Mapping[str, Label]) -> bool:
         """Tell whether every request of a hook is allowed."""
         asked = expand(HOOKS[hook], parties, self._stack.transition)
         return all(_allowed(self._stack, each) for each in asked)
+
+    def _walled(self, label: Label) -> Label:
+        return label
+
+    def _whole(self, request: Request) -> bool:
+        """Decide a request once: two hooks of a pair ask for much the same."""
+        key = request.subject, request.target, request.tclass, request.permissions
+        known = self._decisions.get(key)
+        if known is None:
+            known = self._decisions[key] = _allowed(self._stack, request)
+        return known
 
 
 def _allowed(stack: Stack, request: Request) -> bool:

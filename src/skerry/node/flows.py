@@ -15,17 +15,19 @@ and into which may have come whatever the policy lets such a domain have.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from skerry.errors import Denied
-from skerry.flow.bits import members
+from skerry.flow.bits import members, union
 from skerry.flow.deadline import Deadline
 from skerry.flow.graph import About, Graph
 from skerry.label import Label
 from skerry.monitor.table import hook_of
+from skerry.node import meeting
+from skerry.node.alike import Alike, Apart
 from skerry.node.asking import Asker, PlainAsker
 from skerry.node.relabels import Relabels
 from skerry.node.setup import Setup
@@ -100,6 +102,7 @@ class SystemFlows:
         """
         self._setup = setup
         self._deadline = deadline
+        self._plainly = plainly
         self._asker = (PlainAsker if plainly else Asker)(setup.stack)
         self._extra = (relabels, operators)
         self._relabels = Relabels(setup, self._asker) if relabels else None
@@ -155,7 +158,7 @@ class SystemFlows:
     def evidence(self, configured: bool = False) -> list[tuple[int, int]]:
         """Return the flows as a checker of certificates takes them: from which set to which.
 
-        What is possible is asked for each pair of labels, of whatever kind has them.
+        What is possible is asked of labels, of whatever kind has them.
         """
         place = {name: 1 << number for number, name in enumerate(self.names)}
         before = [(place[one], place[two]) for one, two in self._wrote]
@@ -168,10 +171,15 @@ class SystemFlows:
         for number, thing in enumerate(self.things):
             alike.setdefault((thing.label, thing.kind, thing.console), []).append(number)
             states.setdefault(thing.name, []).append(number)
-        sets = [(self.things[held[0]], sum(1 << n for n in held)) for held in alike.values()]
+        heads = [self.things[held[0]] for held in alike.values()]
+        sets = [sum(1 << number for number in held) for held in alike.values()]
+        sides = [(thing.label, thing.kind) for thing in heads]
+        rows = meeting.reached(
+            self._setup.stack, sides, lambda one, two: self._sends(heads[one], heads[two])
+        )
         found = []
-        for (one, senders), held in zip(sets, alike.values(), strict=True):
-            reached = sum(receivers for two, receivers in sets if self._sends(one, two))
+        for senders, held, row in zip(sets, alike.values(), rows, strict=True):
+            reached = sum(sets[place] for place in members(row))
             if self._relabels is None:
                 found.append((senders, reached))
             for number in held if self._relabels else ():
@@ -322,22 +330,29 @@ class SystemFlows:
         return not both or self._asker.together(source.label, sink.label)
 
     def _possible(self) -> list[int]:
-        """Ask once for all that have the same labels and are of the same kind."""
+        """Ask once for all pairs that the modules can't tell apart."""
         groups: dict[tuple[Label, str, Label | None], list[int]] = {}
         same: dict[str, int] = {}
         for number, thing in enumerate(self.things):
             console = thing.console if self._extra[1] else None
             groups.setdefault((thing.label, thing.kind, console), []).append(number)
             same[thing.name] = same.get(thing.name, 0) | 1 << number
-        sets = {key: sum(1 << number for number in held) for key, held in groups.items()}
+        heads = [self.things[held[0]] for held in groups.values()]
+        sets = [sum(1 << number for number in held) for held in groups.values()]
+        stack, sides = self._setup.stack, [(thing.label, thing.kind) for thing in heads]
+        alike = Apart(len(heads)) if self._plainly else Alike(stack, sides)
+        answers: dict[Hashable, bool] = {}
         rows = [0] * len(self.things)
-        for held in groups.values():
+        for place, held in enumerate(groups.values()):
             if self._deadline:
                 self._deadline.check()
-            row = 0
-            for key, others in groups.items():
-                if self._sends(self.things[held[0]], self.things[others[0]]):
-                    row |= sets[key]
+            reached = 0
+            for key, cell in alike.cells(place):
+                if key not in answers:
+                    other = heads[(cell & -cell).bit_length() - 1]
+                    answers[key] = self._sends(heads[place], other)
+                reached |= cell if answers[key] else 0
+            row = reached if len(groups) == len(self.things) else union(sets, reached)
             for number in held:
                 own = same[self.things[number].name]
                 rows[number] = row & ~own | self._relabelled(number, own & ~(1 << number))
