@@ -16,7 +16,7 @@ from skerry.label import Label
 from skerry.monitor.domain import ALIVE, Domain, Resource
 from skerry.monitor.ends import Detaching, lent
 from skerry.monitor.journal import Journal
-from skerry.monitor.mediate import Grant, Mediator
+from skerry.monitor.mediate import Grant, Mediator, failure
 from skerry.monitor.protocols import AuditLog, Bridges, Decider, Kind, Overflow
 from skerry.monitor.table import MAX_CHANNELS, Channel, ChannelTable, Phase
 
@@ -147,6 +147,10 @@ class Binder:
                 self._cut(channel, f"it could not be attached: {error}")
             else:
                 self._drop(channel)
+            # Where it was allowed, and came to nothing, nobody has recorded that yet.
+            if isinstance(error, Denied) and channel.record and not error.record:
+                denied = failure(channel.hook, error, channel.about)
+                error.record = await self.mediator.deny(denied)
             raise
         return channel
 
@@ -156,23 +160,17 @@ class Binder:
         grant = await self.mediator.permit(
             channel.hook, lambda: self.channels.parties(channel), about
         )
+        channel.generation, channel.record = grant.generation, grant.record
         sink = channel.sink
         makers = sink.bridges if isinstance(sink, Resource) else self._bridges[channel.kind]
-        try:
-            self._still_wanted(channel)
-            how = channel.one_way, channel.overflow
-            channel.bridge = makers.mint(*how, size=channel.size, source=channel.source.name)
-        except Denied as error:
-            self.mediator.failed(channel.hook, error, **about)
-            raise
+        self._still_wanted(channel)
+        how = channel.one_way, channel.overflow
+        channel.bridge = makers.mint(*how, size=channel.size, source=channel.source.name)
         channel.phase = Phase.LIVE
-        channel.generation = grant.generation
-        channel.record = grant.record
         channel.since = self._clock()
         self._bound(channel)
 
     def _bound(self, channel: Channel) -> None:
-        channel.wrote(channel.source.label)  # before anybody else is asked for the resource
         if channel.for_s is not None:
             left = channel.since + channel.for_s - self._clock()
             channel.timer = asyncio.get_running_loop().call_later(left, self._expire, channel)
@@ -181,6 +179,7 @@ class Binder:
         """Go on with a channel that was live before a restart; its bridge has both twins."""
         self.channels.enter(channel)
         channel.phase = Phase.LIVE
+        channel.wrote(channel.source.label)
         self._bound(channel)
 
     @contextlib.asynccontextmanager
@@ -212,6 +211,9 @@ class Binder:
         machines = [d.require(channel.states, "attach a channel") for d in channel.machines]
         what = channel.number, channel.kind, channel.port
         await bridge.open(channel.number)
+        self._still_wanted(channel)
+        channel.wrote(channel.source.label)  # it will have it; until here it may yet be refused
+        await self._journal.lending(channel)
         self._still_wanted(channel)
         channel.attaching = True
         try:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import enum
 from collections.abc import Callable, Collection
+from typing import Any
 
 from skerry.errors import Denied, StateError
 from skerry.label import Label
@@ -44,7 +45,8 @@ class Domain:
     `admitted` is true from the Chinese Wall's yes until the machine has ended: only then does the
     label count as running; that of the node's own services never does. `gone` is set once the end
     was noted. `since` is the clock's time of the last change of state, `started` that of the start
-    that was asked for, in seconds. `keeps` and `written` are a resource's.
+    that was asked for, in seconds. `channels` are those in the table, by number. `keeps` and
+    `written` are a resource's.
     """
 
     keeps = False
@@ -59,6 +61,7 @@ class Domain:
         self.machine: Machine | None = None
         self.end: Exit | None = None
         self.gone = asyncio.Event()
+        self.channels: dict[int, Any] = {}  # the table's `Channel`s
         self._state = State.STARTING
 
     @property
@@ -89,8 +92,8 @@ class Domain:
 class Resource(Domain):
     """What the host gives to domains: the sink of a channel that has no machine and never ends.
 
-    `kind` is that of every use of it, which `bridges` mint. `written` are the labels that have
-    written it: who uses it exchanges with each of them. `keeps`: what is written can be read.
+    `kind` is that of every use of it, which `bridges` mint. `written` are the labels that have had
+    it to write: who uses it exchanges with each of them. `keeps`: what is written can be read.
     """
 
     keeps = True

@@ -29,6 +29,9 @@ class Journal:
     async def minted(self, channel: Channel) -> None:
         """Keep its twins where they outlive the node, before any machine has an end."""
 
+    async def lending(self, channel: Channel) -> None:
+        """Remember what it may write, before any machine has an end."""
+
     async def live(self, channel: Channel) -> None:
         """Both machines have their ends; after a restart it goes on."""
 

@@ -130,12 +130,15 @@ class Mediator:
         """Record a refusal and return its explanation; what can't be recorded is refused too."""
         explanation = explain_for(verdict, parties)
         fields = self._fields(verdict, parties, about) | {"why": explanation.as_dict()}
+        return msgspec.structs.replace(explanation, record=await self.deny(fields))
+
+    async def deny(self, fields: Mapping[str, object]) -> int:
+        """Record a denial and return its number; 0 if it could only be noted."""
         try:
-            record = await self.audit.append("deny", fields)
+            return await self.audit.append("deny", fields)
         except Exception:
             self.audit.note("deny", fields)
-            return explanation
-        return msgspec.structs.replace(explanation, record=record)
+            return 0
 
     def _fields(
         self, verdict: Verdict, parties: Parties, about: Mapping[str, object]
@@ -152,8 +155,12 @@ class Mediator:
 
     def failed(self, hook: str, error: Denied, **about: object) -> None:
         """Record a denial that no module decided: a limit, a missing layer, a transport."""
-        why = {"code": error.code, "sentence": error.message}
-        self.audit.note("deny", {"hook": hook, **about, "why": why})
+        self.audit.note("deny", failure(hook, error, about))
+
+
+def failure(hook: str, error: Denied, about: Mapping[str, object]) -> dict[str, object]:
+    """Return what the trail says of a denial that no module decided."""
+    return {"hook": hook, **about, "why": {"code": error.code, "sentence": error.message}}
 
 
 async def judge(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from skerry.errors import LimitReached, NotFound
 from skerry.label import Label
@@ -43,7 +42,7 @@ class Phase(enum.Enum):
 
 
 class Channel:
-    """One channel. `generation` is that of the decision which made it live (0 before).
+    """One channel. `generation` and `record` are those of the decision that allowed it (0 before).
 
     `attaching` is true while its machines are taking their ends. `for_s` bounds a grant: so many
     seconds after it went live it is cut; None is no bound. `overflow` is what a one-way stream
@@ -104,13 +103,18 @@ class Channel:
         label: Callable[[Domain], Label] = lambda end: end.label,
         carry: Callable[[Label], Label] = lambda writer: writer,
     ) -> dict[str, Label]:
-        """Return whom its hook is asked about, by the labels of its ends and of its writers."""
-        writers = enumerate(sorted(map(carry, self.sink.written)))
+        """Return whom its hook is asked about, by the labels of its ends and of its writers.
+
+        Who is being given the resource to write counts already, though it may not get it.
+        """
+        uses: Iterable[Channel] = self.sink.channels.values() if self.sink.keeps else ()
+        others = (use for use in uses if use.writes and use.phase is Phase.LIVE and use is not self)
+        writers = {*map(carry, self.sink.written), *(label(use.source) for use in others)}
         ends = {"source": label(self.source), "sink": label(self.sink)}
-        return ends | {f"{WRITER}{number}": writer for number, writer in writers}
+        return ends | {f"{WRITER}{number}": each for number, each in enumerate(sorted(writers))}
 
     def wrote(self, label: Label) -> None:
-        """Count a label that may write among those that have written the resource."""
+        """Count a label that has it to write among those that have written the resource."""
         if self.writes:
             self.sink.written |= {label}
 
@@ -143,7 +147,6 @@ class ChannelTable:
         self._remembers = remembers
         self._next = 1
         self._channels: dict[int, Channel] = {}
-        self._ends: defaultdict[Domain, dict[int, Channel]] = defaultdict(dict)
 
     def __iter__(self) -> Iterator[Channel]:
         return iter(list(self._channels.values()))
@@ -164,7 +167,7 @@ class ChannelTable:
         """Enter a channel that has its number; later ones get higher numbers."""
         self._channels[channel.number] = channel
         for domain in channel.ends:
-            self._ends[domain][channel.number] = channel
+            domain.channels[channel.number] = channel
         self.skip(channel.number)
 
     def skip(self, number: int) -> None:
@@ -207,7 +210,7 @@ class ChannelTable:
 
     def of(self, domain: Domain) -> list[Channel]:
         """Return the channels with an end in this incarnation of a domain."""
-        return list(self._ends[domain].values()) if domain in self._ends else []
+        return list(domain.channels.values())
 
     def port_taken(self, domain: Domain, port: str) -> bool:
         """Say whether one of the domain's channels already has this port name."""
@@ -217,7 +220,4 @@ class ChannelTable:
         """Take a channel out of the table. Idempotent."""
         self._channels.pop(channel.number, None)
         for domain in channel.ends:
-            held = self._ends.get(domain, {})
-            held.pop(channel.number, None)
-            if not held:
-                self._ends.pop(domain, None)
+            domain.channels.pop(channel.number, None)

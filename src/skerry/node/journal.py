@@ -172,11 +172,7 @@ class NodeJournal(Journal):
             await self.write("numbers", {"channel": channel.number + NUMBERS - 1})
 
     async def minted(self, channel: Channel) -> None:
-        """Remember what it may write, and give the twins to the supervisor.
-
-        Raises `TransportError` or another `Denied`.
-        """
-        await self.written()
+        """Give the twins to the supervisor. Raises `TransportError`."""
         with contextlib.ExitStack() as stack:
             # A cut closes the bridge's own while this waits; their numbers may be others' then.
             twins = {}
@@ -192,6 +188,11 @@ class NodeJournal(Journal):
                 ) from None
         if channel.bridge is None:  # the cut may have been told before
             self.drop(*twins)
+
+    async def lending(self, channel: Channel) -> None:
+        """Remember who may write what it leads to. Raises a `Denied`."""
+        if channel.writes:
+            await self.written()
 
     async def live(self, channel: Channel) -> None:
         """Write down that a channel is live."""

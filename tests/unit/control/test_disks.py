@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ from typing import cast
 import msgspec
 import pytest
 
+from skerry.channel.transport import unix_waiting
 from skerry.device.disk.header import BadImage
 from skerry.device.disk.keys import Keys
 from skerry.device.disk.uses import DiskUses, Means
@@ -116,3 +118,42 @@ def test_what_is_released_is_the_disk_that_was_asked_about(tmp_path: Path, other
         )
 
     disks(tmp_path, scene)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
+def test_who_is_refused_an_image_is_not_listed_as_its_writer(tmp_path: Path, kind: str) -> None:
+    """By the real judge of images; the denial has a record. The control: it is served."""
+
+    async def scene(host: Host) -> None:
+        file = tmp_path / "vault.img"
+        if kind == "folder":
+            file.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(file)
+        resource = host.node.monitor.resources["vault"]
+        served = resource.bridges
+        vault = Vault(host, file)
+        vault.uses.means = vault.uses.means._replace(waiting=lambda: unix_waiting(tmp_path))
+        vault.resource = resource
+        resource.bridges = vault.uses
+        vault.take_over()
+        (refused,) = await host.node.up(lambda event: None)
+        assert "vault.img" in refused.text
+        assert "DISK-IMAGE" in refused.text
+        with pytest.raises(BadImage) as denied:
+            await host.handle(wire.Connect("a", "vault"), Client("op"))
+        (*_, deny) = host.audit.events("deny")
+        assert cast("dict[str, str]", deny["why"])["code"] == "DISK-IMAGE"
+        assert denied.value.record
+        assert (await listed(host), resource.written) == ([], frozenset())
+        resource.bridges = served
+        await host.handle(wire.Connect("a", "vault"), Client("op"))
+        assert await listed(host) == ["red"]
+
+    disks(tmp_path, scene)
+
+
+async def listed(host: Host) -> object:
+    """Return who has written the disk, as `disk list` says."""
+    (row,) = cast("list[dict[str, object]]", await host.handle(wire.Disks(), Client("op")))
+    return row["written"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import pytest
@@ -24,7 +24,7 @@ from skerry.xsm.dummy import DummyModule
 from skerry.xsm.stack import History, Stack
 from tests.support.left import Store
 from tests.support.monitor import World, label
-from tests.support.resources import ToyUses
+from tests.support.resources import ToyUse, ToyUses
 
 DISK = ResourceSpec("vault", "disk", "vault", file="/srv/vault.img")
 ANY = Stack([DummyModule()])
@@ -117,6 +117,40 @@ def test_a_writer_is_on_disk_before_a_machine_has_its_end(tmp_path: Path) -> Non
         assert seen == [{"a"}]
         await scene.world.monitor.relabel(scene.world.operator, "a", label("b"))
         assert scene.on_disk() == {"a", "b"}
+        scene.world.close()
+        await scene.world.monitor.settle()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_who_is_refused_when_it_is_served_is_never_on_disk(tmp_path: Path, refuses: bool) -> None:
+    """Not even for a moment, in which a kill would leave it there; the control: it is served."""
+
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        await scene.begin(tmp_path)
+        mint, seen = scene.uses.mint, []
+
+        def minting(one_way: bool, overflow: str = "block", **how: Any) -> ToyUse:
+            use = mint(one_way, overflow, **how)
+
+            async def open_(channel: int) -> None:
+                seen.append(scene.on_disk())
+                if refuses:
+                    raise Denied("it is in use")
+
+            use.open = open_  # type: ignore[method-assign]
+            return use
+
+        scene.uses.mint = minting  # type: ignore[method-assign]
+        if refuses:
+            with pytest.raises(Denied, match="in use"):
+                await scene.world.monitor.bind("a", "vault")
+        else:
+            await scene.world.monitor.bind("a", "vault")
+        assert seen == [set()]
+        assert scene.on_disk() == (set() if refuses else {"a"})
         scene.world.close()
         await scene.world.monitor.settle()
 

@@ -15,8 +15,10 @@ import stat
 import struct
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
+from skerry.device.disk.clusters import check_clusters
 from skerry.device.disk.header import HEADER_BYTES, BadImage, check_qcow2, check_raw
 from skerry.errors import Denied
 from skerry.system.model import ResourceSpec
@@ -89,12 +91,14 @@ def open_image(spec: ResourceSpec, writes: bool, *, judge: bool = True) -> Image
     try:
         if not new:
             _judge_kind(path, descriptor)
+        # Before it is judged: what somebody else writes meanwhile is never whole.
+        locks = _lock(descriptor, path, writes, spec.shared)
+        if not new:
             new = judge and _is_empty(descriptor, spec, writes)
             if new:
                 _extend(descriptor, spec)
             elif judge:
                 _judge(path, descriptor, spec)
-        locks = _lock(descriptor, path, writes, spec.shared)
         return Image(path.resolve(), descriptor, new, locks)
     except BaseException:
         os.close(descriptor)
@@ -145,12 +149,18 @@ def _judge(path: Path, descriptor: int, spec: ResourceSpec) -> None:
     untrusted = os.pread(descriptor, HEADER_BYTES, 0)
     length = os.fstat(descriptor).st_size
     try:
-        if spec.format == "raw" or spec.encrypted:  # what LUKS holds only the daemon sees
-            check_raw(length, untrusted, spec.encrypted)
+        if spec.format == "raw":
+            check_raw(length, untrusted, spec.encrypted, spec.size)
+        elif spec.encrypted:  # what LUKS holds only the daemon sees
+            check_raw(length, untrusted, encrypted=True)
         else:
-            check_qcow2(length, untrusted)
+            layout = check_qcow2(length, untrusted, spec.size)
+            check_clusters(partial(os.pread, descriptor), length, layout)
     except BadImage as error:
-        raise BadImage(f"{path} {error.message}", fix="give a whole image of that format") from None
+        fix = error.fix or "give a whole image of that format"
+        raise BadImage(f"{path} {error.message}", fix=fix) from None
+    except OSError as error:
+        raise BadImage(f"{path} cannot be read: {error.strerror}", fix="mend its disk") from None
 
 
 def _words(error: OSError) -> str:
