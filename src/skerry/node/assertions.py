@@ -3,7 +3,7 @@
 There are those of the system file, about its domains, and those of a policy, about its labels. The
 flows that count for the first are not those that the file configures but all that the policy would
 let an operator bind between the file's domains: an assertion that holds stays true under
-`connect`. Labels given later (`relabel`) are covered by the policy's own, see docs/flow.md.
+`connect`. Of labels given later it is asked again: see `skerry.node.live_labels`.
 
 The rule this module keeps: what can't be proven, for whatever reason, does not hold.
 """

@@ -26,6 +26,7 @@ from skerry.node.consoles import asked_now, may_read, question
 from skerry.node.hypercalls import Hypercalls
 from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
+from skerry.node.live_labels import LiveLabels
 from skerry.node.proving import Proven, prove_change
 from skerry.node.resources import Resources
 from skerry.node.sessions import Sessions
@@ -77,6 +78,7 @@ class Changing:
         self.hypercalls = Hypercalls(monitor, lambda: self.setup, journal)
         monitor.withdrawn = self._withdrawn
         monitor.most = self._most_channels
+        self.labels = LiveLabels(monitor, lambda: self.setup)
         self._keeper = keeper
         self._changing = asyncio.Lock()  # held from what is proposed until it is in force
         self._clock = clock
@@ -106,24 +108,30 @@ class Changing:
 
         `change` is applied to the policy in force, in a thread, and again if another one came
         into force meanwhile: no change is ever undone by one that did not know it. `what` names
-        it in the trail. What is asserted is proven before, see `skerry.node.proving`. With
-        `adopting`, a whole system's setup comes into force in the same step, and it is its
-        assertions that must hold.
+        it in the trail. What is asserted is proven before of the labels that domains have now, see
+        `skerry.node.proving`. With `adopting`, a whole system's setup comes into force in the same
+        step, and it is its assertions that must hold of its labels.
         """
         began = self._clock()
         await self.require(hook, operator, what)
         for _ in range(MAX_TRIES):
-            setup = self.setup
-            after = adopting.wanted if adopting else setup
-            proven = await self._proven(hook, setup, change, after, what)
-            if self.setup is not setup:
+            setup, live = self.setup, self.labels.now()
+            before, after = (setup, adopting.wanted) if adopting else (live, live)
+            proven = await self._proven(hook, before, change, after, what)
+
+            def is_checked(setup: Setup = setup, live: Setup = live) -> bool:
+                return self.setup is setup and (bool(adopting) or self.labels.are(live))
+
+            if not is_checked():
                 continue
             try:
-                loading = self._load(setup, hook, operator, proven, what, evict, dry_run, adopting)
+                loading = self._load(
+                    is_checked, live, hook, operator, proven, what, evict, dry_run, adopting
+                )
                 # What has come into force goes on to cut, whatever becomes of who asked for it.
                 done = await asyncio.shield(asyncio.ensure_future(loading))
             except StaleGeneration:
-                if self.setup is setup:  # it was not another policy that came in between
+                if is_checked():  # it was no other policy or label that came in between
                     raise
                 continue
             return {**done, "seconds": self._clock() - began}
@@ -156,7 +164,8 @@ class Changing:
 
     async def _load(
         self,
-        checked: Setup,
+        is_checked: Callable[[], bool],
+        live: Setup,
         hook: str,
         operator: Label,
         proven: Proven,
@@ -172,8 +181,14 @@ class Changing:
         new: Setup | None = None
         changing = contextlib.AsyncExitStack()
 
+        def require_checked() -> None:
+            # Signature and assertions were checked for that setup and those labels, and no other.
+            if not is_checked():
+                raise StaleGeneration("the system changed meanwhile", fix="try again")
+
         async def durable(labels: Mapping[Domain, Label]) -> None:
             nonlocal new
+            require_checked()  # no label is given from here on until it is in force
             new = adopting.merged(policy) if adopting else carried(self.setup, policy)
             # Before the setup, with which a restart goes on; and last, so that nothing that was
             # exchanged meanwhile is left out.
@@ -187,6 +202,7 @@ class Changing:
             # First of all: from here on this is what the next change is made of.
             assert new is not None  # it was made durable
             before, self.setup = self.setup, new
+            self.labels.proven(new, (new if adopting else carried(live, policy)).labels)
             self.resources.stack = new.stack
             if adopting:
                 adopting.taken(before)
@@ -207,9 +223,7 @@ class Changing:
         async with changing:  # the next change may go on, also where this can't be undone
             if not dry_run:
                 await changing.enter_async_context(self._changing)
-                # Signature and assertions were checked for that setup and no other.
-                if self.setup is not checked:
-                    raise StaleGeneration("the system changed meanwhile", fix="try again")
+                require_checked()
                 self._require_base(adopting)
             lost = {} if adopting else self._require_operators(operator, policy, evict or dry_run)
             candidate = decider.candidate(stack, policy.sources, loading=not dry_run)
@@ -261,6 +275,7 @@ class Changing:
             if self._keeper is not None:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)
             before, self.setup = self.setup, new
+            self.labels.proven(new, new.labels)
             adopting.taken(before)
             self.hypercalls.follow()
             await self._judge_sessions("the system file changed")

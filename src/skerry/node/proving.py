@@ -117,12 +117,26 @@ def require_holding(defined: Setup, kept: Mapping[str, Label] | None = None) -> 
             raise InputError([Problem(one.file, one.line, one.text + shown) for one in broken])
 
 
-def _failed(error: Exception) -> Denied:
+def prove_labels(setup: Setup, hook: str, deadline: Deadline | None = None) -> None:
+    """Prove a setup's assertions of the labels in it, before one of them is given.
+
+    Raises `Refused` with the paths if one does not hold, `AnalysisFailed` if that can't be told.
+    """
+    try:
+        broken = violations(setup, deadline)
+    except Exception as error:  # whatever fails in deciding is a refusal
+        raise _failed(error, "give another label, or assert less") from error
+    if broken:
+        raise refused(broken, hook)
+
+
+def _failed(
+    error: Exception,
+    fix: str = "assert less, or of fewer labels; a policy that only takes away needs no proof",
+) -> Denied:
     code = error.code if isinstance(error, TookTooLong) else AnalysisFailed.code
     return AnalysisFailed(
-        f"the assertions could not be proven: {_words(error)}",
-        fix="assert less, or of fewer labels; a policy that only takes away needs no proof",
-        code=code,
+        f"the assertions could not be proven: {_words(error)}", fix=fix, code=code
     )
 
 
