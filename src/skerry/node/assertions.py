@@ -92,12 +92,13 @@ def claims_of(setup: Setup) -> list[Claim]:
 def load_proven(path: Path) -> Setup:
     """Load a system under which all that is asserted holds.
 
-    Raises `InputError` with every problem, and as `violations` does.
+    Raises `Refused` with the paths where something does not, `InputError` with every problem of the
+    files, and as `violations` does.
     """
     setup = load_setup(path)
     broken = violations(setup)
     if broken:
-        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
+        raise refused(broken)
     return setup
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from skerry.errors import Denied, InputError, Problem, SkerryError
+from skerry.errors import Denied, InputError, SkerryError
 from skerry.flow.deadline import Deadline, TookTooLong
 from skerry.label import Label
 from skerry.node.assertions import AnalysisFailed, count, refused, violations
@@ -106,15 +106,16 @@ def staying(wanted: Setup, before: Setup, names: Iterable[str]) -> Setup:
 def require_holding(defined: Setup, kept: Mapping[str, Label] | None = None) -> None:
     """Prove what a file asserts of a setup, and of what becomes of it where steps are refused.
 
-    `kept` holds the domains that go on under another label than the setup's. Raises `InputError`
-    with the assertions that do not hold, and as `violations` does.
+    `kept` holds the domains that go on under another label than the setup's. Raises `Refused` with
+    the paths of the assertions that do not hold, and as `violations` does.
     """
     kept = kept or {}
     running = msgspec.structs.replace(defined, labels={**defined.labels, **kept})
     shown = "".join(f"; {name} keeps the label {label}" for name, label in sorted(kept.items()))
     for setup in [defined] if running.labels == defined.labels else [defined, running]:
         if broken := violations(setup):
-            raise InputError([Problem(one.file, one.line, one.text + shown) for one in broken])
+            kept_as = [msgspec.structs.replace(one, text=one.text + shown) for one in broken]
+            raise refused(kept_as, "policy_load")
 
 
 def prove_labels(setup: Setup, hook: str, deadline: Deadline | None = None) -> None:
