@@ -48,7 +48,8 @@ def planned(setup: Setup) -> list[Step]:
 def check(system: Path, as_json: bool) -> None:
     """Parse SYSTEM and its policy and prove its assertions; report every problem.
 
-    A wrong file is exit code 2, an assertion that does not hold 3, with its path and rules. What the policy refuses is a warning: `up` would start the rest without it.
+    A wrong file is exit code 2, an assertion that does not hold 3, with its path and rules. What
+    the policy refuses is a warning: `up` would start the rest without it.
     """
     from skerry.node.assertions import count
 

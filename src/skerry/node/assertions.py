@@ -25,7 +25,7 @@ from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
 from skerry.node.flows import SystemFlows
 from skerry.node.setup import Setup, carried, load_setup
-from skerry.policy.asserted import Assertions
+from skerry.policy.asserted import Asserted, Assertions
 from skerry.policy.fitness import absent, lacking, lets_unknown_pass
 from skerry.policy.opening import opens_nothing
 from skerry.policy.source import NewBooleans, Policy, changed
@@ -75,18 +75,19 @@ def permitted_flows(setup: Setup) -> dict[str, set[str]]:
 
 
 def claims_of(setup: Setup) -> list[Claim]:
-    """Return the file's assertions as claims, in its order."""
+    """Return the file's assertions as claims, in its order. Raises `InputError`."""
     system = setup.system
-    return [
-        Claim(
-            (one.source,),
-            (one.sink,),
-            one.except_,
-            str(system.path),
-            system.line(("assert", number, "never")),
-        )
-        for number, one in enumerate(system.asserts)
-    ]
+    return _claims(
+        [
+            Asserted(
+                f"{one.source} -> {one.sink}",
+                one.except_,
+                str(system.path),
+                system.line(("assert", number, "never")),
+            )
+            for number, one in enumerate(system.asserts)
+        ]
+    )
 
 
 def load_proven(path: Path) -> Setup:
@@ -149,7 +150,7 @@ def policy_violations(policy: Policy, deadline: Deadline | None = None) -> list[
         asserted = source.assertions
         if asserted and asserted.written:
             try:
-                claims = _claims(asserted)
+                claims = _claims(asserted.written)
                 graph = _graph(Stack([module]), asserted, limit)
                 broken += _broken(graph, claims, limit)
             except InputError as error:
@@ -193,10 +194,10 @@ def refused(broken: Sequence[Violation], hook: str = "") -> Refused:
     return error
 
 
-def _claims(asserted: Assertions) -> list[Claim]:
+def _claims(written: Sequence[Asserted]) -> list[Claim]:
     problems: list[Problem] = []
     claims: list[Claim] = []
-    for one in asserted.written:
+    for one in written:
         try:
             claims.append(never_claim(one.never, one.except_, one.file, one.line))
         except InputError as error:

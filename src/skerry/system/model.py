@@ -158,7 +158,10 @@ class ServiceSpec(msgspec.Struct, frozen=True):
 
 
 class Assertion(msgspec.Struct, frozen=True):
-    """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`."""
+    """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`.
+
+    Each is as it was written: names, labels and patterns, set apart by commas.
+    """
 
     source: str
     sink: str

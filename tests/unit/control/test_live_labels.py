@@ -212,6 +212,28 @@ def test_a_relabel_whose_proof_fails_is_refused_on_record(
     play(tmp_path, scene, POLICY, SYSTEM)
 
 
+def test_a_label_that_is_asserted_of_stands_for_who_has_it_now(tmp_path: Path) -> None:
+    """A relabel that leaves a side without anybody is refused, since nothing can be proven of it.
+    The control: another has it as well."""
+    system = PLAIN + '[[assert]]\nnever = "hi -> lo"\n'
+    second = '[domains.second]\nlabel = "hi"\nmachine = "simulator"\n'
+
+    async def scene(host: Host) -> None:
+        await host.up()
+        with pytest.raises(AnalysisFailed, match=r"system\.toml:17: there is no label 'hi'"):
+            await relabel(host, "vault", "high-own")
+        assert label(host, "vault") == "hi"
+
+    async def control(host: Host) -> None:
+        await host.up()
+        await relabel(host, "vault", "high-own")
+        with pytest.raises(Refused, match="second -> clerk -> web"):
+            await relabel(host, "clerk", "both")
+
+    play(tmp_path, scene, POLICY, system)
+    play(tmp_path, control, POLICY, system.replace("[domains.v", f"{second}[domains.v"))
+
+
 class Gate:
     """Holds a proof up in its thread until it is let go; those after it go on."""
 
