@@ -46,8 +46,8 @@ class Proof(msgspec.Struct, frozen=True):
 def prove(graph: Graph, claim: Claim, *, history: bool = False, check: Check = unbounded) -> Proof:
     """Prove a claim or find a path that breaks it, a shortest one. Raises `InputError`.
 
-    With `history` a path breaks it only if no Chinese Wall with history closes the path; without,
-    such walls count for each exchange by itself, which errs to the safe side.
+    With `history`, or a claim's own, a path breaks it only if no Chinese Wall with history closes
+    the path; without, such walls count for each exchange by itself, which errs to the safe side.
     """
     sides = resolve(claim, graph, check)
     named = graph.named
@@ -55,8 +55,10 @@ def prove(graph: Graph, claim: Claim, *, history: bool = False, check: Check = u
     closed = closure(graph.rows, graph.back, sides.sources, sides.trusted)
     if not closed & sides.sinks:
         return Proof(claim, *found, closed=named(closed))
-    ask = open_path if history else shortest_path
-    path = graph.named_path(ask(graph, sides.sources, sides.sinks, sides.trusted))
+    ends = sides.sources, sides.sinks, sides.trusted
+    counts = history or claim.history
+    found_path = open_path(graph, *ends, check) if counts else shortest_path(graph, *ends)
+    path = graph.named_path(found_path)
     return Proof(claim, *found, path=path, by_history=not path)
 
 

@@ -84,6 +84,7 @@ def claims_of(setup: Setup) -> list[Claim]:
                 one.except_,
                 str(system.path),
                 system.line(("assert", number, "never")),
+                one.history,
             )
             for number, one in enumerate(system.asserts)
         ]
@@ -199,12 +200,16 @@ def _claims(written: Sequence[Asserted]) -> list[Claim]:
     claims: list[Claim] = []
     for one in written:
         try:
-            claims.append(never_claim(one.never, one.except_, one.file, one.line))
+            claims.append(_claim(one))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
     return claims
+
+
+def _claim(one: Asserted) -> Claim:
+    return never_claim(one.never, one.except_, one.file, one.line, history=one.history)
 
 
 def require_rules(stack: Stack, options: Options) -> None:

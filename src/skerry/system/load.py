@@ -249,9 +249,10 @@ def _assertion(table: Section) -> Assertion:
     for text in except_:
         if not _names_something(text):
             table.problem("except", f"except names nothing in {echo(text)}")
+    history = table.flag("history", False)
     table.end()
     source, sink = sides or ("", "")
-    return Assertion(source, sink, except_)
+    return Assertion(source, sink, except_, history)
 
 
 def _names_something(text: str) -> bool:

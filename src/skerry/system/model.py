@@ -160,12 +160,14 @@ class ServiceSpec(msgspec.Struct, frozen=True):
 class Assertion(msgspec.Struct, frozen=True):
     """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`.
 
-    Each is as it was written: names, labels and patterns, set apart by commas.
+    Each is as it was written: names, labels and patterns, set apart by commas. With `history`,
+    walls with history close whole paths.
     """
 
     source: str
     sink: str
     except_: tuple[str, ...] = ()
+    history: bool = False
 
 
 class Alarm(msgspec.Struct, frozen=True):
