@@ -19,12 +19,13 @@ import pytest
 from skerry.audit.disk import Disk
 from skerry.audit.writer import AuditTrail
 from skerry.deaths import DEATHS
-from skerry.errors import AuditUnavailable, Denied, InputError
+from skerry.errors import AuditUnavailable, Denied
 from skerry.machine.simulator.disk import SimulatedDisk
 from skerry.node.opening import Opened, World, open_node
 from skerry.policy.source import NewPolicy
 from skerry.supervisor.client import SupervisorClient
 from skerry.system.model import System
+from skerry.xsm.explain import Refused
 from tests.fault.inside import in_process
 from tests.fault.laws import Laws
 from tests.fault.oracle import Fact, Ledger, policy_text, system_text
@@ -170,7 +171,7 @@ def test_a_node_opens_no_system_whose_assertion_does_not_hold(
     (tmp_path / "wide.toml").write_text(policy_text("wide"))
     monkeypatch.setenv("SKERRY_HOME", str(tmp_path))
     world = Scene(tmp_path)
-    with pytest.raises(InputError, match="never d1 -> d3 does not hold: d1 -> d3"):
+    with pytest.raises(Refused, match="never d1 -> d3 does not hold: d1 -> d3"):
         asyncio.run(world.begin())
 
 

@@ -98,12 +98,11 @@ def _explained(error: SkerryError) -> tuple[str, dict[str, Any]]:
         found["problems"] = [problem._asdict() for problem in error.problems]
         return "\n".join(f"error: {problem}" for problem in error.problems), found
     if isinstance(error, Denied):
-        from skerry.xsm.explain import explain_error
+        from skerry.control.failure import failed
 
-        explanation = explain_error(error)
-        found |= {"code": error.code, "record": error.record}
-        found["explanation"] = explanation.as_dict()
-        return explanation.text(), found
+        told = failed(error)  # in the words of a node
+        found |= {"code": told.code, "record": told.record, "explanation": told.explanation}
+        return told.text, found
     return f"error: {error}", found
 
 

@@ -21,7 +21,10 @@ system_argument = click.argument("system", type=click.Path(path_type=Path))
 
 
 def checked(path: Path) -> Setup:
-    """Load a system, its policy and its assertions. Raises `InputError` with every problem."""
+    """Load a system, its policy and its assertions.
+
+    Raises `InputError` with every problem, `Refused` where an assertion does not hold.
+    """
     from skerry.node.assertions import load_proven
 
     return load_proven(path)
@@ -45,7 +48,8 @@ def planned(setup: Setup) -> list[Step]:
 def check(system: Path, as_json: bool) -> None:
     """Parse SYSTEM and its policy and prove its assertions; report every problem.
 
-    What the policy refuses is a warning: `up` would start the rest without it.
+    A wrong file is exit code 2, an assertion that does not hold 3, with its path and rules. What
+    the policy refuses is a warning: `up` would start the rest without it.
     """
     from skerry.node.assertions import count
 

@@ -33,7 +33,8 @@ _MAX_COMMAS = 64
 class Claim(msgspec.Struct, frozen=True):
     """Nothing flows from any of `sources` to any of `sinks` but through `trusted`.
 
-    The names may be groups and patterns. `file` and `line` say where the claim was written.
+    The names may be groups and patterns. `file` and `line` say where the claim was written. With
+    `history` a path counts only if no wall with history closes it.
     """
 
     sources: tuple[str, ...]
@@ -41,6 +42,7 @@ class Claim(msgspec.Struct, frozen=True):
     trusted: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    history: bool = False
 
     def __str__(self) -> str:
         sides = f"{','.join(self.sources)} {ARROW} {','.join(self.sinks)}"
@@ -77,7 +79,9 @@ def parse_claim(untrusted: str, file: str = "", line: int = 0) -> Claim:
     return Claim(sides[0], sides[1], sides[2], file, line)
 
 
-def never_claim(never: str, except_: tuple[str, ...], file: str, line: int) -> Claim:
+def never_claim(
+    never: str, except_: tuple[str, ...], file: str, line: int, *, history: bool = False
+) -> Claim:
     """Make the claim of an assertion: `never` is `A -> B`, names set apart by commas.
 
     Raises `InputError` where a side has no name, or too many.
@@ -88,7 +92,7 @@ def never_claim(never: str, except_: tuple[str, ...], file: str, line: int) -> C
         raise InputError([Problem(file, line, f'never must be "A -> B", not {never!r}')])
     if any(len(names) > MAX_NAMES for names in sides):
         raise InputError([Problem(file, line, f"more than {MAX_NAMES} names on one side")])
-    return Claim(*sides, file, line)
+    return Claim(*sides, file, line, history)
 
 
 def parse_claims(untrusted: str, file: str) -> list[Claim]:

@@ -22,11 +22,18 @@ from typing import TYPE_CHECKING
 
 from skerry.errors import SkerryError
 from skerry.flow.bits import bitset, members
+from skerry.flow.deadline import Check, unbounded
 from skerry.flow.graph import Graph
 from skerry.flow.search import closure, shortest_path
 
 if TYPE_CHECKING:
     import clingo
+
+MAX_SOLVED = 1_000_000
+"""Most flows over which clingo looks for a path, which takes it some 10 s and 200 MB; with more the
+question is refused."""
+
+_LOOK_S = 0.05
 
 _PROGRAM = """\
 { pick(S, T) : type(S, T) } 1 :- set(S).
@@ -39,11 +46,13 @@ goal :- reach(X), sink(X).
 """
 
 
-def open_path(graph: Graph, sources: int, sinks: int, avoid: int = 0) -> list[int]:
+def open_path(
+    graph: Graph, sources: int, sinks: int, avoid: int = 0, check: Check = unbounded
+) -> list[int]:
     """Return a path that no wall with history closes, or an empty list if there is none.
 
     Each leg is a shortest one among those that touch the same types. Raises `SkerryError` where
-    clingo is needed and missing, or can't tell.
+    clingo is needed and missing, or can't tell, and what `check` does, also while clingo searches.
     """
     plain = shortest_path(graph, sources, sinks, avoid)
     if not plain or is_open(graph, plain):
@@ -52,7 +61,8 @@ def open_path(graph: Graph, sources: int, sinks: int, avoid: int = 0) -> list[in
     while True:
         origins = bitset(begun)
         ends = sinks | graph.forgets & ~(origins | avoid)
-        leg = _open_leg(graph, origins, ends, avoid | graph.forgets)
+        check()
+        leg = _open_leg(graph, origins, ends, avoid | graph.forgets, check)
         if not leg:
             return []
         path = [*begun[leg[0]], *leg[1:]]
@@ -61,11 +71,11 @@ def open_path(graph: Graph, sources: int, sinks: int, avoid: int = 0) -> list[in
         begun[leg[-1]] = path
 
 
-def _open_leg(graph: Graph, sources: int, sinks: int, avoid: int) -> list[int]:
+def _open_leg(graph: Graph, sources: int, sinks: int, avoid: int, check: Check) -> list[int]:
     plain = shortest_path(graph, sources, sinks, avoid)
     if not plain or _holds_one(graph, plain):
         return plain
-    picked = _solve(graph, sources, sinks, avoid)
+    picked = _solve(graph, sources, sinks, avoid, check)
     if picked is None:
         return []
     allowed = (1 << len(graph.names)) - 1
@@ -91,13 +101,15 @@ def _holds_one(graph: Graph, leg: Sequence[int]) -> bool:
     return all(sum(bool(held & nodes) for held in types) < 2 for types in graph.conflicts)
 
 
-def _solve(graph: Graph, sources: int, sinks: int, avoid: int) -> dict[int, int] | None:
+def _solve(
+    graph: Graph, sources: int, sinks: int, avoid: int, check: Check
+) -> dict[int, int] | None:
     """Return the type of each conflict set with which there is a path; None if there is none."""
     control = _control()
     # Only what lies on some way from the sources to the sinks can matter.
     ahead = closure(graph.rows, graph.back, sources, avoid & ~sinks)
     between = ahead & closure(graph.back, graph.rows, sinks, avoid & ~sources)
-    facts = "".join(_facts(graph, sources & between, sinks & between, between))
+    facts = "".join(_facts(graph, sources & between, sinks & between, between, check))
     control.add("base", [], _PROGRAM + facts)
     control.ground([("base", [])])
     picked: dict[int, int] = {}
@@ -107,13 +119,16 @@ def _solve(graph: Graph, sources: int, sinks: int, avoid: int) -> dict[int, int]
             one, two = symbol.arguments
             picked[one.number] = two.number
 
-    found = control.solve(on_model=keep)
+    with control.solve(on_model=keep, async_=True) as search:  # left early, it is given up
+        while not search.wait(_LOOK_S):
+            check()
+        found = search.get()
     if not found.satisfiable and not found.unsatisfiable:
         raise SkerryError("clingo can't tell whether walls with history close every path")
     return picked if found.satisfiable else None
 
 
-def _facts(graph: Graph, sources: int, sinks: int, between: int) -> Iterator[str]:
+def _facts(graph: Graph, sources: int, sinks: int, between: int, check: Check) -> Iterator[str]:
     for number, types in enumerate(graph.conflicts):
         yield f"set({number})."
         for place, held in enumerate(types):
@@ -121,7 +136,15 @@ def _facts(graph: Graph, sources: int, sinks: int, between: int) -> Iterator[str
             yield from (f"holds({node},{number},{place})." for node in members(held & between))
     yield from (f"source({node})." for node in members(sources))
     yield from (f"sink({node})." for node in members(sinks))
+    edges = 0
     for node in members(between & ~sinks):
+        check()
+        edges += (graph.rows[node] & between).bit_count()
+        if edges > MAX_SOLVED:
+            raise SkerryError(
+                f"more than {MAX_SOLVED} flows may lead there, too many for walls with history",
+                fix="ask without history, or of fewer labels",
+            )
         yield from (f"edge({node},{other})." for other in members(graph.rows[node] & between))
 
 

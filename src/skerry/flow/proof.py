@@ -48,9 +48,9 @@ def prove(
 ) -> Proof:
     """Prove a claim or find a path that breaks it, a shortest one. Raises `InputError`.
 
-    A text is read as `parse_claim` does; `TypeError` says what else is none. With `history` a path
-    breaks it only if no Chinese Wall with history closes the path; without, such walls count for
-    each exchange by itself, which errs to the safe side.
+    A text is read as `parse_claim` does; `TypeError` says what else is none. With `history`, or a
+    claim's own, a path breaks it only if no Chinese Wall with history closes the path; without,
+    such walls count for each exchange by itself, which errs to the safe side.
     """
     asked = _claim(claim)
     sides = resolve(asked, graph, check)
@@ -59,8 +59,10 @@ def prove(
     closed = closure(graph.rows, graph.back, sides.sources, sides.trusted)
     if not closed & sides.sinks:
         return Proof(asked, *found, closed=named(closed))
-    ask = open_path if history else shortest_path
-    path = graph.named_path(ask(graph, sides.sources, sides.sinks, sides.trusted))
+    ends = sides.sources, sides.sinks, sides.trusted
+    counts = history or asked.history
+    found_path = open_path(graph, *ends, check) if counts else shortest_path(graph, *ends)
+    path = graph.named_path(found_path)
     return Proof(asked, *found, path=path, by_history=not path)
 
 

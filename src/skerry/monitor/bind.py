@@ -149,8 +149,7 @@ class Binder:
                 self._drop(channel)
             # Where it was allowed, and came to nothing, nobody has recorded that yet.
             if isinstance(error, Denied) and channel.record and not error.record:
-                denied = failure(channel.hook, error, channel.about)
-                error.record = await self.mediator.deny(denied)
+                error.record = await self.mediator.deny(failure(channel.hook, error, channel.about))
             raise
         return channel
 

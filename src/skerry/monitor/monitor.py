@@ -236,10 +236,13 @@ class Monitor(Binder):
         else:  # its start waits for an answer, which it does not outlive
             self._exited(domain, Exit(0, "it was ended before it had a machine"))
 
-    async def relabel(self, operator: Label, name: str, new: Label) -> Relabelled:
+    async def relabel(
+        self, operator: Label, name: str, new: Label, still: Callable[[], object] = lambda: None
+    ) -> Relabelled:
         """Give a running domain another label; every channel is judged before it is visible.
 
         Admission is asked again. Channels that the policy refuses under the new label are cut.
+        `still` is called in the step in which the label is given; what it raises refuses that.
         """
         domain = self.domain(name)
         domain.require(ALIVE, "relabel it")
@@ -258,11 +261,10 @@ class Monitor(Binder):
                     # Again: what the old label has learnt meanwhile crosses too.
                     await self.mediator.decider.touch(domain.label, new)
                     domain.require(ALIVE, "relabel it")
-                    if (
-                        self.channels.of(domain) != before
-                        or self.mediator.decider.generation != grant.generation
-                    ):
+                    same = self.mediator.decider.generation == grant.generation
+                    if not same or self.channels.of(domain) != before:
                         continue
+                    still()
                     why = f"its domain was relabelled to {new}"
                     self.withdrawn(name, why)
                     for channel in refused:

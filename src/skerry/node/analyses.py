@@ -15,11 +15,15 @@ from weakref import WeakKeyDictionary
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-Kind = Literal["plan", "change"]
-"""For what the analysis is made: a file that was sent, or a policy that is to come into force."""
+Kind = Literal["plan", "label", "change"]
+"""For what the analysis is made: a file that was sent, a label that a domain is to get, or a policy
+that is to come into force."""
 
 MAX_PLANS = 1
 """Files of `up` that are proven at once; a further one waits."""
+
+MAX_LABELS = 2
+"""Relabels, and starts beside a relabelled domain, that are proven at once; a further one waits."""
 
 MAX_CHANGES = 4
 """Changes of policy that are proven at once, for those who may make them; a further one waits."""
@@ -33,6 +37,7 @@ def _of(loop: asyncio.AbstractEventLoop) -> _Rooms:
     if loop not in _rooms:
         _rooms[loop] = {
             "plan": ThreadPoolExecutor(MAX_PLANS, "skerry-plan"),
+            "label": ThreadPoolExecutor(MAX_LABELS, "skerry-label"),
             "change": ThreadPoolExecutor(MAX_CHANGES, "skerry-change"),
         }
     return _rooms[loop]

@@ -3,7 +3,7 @@
 There are those of the system file, about its domains, and those of a policy, about its labels. The
 flows that count for the first are not those that the file configures but all that the policy would
 let an operator bind between the file's domains: an assertion that holds stays true under
-`connect`. Labels given later (`relabel`) are covered by the policy's own, see docs/flow.md.
+`connect`. Of labels given later it is asked again: see `skerry.node.live_labels`.
 
 The rule this module keeps: what can't be proven, for whatever reason, does not hold.
 """
@@ -23,10 +23,10 @@ from skerry.flow.graph import Graph
 from skerry.flow.permission_map import shipped_map
 from skerry.flow.policy import Options, policy_graph
 from skerry.flow.proof import prove
-from skerry.node.flows import HISTORY, SystemFlows, named_label
+from skerry.node.flows import HISTORY, SystemFlows, named_label, source_names
 from skerry.node.setup import Setup, carried, load_setup
 from skerry.node.written import with_writers
-from skerry.policy.asserted import Assertions
+from skerry.policy.asserted import Asserted, Assertions
 from skerry.policy.fitness import absent, lacking, lets_unknown_pass
 from skerry.policy.opening import opens_nothing
 from skerry.policy.source import NewBooleans, Policy, changed
@@ -77,17 +77,25 @@ def permitted_flows(setup: Setup) -> dict[str, set[str]]:
 
 
 def claims_of(setup: Setup) -> list[Claim]:
-    """Return the file's assertions as claims, in its order."""
+    """Return the file's assertions as claims, in its order. Raises `InputError`."""
     system = setup.system
+    claims = _claims(
+        [
+            Asserted(
+                f"{one.source} -> {one.sink}",
+                one.except_,
+                str(system.path),
+                system.line(("assert", number, "never")),
+                one.history,
+            )
+            for number, one in enumerate(system.asserts)
+        ]
+    )
     return [
-        Claim(
-            (_source(setup, one.source),),
-            (one.sink,),
-            one.except_,
-            str(system.path),
-            system.line(("assert", number, "never")),
+        msgspec.structs.replace(
+            claim, sources=tuple(_source(setup, name) for name in source_names(setup, one.source))
         )
-        for number, one in enumerate(system.asserts)
+        for claim, one in zip(claims, system.asserts, strict=True)
     ]
 
 
@@ -100,13 +108,14 @@ def _source(setup: Setup, name: str) -> str:
 def load_proven(path: Path) -> Setup:
     """Load a system under which all that is asserted holds.
 
-    What the state directory knows of who has written its resources counts. Raises `InputError` with
-    every problem, and as `violations` does.
+    What the state directory knows of who has written its resources counts. Raises `Refused` with
+    the paths where something does not hold, `InputError` with every problem of the files, and as
+    `violations` does.
     """
     setup = load_setup(path)
     broken = violations(with_writers(setup))
     if broken:
-        raise InputError([Problem(one.file, one.line, one.text) for one in broken])
+        raise refused(broken)
     return setup
 
 
@@ -157,7 +166,7 @@ def policy_violations(policy: Policy, deadline: Deadline | None = None) -> list[
         asserted = source.assertions
         if asserted and asserted.written:
             try:
-                claims = _claims(asserted)
+                claims = _claims(asserted.written)
                 graph = _graph(Stack([module]), asserted, limit)
                 broken += _broken(graph, claims, limit)
             except InputError as error:
@@ -207,17 +216,21 @@ def _past(steps: Sequence[Step]) -> str:
     return f" ({'; '.join(only)})" if only else ""
 
 
-def _claims(asserted: Assertions) -> list[Claim]:
+def _claims(written: Sequence[Asserted]) -> list[Claim]:
     problems: list[Problem] = []
     claims: list[Claim] = []
-    for one in asserted.written:
+    for one in written:
         try:
-            claims.append(never_claim(one.never, one.except_, one.file, one.line))
+            claims.append(_claim(one))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
     return claims
+
+
+def _claim(one: Asserted) -> Claim:
+    return never_claim(one.never, one.except_, one.file, one.line, history=one.history)
 
 
 def require_rules(stack: Stack, options: Options) -> None:

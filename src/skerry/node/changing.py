@@ -27,10 +27,11 @@ from skerry.node.consoles import asked_now, may_read, question
 from skerry.node.hypercalls import Hypercalls
 from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
+from skerry.node.live_labels import LiveLabels
 from skerry.node.proving import Proven, prove_change
 from skerry.node.resources import Resources
 from skerry.node.sessions import Sessions
-from skerry.node.setup import Setup, carried, carry
+from skerry.node.setup import Setup, Writers, carried, carry
 from skerry.policy.fitness import check_fitness
 from skerry.policy.source import Change, NewBooleans, Policy
 from skerry.xsm.explain import Refused, explain_error
@@ -83,6 +84,7 @@ class Changing:
         self.hypercalls = Hypercalls(monitor, lambda: self.setup, journal)
         monitor.withdrawn = self._withdrawn
         monitor.most = self._most_channels
+        self.labels = LiveLabels(monitor, lambda: self.setup, self.resources.writers)
         self._keeper = keeper
         self._changing = asyncio.Lock()  # held from what is proposed until it is in force
         self._clock = clock
@@ -112,28 +114,36 @@ class Changing:
 
         `change` is applied to the policy in force, in a thread, and again if another one came
         into force meanwhile: no change is ever undone by one that did not know it. `what` names
-        it in the trail. What is asserted is proven before, see `skerry.node.proving`. With
-        `adopting`, a whole system's setup comes into force in the same step, and it is its
-        assertions that must hold.
+        it in the trail. What is asserted is proven before of the labels that domains have now, see
+        `skerry.node.proving`. With `adopting`, a whole system's setup comes into force in the same
+        step, and it is its assertions that must hold of its labels.
         """
         began = self._clock()
         await self.require(hook, operator, what)
         for _ in range(MAX_TRIES):
-            setup = self.setup
-            after = adopting.wanted if adopting else setup
+            setup, live = self.setup, self.labels.now()
+            before, after = (setup, adopting.wanted) if adopting else (live, live)
             written = self.resources.writers(after)
-            proven = await self._proven(hook, setup, change, after, what, written)
-            if self.setup is not setup or self.resources.writers(after) != written:
+            proven = await self._proven(hook, before, change, after, what, written)
+
+            def is_checked(
+                setup: Setup = setup,
+                live: Setup = live,
+                after: Setup = after,
+                written: Writers = written,
+            ) -> bool:
+                same = self.setup is setup and self.resources.writers(after) == written
+                return same and (bool(adopting) or self.labels.are(live))
+
+            if not is_checked():
                 continue
+            how = what, evict, dry_run, adopting, written
             try:
-                loading = self._load(
-                    setup, hook, operator, proven, what, evict, dry_run, adopting, written
-                )
+                loading = self._load(is_checked, live, hook, operator, proven, *how)
                 # What has come into force goes on to cut, whatever becomes of who asked for it.
                 done = await asyncio.shield(asyncio.ensure_future(loading))
             except StaleGeneration:
-                same = self.setup is setup and self.resources.writers(after) == written
-                if same:  # it was not another policy or writer that came in between
+                if is_checked():  # it was no other policy, label or writer that came in between
                     raise
                 continue
             return {**done, "seconds": self._clock() - began}
@@ -146,7 +156,7 @@ class Changing:
         change: Change,
         after: Setup,
         what: str,
-        written: Mapping[str, frozenset[Label]],
+        written: Writers,
     ) -> Proven:
         """Make another policy and prove what is asserted under it; a refusal is recorded."""
         try:
@@ -174,7 +184,8 @@ class Changing:
 
     async def _load(
         self,
-        checked: Setup,
+        is_checked: Callable[[], bool],
+        live: Setup,
         hook: str,
         operator: Label,
         proven: Proven,
@@ -182,7 +193,7 @@ class Changing:
         evict: bool,
         dry_run: bool,
         adopting: Adoption | None,
-        written: Mapping[str, frozenset[Label]],
+        written: Writers,
     ) -> dict[str, object]:
         policy = proven.policy
         stack, decider = policy.stack, self.monitor.mediator.decider
@@ -191,8 +202,14 @@ class Changing:
         new: Setup | None = None
         changing = contextlib.AsyncExitStack()
 
+        def require_checked() -> None:
+            # Signature and assertions were checked for that setup and those labels, and no other.
+            if not is_checked():
+                raise StaleGeneration("the system changed meanwhile", fix="try again")
+
         async def durable(labels: Mapping[Domain, Label]) -> None:
             nonlocal new
+            require_checked()  # no label is given from here on until it is in force
             new = adopting.merged(policy) if adopting else carried(self.setup, policy)
             # Before the setup, with which a restart goes on; and last, so that nothing that was
             # exchanged meanwhile is left out.
@@ -201,7 +218,7 @@ class Changing:
                 await self._keeper.keep(new, candidate.generation, labels)
             await decider.remember(candidate)
             # Last: what is bound from here on is judged by what comes into force.
-            if self.resources.writers(adopting.wanted if adopting else checked) != written:
+            if self.resources.writers(adopting.wanted if adopting else live) != written:
                 error = StaleGeneration("who has written what changed meanwhile", fix="try again")
                 self.monitor.mediator.failed(hook, error, change=what)
                 raise error
@@ -211,6 +228,7 @@ class Changing:
             # First of all: from here on this is what the next change is made of.
             assert new is not None  # it was made durable
             before, self.setup = self.setup, new
+            self.labels.proven(new, (new if adopting else carried(live, policy)).labels)
             self.resources.stack = new.stack
             if adopting:
                 adopting.taken(before)
@@ -232,9 +250,7 @@ class Changing:
         async with changing:  # the next change may go on, also where this can't be undone
             if not dry_run:
                 await changing.enter_async_context(self._changing)
-                # Signature and assertions were checked for that setup and no other.
-                if self.setup is not checked:
-                    raise StaleGeneration("the system changed meanwhile", fix="try again")
+                require_checked()
                 self._require_base(adopting)
             lost = {} if adopting else self._require_operators(operator, policy, evict or dry_run)
             candidate = decider.candidate(stack, policy.sources, loading=not dry_run)
@@ -288,6 +304,7 @@ class Changing:
             if self._keeper is not None:
                 await self._keeper.keep(new, self.monitor.mediator.decider.generation)
             before, self.setup = self.setup, new
+            self.labels.proven(new, new.labels)
             adopting.taken(before)
             self.hypercalls.follow()
             await self._judge_sessions("the system file changed")

@@ -261,7 +261,9 @@ class SystemFlows:
     def _things(self, operators: bool) -> Iterator[tuple[str, Thing]]:
         setup = self._setup
         gone = {label for labels in setup.written.values() for label in labels}
-        gone.update(filter(None, (named_label(setup, one.source) for one in setup.system.asserts)))
+        for one in setup.system.asserts:
+            named = (named_label(setup, name) for name in source_names(setup, one.source))
+            gone.update(filter(None, named))
         states = self._relabels.states() if self._relabels else {}
         for name in setup.system.domains:
             labels = states.get(name, [setup.labels[name]])
@@ -419,6 +421,13 @@ def named_label(setup: Setup, source: str) -> Label | None:
         return setup.stack.label(source.removeprefix(LABEL), "domain")
     except Denied:
         return None
+
+
+def source_names(setup: Setup, source: str) -> list[str]:
+    """Return the names in an assertion's source; a label's text may hold commas itself."""
+    if named_label(setup, source.strip()) is not None:
+        return [source.strip()]
+    return [name.strip() for name in source.split(",") if name.strip()]
 
 
 def _hooks_between(source: str, sink: str) -> Sequence[str]:

@@ -26,6 +26,7 @@ from skerry.node.changing import Changing, Refusal, refusal_of
 from skerry.node.guest import Guest, guest_of
 from skerry.node.journal import NodeJournal
 from skerry.node.kept import SetupKeeper
+from skerry.node.live_labels import Still
 from skerry.node.on_record import bind_on_record
 from skerry.node.resources import Resources
 from skerry.node.rows import channel_row, domain_row
@@ -184,6 +185,7 @@ class Node(Changing):
             nonlocal started
             started = await self._bind_declared(operator, {name}, cold=True)
 
+        await self.labels.require_start(operator, name, label)
         make = partial(self._make, spec, label)
         about = self.measured(spec)
         domain = await self.monitor.start(operator, name, label, make, bind_cold, about)
@@ -322,7 +324,7 @@ class Node(Changing):
         except Denied as error:
             self.monitor.mediator.failed("domain_relabel", error, domain=name)
             raise
-        done = await self.relabel_to(operator, name, label)
+        done = await self.labels.relabel(operator, name, label, self.relabel_to)
         live = {channel.number for channel in self.monitor.channels}
         left = tuple(number for number in done.kept if number not in live)
         return {
@@ -333,10 +335,12 @@ class Node(Changing):
             "cut": done.cut + left,
         }
 
-    async def relabel_to(self, operator: Label, name: str, label: Label) -> Relabelled:
+    async def relabel_to(
+        self, operator: Label, name: str, label: Label, still: Still = lambda: None
+    ) -> Relabelled:
         """Relabel a domain; what it uses of switches is judged before, pair by pair."""
         async with self.coalitions.relabelling(operator, name, label):
-            done = await self.monitor.relabel(operator, name, label)
+            done = await self.monitor.relabel(operator, name, label, still)
         self.hypercalls.follow()
         return done
 

@@ -267,6 +267,8 @@ async def _judge(
 ) -> None:
     """Have the node's own domains serve it, and then what stands judged."""
     await services.rise(fresh, report)
+    if fresh:  # as it was loaded
+        node.labels.proven(node.setup, node.setup.labels)
     policy = node.setup.policy
     await recovery.judge(
         lambda: manager.candidate(policy.stack, policy.sources), services.patience_s

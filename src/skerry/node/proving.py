@@ -19,7 +19,7 @@ from skerry.errors import Denied, InputError, Problem, SkerryError
 from skerry.flow.deadline import Deadline, TookTooLong
 from skerry.label import Label
 from skerry.node.assertions import AnalysisFailed, count, refused, violations
-from skerry.node.flows import named_label
+from skerry.node.flows import named_label, source_names
 from skerry.node.setup import Setup, carried, carry
 from skerry.policy.asserted import NOTHING
 from skerry.policy.opening import opens_nothing, same_groups
@@ -88,14 +88,13 @@ def _require_meant(before: Setup, after: Setup) -> None:
     """
     problems = []
     for number, one in enumerate(before.system.asserts):
-        label = named_label(before, one.source)
-        if label is None or named_label(after, one.source) == carry(
-            after.stack, label, before.stack
-        ):
-            continue
-        message = f"{one.source} means another label under that policy; name it anew in the file"
         line = before.system.line(("assert", number, "never"))
-        problems.append(Problem(str(before.system.path), line, message))
+        for name in source_names(before, one.source):
+            label = named_label(before, name)
+            if label is None or named_label(after, name) == carry(after.stack, label, before.stack):
+                continue
+            message = f"{name} means another label under that policy; name it anew in the file"
+            problems.append(Problem(str(before.system.path), line, message))
     if problems:
         raise InputError(problems)
 
@@ -135,23 +134,38 @@ def staying(wanted: Setup, before: Setup, names: Iterable[str]) -> Setup:
 def require_holding(defined: Setup, kept: Mapping[str, Label] | None = None) -> None:
     """Prove what a file asserts of a setup, and of what becomes of it where steps are refused.
 
-    `kept` holds the domains that go on under another label than the setup's. Raises `InputError`
-    with the assertions that do not hold, and as `violations` does.
+    `kept` holds the domains that go on under another label than the setup's. Raises `Refused` with
+    the paths of the assertions that do not hold, and as `violations` does.
     """
     kept = kept or {}
     running = msgspec.structs.replace(defined, labels={**defined.labels, **kept})
     shown = "".join(f"; {name} keeps the label {label}" for name, label in sorted(kept.items()))
     for setup in [defined] if running.labels == defined.labels else [defined, running]:
         if broken := violations(setup):
-            raise InputError([Problem(one.file, one.line, one.text + shown) for one in broken])
+            kept_as = [msgspec.structs.replace(one, text=one.text + shown) for one in broken]
+            raise refused(kept_as, "policy_load")
 
 
-def _failed(error: Exception) -> Denied:
+def prove_labels(setup: Setup, hook: str, deadline: Deadline | None = None) -> None:
+    """Prove a setup's assertions of the labels in it, before one of them is given.
+
+    Raises `Refused` with the paths if one does not hold, `AnalysisFailed` if that can't be told.
+    """
+    try:
+        broken = violations(setup, deadline)
+    except Exception as error:  # whatever fails in deciding is a refusal
+        raise _failed(error, "give another label, or assert less") from error
+    if broken:
+        raise refused(broken, hook)
+
+
+def _failed(
+    error: Exception,
+    fix: str = "assert less, or of fewer labels; a policy that only takes away needs no proof",
+) -> Denied:
     code = error.code if isinstance(error, TookTooLong) else AnalysisFailed.code
     return AnalysisFailed(
-        f"the assertions could not be proven: {_words(error)}",
-        fix="assert less, or of fewer labels; a policy that only takes away needs no proof",
-        code=code,
+        f"the assertions could not be proven: {_words(error)}", fix=fix, code=code
     )
 
 

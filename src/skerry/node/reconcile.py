@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import msgspec
 
 from skerry.errors import (
     Denied,
+    InputError,
     NotFound,
     PolicyError,
     Problem,
@@ -103,7 +104,7 @@ class Reconciler:
         if difference.governed:
             await self._require(uid, difference.governed)
         wanted = self.known(wanted)
-        await analysed("plan", require_holding, wanted)
+        await self.prove(wanted)
         plan = await plan_difference(self.node, uid, wanted, difference)
         difference = msgspec.structs.replace(difference, define=plan.define)
         for step in plan.steps:
@@ -112,8 +113,19 @@ class Reconciler:
             await self._require(uid, difference.governed)
         if plan.kept:
             defined = staying(wanted, base, plan.unmoved)
-            await analysed("plan", require_holding, defined, plan.kept)
+            await self.prove(defined, plan.kept)
         return base, wanted, difference, plan
+
+    async def prove(self, wanted: Setup, kept: Mapping[str, Label] | None = None) -> None:
+        """Prove what a file asserts; what does not hold, or can't be told, is on record."""
+        try:
+            await analysed("plan", require_holding, wanted, kept)
+        except InputError:
+            raise
+        except Denied as error:
+            about = {"system": str(wanted.system.path)}
+            self.node.monitor.mediator.failed("policy_load", error, **about)
+            raise
 
     async def _require(self, uid: int, what: str) -> None:
         await self.node.require("policy_load", self.node.setup.operators[uid], what)
@@ -261,7 +273,7 @@ class _Run:
         defined = staying(self._wanted, self._base, self._plan.unmoved).labels
         foreseen = {**setup.labels, **kept} == {**defined, **self._plan.kept}
         if not foreseen or setup.written != self._wanted.written:
-            await analysed("plan", require_holding, setup, kept)
+            await self._owner.prove(setup, kept)
 
     def _adoption(self) -> Adoption:
         return Adoption(self._wanted, self._base, self._merged, self._taken)

@@ -25,6 +25,9 @@ from skerry.system.model import DUMMY_POLICY, RawLabel, System
 from skerry.wire.system_files import KeyFile, PolicyFile, SystemFiles
 from skerry.xsm.stack import Stack
 
+Writers = Mapping[str, frozenset[Label]]
+"""The labels that are known to have written each resource."""
+
 
 class Setup(msgspec.Struct, frozen=True):
     """A system whose policy is loaded and whose labels the policy defines.
@@ -46,7 +49,7 @@ class Setup(msgspec.Struct, frozen=True):
     policy_key: bytes = b""
     consoles: Mapping[str, Label] = {}
     names: Mapping[str, Label] = {}
-    written: Mapping[str, frozenset[Label]] = {}
+    written: Writers = {}
 
     @property
     def stack(self) -> Stack:

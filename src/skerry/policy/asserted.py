@@ -10,6 +10,7 @@ TOML file of the same name with the ending `.assert`; a policy in TOML may hold 
     [[assert]]
     never = "bank-a -> bank-b"
     except = ["broker"]                 # optional
+    history = true                      # optional: walls with history close whole paths
 
 The rules this module keeps: unknown keys and wrong values are errors with their lines, all of them
 at once; no assertions and `assert = []` are two things, the second says so on purpose.
@@ -46,10 +47,16 @@ class Asserted(msgspec.Struct, frozen=True):
     except_: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    history: bool = False
 
     def __str__(self) -> str:
         words = f"never {self.never}"
-        return f"{words} except {', '.join(self.except_)}" if self.except_ else words
+        words += f" except {', '.join(self.except_)}" if self.except_ else ""
+        return f"{words} by history" if self.history else words
+
+    def meaning(self) -> tuple[str, tuple[str, ...], bool]:
+        """Return what is asserted, wherever it was written."""
+        return self.never, self.except_, self.history
 
 
 class Assertions(msgspec.Struct, frozen=True):
@@ -67,17 +74,15 @@ class Assertions(msgspec.Struct, frozen=True):
 
     def meaning(self) -> tuple[object, ...]:
         """Return what is asserted, wherever it was written."""
-        written = tuple((one.never, one.except_) for one in self.written)
+        written = tuple(one.meaning() for one in self.written)
         return written, self._of()
 
     def within(self, other: Assertions) -> bool:
         """Tell whether all that is asserted here is asserted there, of the same flows."""
         if not self.written:
             return True
-        known = {(one.never, one.except_) for one in other.written}
-        return self._of() == other._of() and all(
-            (one.never, one.except_) in known for one in self.written
-        )
+        known = {one.meaning() for one in other.written}
+        return self._of() == other._of() and all(one.meaning() in known for one in self.written)
 
     def names(self) -> frozenset[str]:
         """Return every name that is used, as far as commas set them apart."""
@@ -129,6 +134,8 @@ def write_assertions(asserted: Assertions) -> str:
         lines += ["[[assert]]", f"never = {json.dumps(one.never, ensure_ascii=False)}"]
         if one.except_:
             lines.append(f"except = {json.dumps(one.except_, ensure_ascii=False)}")
+        if one.history:
+            lines.append("history = true")
         lines.append("")
     return "\n".join(lines)
 
@@ -184,8 +191,9 @@ def _one(table: Section, file: str) -> Asserted:
         table.problem("never", f'never must be "A -> B", not {echo(never)}')
     if "except" in table and not except_:
         table.problem("except", "except names nothing; leave it out")
+    history = table.flag("history", False)
     table.end()
-    return Asserted(str(never), except_, file, table.line("never"))
+    return Asserted(str(never), except_, file, table.line("never"), history)
 
 
 def _has_sides(text: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pwd
 import re
-from collections.abc import Collection
 from pathlib import Path
 
 from skerry.errors import InputError
@@ -16,7 +15,6 @@ from skerry.system.files import read_text
 from skerry.system.model import (
     DUMMY_POLICY,
     JAIL_LAYERS,
-    LABEL,
     MAX_DOMAIN_CHANNELS,
     Accel,
     Alarm,
@@ -63,7 +61,6 @@ MAX_CPU = 6400
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PORT = re.compile(r"(?!skerry\.)[a-z0-9][a-z0-9.-]{0,30}")
 _PORT_WORDS = "1 to 31 of a-z, 0-9, . and -, and not begin with 'skerry.'"
-_NEVER = re.compile(r"\s*(\S+)\s*->\s*(\S+)\s*")
 _UID = re.compile(r"uid:(0|[1-9][0-9]{0,9})")
 
 
@@ -104,7 +101,7 @@ def parse_system(untrusted_text: str, path: Path) -> System:
         channels=channels,
         resources=resources,
         names=read_names(top.section("services")),
-        asserts=tuple(_assertion(s, {**domains, **resources}) for s in top.sections("assert")),
+        asserts=tuple(_assertion(table) for table in top.sections("assert")),
         accept_missing=_jail(top.section("jail")),
         operators=operators,
         operator_keys=uids,
@@ -239,29 +236,27 @@ def _domain_name(table: Section, key: str, domains: dict[str, DomainSpec]) -> st
     return ""
 
 
-def _assertion(table: Section, domains: Collection[str]) -> Assertion:
-    """Read one assertion; `domains` are the names that it may use, those of resources too."""
+def _assertion(table: Section) -> Assertion:
+    """Read one assertion. What its names stand for is known with the policy: labels are among
+    them."""
     table.require("never", 'never = "A -> B"')
     value = table.value("never")
-    found = _NEVER.fullmatch(value) if isinstance(value, str) else None
-    source, sink = (found[1], found[2]) if found else ("", "")
-    if found is None and "never" in table:
+    sides = [side.strip() for side in value.split("->")] if isinstance(value, str) else []
+    if "never" in table and not (len(sides) == 2 and all(map(_names_something, sides))):
         table.problem("never", f'never must be "A -> B", not {echo(value)}')
-    for name in dict.fromkeys((source, sink) if found else ()):
-        if name == source and name.startswith(LABEL):
-            continue  # whether there is such a label, the policy says
-        if name not in domains:
-            table.problem("never", f"no domain or resource {echo(name)}{meant(name, domains)}")
-    if found and source == sink:
-        table.problem("never", f"never needs two domains, this one has {echo(sink)} twice")
+        sides = []
     except_ = table.texts("except")
-    for name in except_:
-        if name not in domains:
-            table.problem("except", f"no domain {echo(name)}{meant(name, domains)}")
-        elif name in (source, sink):
-            table.problem("except", f"except names {echo(name)}, an end of the flow itself")
+    for text in except_:
+        if not _names_something(text):
+            table.problem("except", f"except names nothing in {echo(text)}")
+    history = table.flag("history", False)
     table.end()
-    return Assertion(source, sink, except_)
+    source, sink = sides or ("", "")
+    return Assertion(source, sink, except_, history)
+
+
+def _names_something(text: str) -> bool:
+    return any(name.strip() for name in text.split(","))
 
 
 def _alarms(section: Section, domains: dict[str, DomainSpec]) -> dict[str, Alarm]:

@@ -164,12 +164,15 @@ LABEL = "label:"
 class Assertion(msgspec.Struct, frozen=True):
     """One `[[assert]]`: nothing flows from `source` to `sink` but through `except_`.
 
-    `source` may be a label, behind `LABEL`: that of domains, and of all that wrote under it.
+    Each is as it was written: names, labels and patterns, set apart by commas; a source behind
+    `LABEL` is a label: that of domains, and of all that wrote under it. With `history`, walls with
+    history close whole paths.
     """
 
     source: str
     sink: str
     except_: tuple[str, ...] = ()
+    history: bool = False
 
 
 class Alarm(msgspec.Struct, frozen=True):

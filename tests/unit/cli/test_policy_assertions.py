@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from skerry.cli.policy import policy
 from skerry.cli.system import check
-from skerry.errors import InputError, PolicyError
+from skerry.errors import PolicyError
 from skerry.policy.source import read_policy
 from skerry.xsm.explain import Refused
 from tests.support import policies
@@ -119,13 +119,13 @@ def test_show_lists_assertions_and_convert_loses_none(tmp_path: Path) -> None:
 def test_a_system_is_checked_with_what_its_policy_asserts(
     asserted: str, holds: bool, tmp_path: Path
 ) -> None:
-    """Counted beside its own; what does not hold is an error at its line in the policy's file."""
+    """Counted beside its own; what does not hold is refused at its line in the policy's file."""
     path = write_system(tmp_path)
     (tmp_path / "policy.toml.assert").write_text(asserted)
     result = CliRunner().invoke(check, [path])
     if holds:
         assert "2 assertions proven" in result.stdout
         return
-    assert isinstance(result.exception, InputError)
-    (problem,) = result.exception.problems
-    assert (problem.file, problem.line) == (str(tmp_path / "policy.toml.assert"), 2)
+    assert isinstance(result.exception, Refused)
+    explanation = result.exception.explanation
+    assert (explanation.file, explanation.line) == (str(tmp_path / "policy.toml.assert"), 2)

@@ -194,12 +194,27 @@ def test_an_unknown_label_in_the_system_is_an_error_with_its_line(cli: Cli, tmp_
 
 
 def test_an_assertion_that_does_not_hold_names_the_path(cli: Cli, tmp_path: Path) -> None:
-    """Before anything starts, with the flow that breaks it."""
-    lines = broken(cli, tmp_path, system=SYSTEM.replace('except = ["red", "blue"]', ""))
-    assert lines == [
-        f"error: {tmp_path / 'system.toml'}:34: never clerk -> broker does not hold: "
-        "clerk -> red -> broker"
-    ]
+    """Before anything starts, with place, rules and what to do: `check`, `plan` and `up` deny it in
+    the words of a load (exit 3). The control: as it is written it holds."""
+    path = write_system(tmp_path, SYSTEM.replace('except = ["red", "blue"]', ""), POLICY)
+    for command in ("check", "plan", "up"):
+        done = cli.run(command, path, "--json")
+        assert done.returncode == 3, done.stderr
+        text = done.stderr
+        assert "never clerk -> broker does not hold: clerk -> red -> broker" in text
+        assert f"rule:       assertion ({tmp_path / 'system.toml'}:34)" in text
+        assert "flow: allows: red -> broker: possible as" in text
+        assert "policy.toml:20)" in text
+        assert "try:        change the rules of the path" in text
+        found = json.loads(done.stdout)
+        assert found["code"] == "ASSERTION-BROKEN"
+        assert found["fix"]
+        assert len(found["explanation"]["answers"]) == 3
+    assert not (cli.home / "run").exists()
+    assert not (cli.home / "state/audit.log").exists()
+    assert cli.processes() == {}
+    done = cli.run("check", write_system(tmp_path, SYSTEM, POLICY))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("what", ["/nonexistent.toml", "/", "/dev/null"])

@@ -9,7 +9,8 @@ from typing import cast
 
 import pytest
 
-from skerry.errors import Denied, InputError, NotFound, SkerryError, StateError
+from skerry.control.failure import failed
+from skerry.errors import Denied, NotFound, SkerryError, StateError
 from skerry.label import Label
 from skerry.machine.simulator.machine import SimulatedMachine
 from skerry.monitor.domain import State
@@ -23,6 +24,7 @@ from skerry.wire.system_files import (
     SystemFiles,
     encode_files,
 )
+from skerry.xsm.explain import Refused
 from tests.support.reconciling import (
     ALONE,
     MORE,
@@ -305,12 +307,21 @@ def test_what_takes_away_needs_no_trail_and_what_gives_does(tmp_path: Path) -> N
 
 
 def test_assertions_are_proven_before_anything_is_touched(tmp_path: Path) -> None:
-    """Those of the new file, under the new policy and with its labels."""
+    """Those of the new file, under the new policy and with its labels; a refusal is a load's, on
+    record."""
 
     async def scene(host: Host) -> None:
         await host.up()
-        with pytest.raises(InputError, match="never a -> b does not hold"):
-            await up(host, ALONE + '[[assert]]\nnever = "a -> b"\n')
+        for dry_run in (False, True):
+            with pytest.raises(Refused, match="never a -> b does not hold") as caught:
+                await up(host, ALONE + '[[assert]]\nnever = "a -> b"\n', dry_run=dry_run)
+            reply = failed(caught.value)
+            assert (reply.exit_code, reply.code) == (3, "ASSERTION-BROKEN")
+            assert "flow: allows: a -> b: possible as" in reply.text
+            assert "try:" in reply.text
+        refused = host.audit.events("deny")
+        assert [record["hook"] for record in refused] == ["policy_load", "policy_load"]
+        assert "never a -> b does not hold" in str(refused[0]["why"])
         assert list(ports(host)) == ["orders"]
 
     play(tmp_path, scene)

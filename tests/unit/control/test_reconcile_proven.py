@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from skerry.errors import InputError, StateError
+from skerry.errors import StateError
 from skerry.node.assertions import violations
 from skerry.wire import control as wire
+from skerry.xsm.explain import Refused
 from tests.support.reconciling import up
 from tests.unit.control.test_calls import Client, Host, play
 
@@ -58,7 +59,7 @@ def test_a_file_that_holds_only_under_a_refused_label_is_refused_whole(
         await host.up()
         setup, domain = host.node.setup, host.monitor.domain("clerk")
         more = '[domains.more]\nlabel = "secret"\nmachine = "simulator"\n'
-        with pytest.raises(InputError, match=TEXT):
+        with pytest.raises(Refused, match=TEXT):
             await up(host, wanted + more + NEVER, POLICY, dry_run=dry_run)
         assert host.node.setup is setup
         assert host.monitor.domain("clerk") is domain
@@ -92,7 +93,7 @@ def test_what_keeps_its_label_is_proven_under_the_label_that_it_has(tmp_path: Pa
         await host.up()
         await host.handle(wire.Relabel("clerk", "mixed"), Client("sys"))
         wanted = RESTARTED.replace('"pub"', '"none"') + NEVER
-        with pytest.raises(InputError, match=TEXT):
+        with pytest.raises(Refused, match=TEXT):
             await up(host, wanted, OPEN + "[labels.none]\nste = []\n")
 
     play(tmp_path, scene, OPEN, RELABELLED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import permutations
+from itertools import count, permutations
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from skerry.errors import SkerryError
 from skerry.flow import history
 from skerry.flow.claim import parse_claim
+from skerry.flow.deadline import Deadline, TookTooLong
 from skerry.flow.graph import Graph
 from skerry.flow.history import is_open, open_path
 from skerry.flow.policy import policy_graph
@@ -144,7 +145,8 @@ def test_a_path_goes_on_behind_whoever_forgets() -> None:
 def test_where_clingo_gives_no_answer_nothing_is_proven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was stopped: that is an error. The control: its own answer."""
+    """It was stopped: that is an error; and if its time ends while it searches, it is given up. The
+    control: its own answer."""
     policy = tmp_path / "policy.toml"
     policy.write_text(HISTORY)
     graph = policy_graph(load_stack([policy]))
@@ -161,9 +163,29 @@ def test_where_clingo_gives_no_answer_nothing_is_proven(
             """Do nothing."""
 
         def solve(self, **_: object) -> Stopped:
+            """Begin to search."""
+            return self
+
+        def __enter__(self) -> Stopped:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            ends.append("given up")
+
+        def wait(self, _: float) -> bool:
+            """Tell whether it is done."""
+            return done
+
+        def get(self) -> Stopped:
             """Return neither yes nor no."""
             return self
 
+    ends: list[str] = []
     monkeypatch.setattr(history, "_control", Stopped)
+    done = True
     with pytest.raises(SkerryError, match="can't tell"):
         prove(graph, claim, history=True)
+    done, seconds = False, count()
+    with pytest.raises(TookTooLong):
+        prove(graph, claim, history=True, check=Deadline(50, lambda: next(seconds)).check)
+    assert ends == ["given up"] * 2

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from skerry.errors import SkerryError
+from skerry.flow import history
 from skerry.flow.acm import acm_graph
 from skerry.flow.claim import Claim, parse_claim
 from skerry.flow.graph import Graph
@@ -25,6 +27,18 @@ from skerry.xsm.module import Standing
 from tests.support import policies
 
 Touched = tuple[frozenset[str], ...]
+
+
+def test_a_search_over_too_many_flows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before clingo begins with it. The control: a flow less."""
+    pairs = [(f"n{one}", f"n{two}") for one in range(9) for two in range(9) if one != two]
+    plain = Graph.from_edges(pairs)
+    graph = Graph(plain.names, plain.rows, conflicts=[[1, 1 << 8]])
+    monkeypatch.setattr(history, "MAX_SOLVED", 64)
+    assert open_path(graph, 1, 1 << 8) == []
+    monkeypatch.setattr(history, "MAX_SOLVED", 63)
+    with pytest.raises(SkerryError, match="more than 63 flows"):
+        open_path(graph, 1, 1 << 8)
 
 
 def random_policy(chance: random.Random) -> AcmPolicy:

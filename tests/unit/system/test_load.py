@@ -177,10 +177,9 @@ def test_all_mistakes_are_reported_at_once() -> None:
         ('overflow = "block"', 'overflow = "drop"', '22: overflow = "drop" goes with one-way'),
         ("[[channels]]", "[channels]", "16: channels must be written [[channels]]"),
         ('never = "bank-a -> broker"', 'never = "bank-a"', '25: never must be "A -> B"'),
-        ('never = "bank-a -> broker"', 'never = "x -> broker"', "25: no domain or resource 'x'"),
-        ('never = "bank-a -> broker"', 'never = "broker -> broker"', "25: never needs two domains"),
-        ("except = []", 'except = ["bank-b"]', "26: no domain 'bank-b'; did you mean 'bank-a'?"),
-        ("except = []", 'except = ["broker"]', "26: except names 'broker', an end of the flow"),
+        ('never = "bank-a -> broker"', 'never = ", -> broker"', '25: never must be "A -> B"'),
+        ('never = "bank-a -> broker"', 'never = "a -> b -> c"', '25: never must be "A -> B"'),
+        ("except = []", 'except = [" , "]', "26: except names nothing in ' , '"),
         ('"uid", "cgroup"', '"walls"', "29: no layer 'walls'; the layers are: uid,"),
         ('"uid:4000000000"', '"uid:01"', "32: no user 'uid:01' on this host"),
         ('"uid:4000000000"', '"uid:4294967295"', "32: no user 'uid:4294967295' on this host"),
@@ -305,7 +304,8 @@ def test_a_number_of_thousands_of_digits_is_a_mistake_in_words(line: str) -> Non
 def test_guessing_what_was_meant_takes_no_time_where_there_is_much_to_guess() -> None:
     """Thousands of wrong names among thousands are all reported, without a guess."""
     domains = "".join(f'[domains.d{i}]\nlabel = "x"\n' for i in range(4000))
-    wrong = "".join(f'[[assert]]\nnever = "d{i}x -> d1"\n' for i in range(1000))
+    end = 'to = "d1"\nkind = "stream"\n'
+    wrong = "".join(f'[[channels]]\nfrom = "d{i}x"\nname = "p{i}"\n{end}' for i in range(1000))
     before = time.monotonic()
     with pytest.raises(InputError) as caught:
         parse_system(f'name = "x"\npolicy = "p"\n{domains}{wrong}', FILE)
