@@ -43,6 +43,8 @@ ROWS = {
     "prove-ms": ("flow", "prove_ms"),
     "verify-ms": ("flow", "verify_ms"),
     "system-graph-vs-plain": ("system_flows", "graph"),
+    "system-prove-ms": ("system_flows", "prove_ms"),
+    "system-verify-ms": ("system_flows", "verify_ms"),
     "revoke-8k-s": ("revoke", "revoke"),
     "revoke-vm-ms": ("revoke", "revoke_vm"),
     "connect-ms": ("connect", "connect"),

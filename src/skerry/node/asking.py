@@ -54,6 +54,7 @@ class Asker:
         self._answers: dict[tuple[str, Label, Label], bool] = {}
         self._decisions: dict[tuple[Label, Label, str, tuple[str, ...]], bool] = {}
         self._transitions: dict[tuple[Label, Label], Label | None] = {}
+        self._made_labels: dict[tuple[Label, Label, str], Label] = {}
         self._together: dict[tuple[Label, Label], bool] = {}
         self._walls: dict[Label, Label] = {}
         self._starts: dict[Label, bool] = {}
@@ -115,10 +116,17 @@ class Asker:
             parties = dict(zip(_roles(HOOKS[hook]), (one, two), strict=True))
             if console is not None:
                 parties["console"] = console
-            return expand(HOOKS[hook], parties, self._stack.transition)
+            return expand(HOOKS[hook], parties, self._whole_transition)
         except Denied as denied:
             _require_answer(denied)
             return ()  # what the channel would be made of has no label, so it can't be made
+
+    def _whole_transition(self, subject: Label, target: Label, tclass: str) -> Label:
+        """Return what the stack does, once for all hooks of a pair, in either direction."""
+        key = subject, target, tclass
+        if key not in self._made_labels:
+            self._made_labels[key] = self._stack.transition(*key)
+        return self._made_labels[key]
 
     def why(self, hook: str, one: Label, two: Label, console: Label | None = None) -> list[str]:
         """Return the reasons of the answers between the two, the ends of channels left aside."""

@@ -179,7 +179,8 @@ class SystemFlows:
         )
         found = []
         for senders, held, row in zip(sets, alike.values(), rows, strict=True):
-            reached = sum(sets[place] for place in members(row))
+            alone = len(sets) == len(self.things)
+            reached = row if alone else sum(sets[place] for place in members(row))
             if self._relabels is None:
                 found.append((senders, reached))
             for number in held if self._relabels else ():
