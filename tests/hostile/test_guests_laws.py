@@ -15,13 +15,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from tests.hostile.field import Field, Watch
+from tests.hostile.fields import Fields
 from tests.hostile.observer import change, processes, recovery, residue
+from tests.hostile.observer.__main__ import Observer
 from tests.hostile.observer.neighbours import Node, Scene
 from tests.hostile.observer.outcome import Finding, Unseen, Verdict
 from tests.hostile.observer.recovery import Stood
@@ -227,6 +229,36 @@ def test_a_text_that_is_left_in_a_file_or_memory_is_found(tmp_path: Path) -> Non
     assert isinstance(seen, Finding)
     assert seen.what.startswith("the attacker's mark is in a memory that")
     os.close(memory)
+
+
+class Blinking(Observer):
+    """An observer whose looks find nothing."""
+
+    def __init__(self) -> None:
+        self._findings, self._blind, self._looks = {}, {}, 0
+
+    def look(self) -> None:
+        """Do nothing."""
+
+
+def test_what_was_not_seen_after_one_attack_is_not_said_of_the_next() -> None:
+    """And is kept where the last, longer look follows the attack's own report."""
+    observer = Blinking()
+    observer._note([Unseen("a change"), Finding("reached", "x")])
+    first = observer.report()
+    assert (first.blind, first.findings) == (("a change",), (Finding("reached", "x"),))
+    assert observer.report().blind == ()
+
+    class Last:
+        def report(self, what: str) -> Verdict:
+            return Verdict((), 1, ("memory",))
+
+        def close(self) -> None:
+            pass
+
+    fields = Fields()
+    fields._field, fields._watch = cast(Field, object()), cast(Watch, Last())
+    assert fields.end(first).blind == ("a change", "memory")
 
 
 def reached(verdict: Verdict) -> list[str]:
