@@ -315,6 +315,11 @@ class Field:
         every attack in the long form, and for the first on a board: that takes some seconds.
         """
         thorough, self._tried = thorough or LONG or not self._tried, True
+        if self.state() != "running":
+            watch.order("residue")
+            self.renew(watch)
+            hear = ("sh", "-c", "cat >/run/mark")
+            self.cli.ok("exec", "-i", "attacker", "--", *hear, stdin=self.mark.encode())
         for order in ("recover", "change", "residue", "inherit"):
             if thorough or order in ("change", "residue"):
                 watch.order(order)

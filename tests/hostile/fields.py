@@ -41,7 +41,7 @@ class Fields:
         return Verdict(
             tuple(dict.fromkeys(earlier.findings + last.findings)),
             earlier.looks + last.looks,
-            last.blind,
+            tuple(dict.fromkeys(earlier.blind + last.blind)),
         )
 
     def unwatch(self) -> None:

@@ -15,17 +15,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
+from tests.hostile import field as field_module
 from tests.hostile.field import Field, Watch
+from tests.hostile.fields import Fields
 from tests.hostile.observer import change, processes, recovery, residue
+from tests.hostile.observer.__main__ import Observer
 from tests.hostile.observer.neighbours import Node, Scene
 from tests.hostile.observer.outcome import Finding, Unseen, Verdict
 from tests.hostile.observer.recovery import Stood
-from tests.support.cli import peer
+from tests.support.cli import Cli, peer
 
 ORDERS = {"id": 5, "source": "attacker", "sink": "mate", "port": "orders", "state": "live"}
 TALK = {"id": 4, "source": "left", "sink": "right", "port": "talk", "state": "live"}
@@ -227,6 +230,85 @@ def test_a_text_that_is_left_in_a_file_or_memory_is_found(tmp_path: Path) -> Non
     assert isinstance(seen, Finding)
     assert seen.what.startswith("the attacker's mark is in a memory that")
     os.close(memory)
+
+
+class Blinking(Observer):
+    """An observer whose looks find nothing."""
+
+    def __init__(self) -> None:
+        self._findings, self._blind, self._looks = {}, {}, 0
+
+    def look(self) -> None:
+        """Do nothing."""
+
+
+def test_what_was_not_seen_after_one_attack_is_not_said_of_the_next() -> None:
+    """And is kept where the last, longer look follows the attack's own report."""
+    observer = Blinking()
+    observer._note([Unseen("a change"), Finding("reached", "x")])
+    first = observer.report()
+    assert (first.blind, first.findings) == (("a change",), (Finding("reached", "x"),))
+    assert observer.report().blind == ()
+
+    class Last:
+        def report(self, what: str) -> Verdict:
+            return Verdict((), 1, ("memory",))
+
+        def close(self) -> None:
+            pass
+
+    fields = Fields()
+    fields._field, fields._watch = cast(Field, object()), cast(Watch, Last())
+    assert fields.end(first).blind == ("a change", "memory")
+
+
+class After(Field):
+    """A field whose attacker is in this state after an attack; `done` is what was done then."""
+
+    def __init__(self, state: str) -> None:
+        self._state, self._tried, self.mark = state, True, "m"
+        self.done: list[str] = []
+        self.cli = cast(Cli, self)
+
+    def state(self) -> str:
+        """Return it."""
+        return self._state
+
+    def renew(self, watch: Watch) -> None:
+        """Note it."""
+        self.done.append("renew")
+
+    def order(self, what: str) -> None:
+        """Note what the observer is told."""
+        self.done.append(what)
+
+    def ok(self, *words: str, stdin: bytes = b"") -> str:
+        """Note what the guest hears."""
+        self.done.append(f"{words[0]} {stdin.decode()}")
+        return ""
+
+
+def test_an_attacker_that_has_ended_gets_a_new_guest_to_lose_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After what is left of its own was searched; and only the thorough form kills the service."""
+    monkeypatch.setattr(field_module, "LONG", False)
+    for state, thorough, wanted in (
+        ("running", False, ["change", "residue"]),
+        ("running", True, ["recover", "change", "residue", "inherit"]),
+        ("ended", False, ["residue", "renew", "exec m", "change", "residue"]),
+    ):
+        field = After(state)
+        field.aftermath(cast(Watch, field), thorough)
+        assert field.done == wanted
+    field._tried = False
+    field.done.clear()
+    field.aftermath(cast(Watch, field))
+    assert "recover" in field.done, "the first on a board"
+    monkeypatch.setattr(field_module, "LONG", True)
+    field.done.clear()
+    field.aftermath(cast(Watch, field))
+    assert "recover" in field.done, "each in the long form"
 
 
 def reached(verdict: Verdict) -> list[str]:

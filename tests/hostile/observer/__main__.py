@@ -130,7 +130,8 @@ class Observer:
         self.look()
         found, self._findings = tuple(self._findings), {}
         looks, self._looks = self._looks, 0
-        return Verdict(found, looks, tuple(self._blind))
+        blind, self._blind = tuple(self._blind), {}
+        return Verdict(found, looks, blind)
 
     def verdict(self) -> Verdict:
         """Look for the last time, at what takes longer too."""
