@@ -21,6 +21,8 @@ from tests.support.machines import cache
 
 SMALL = 8_000_000
 """Bytes under which the initramfs of `minimal` stays, compressed."""
+HELLO = 8_000_000
+"""Bytes under which the initramfs of a recipe with the package `hello` stays, unpacked."""
 
 APP = """\
 name = "app"
@@ -152,6 +154,27 @@ def test_every_part_of_a_bill_has_an_identity_of_its_own() -> None:
     bill = spdx.read(raw, "").packages
     assert bill.keys() == {*names, "busybox-static (program)"}
     assert bill["busybox-static (program)"] == ("1", "1" * 64)
+
+
+def test_what_few_programs_need_is_left_out_and_can_be_kept(fresh: Path) -> None:
+    """The tables of character sets, in an image of any base; with `keep`, all of them are there."""
+    tables = "usr/lib/x86_64-linux-gnu/gconv/"
+    text = 'name = "app"\npackages = ["hello"]\n'
+    image = build(fresh, parse_recipe(text, fresh / "app.toml"))
+    files = compare.files_of(image)
+    assert "usr/bin/hello" in files
+    assert not [path for path in files if path.startswith((tables, "usr/share/gcc/"))]
+    assert image.files < 90
+    assert image.sizes["initrd"] < HELLO
+    kept = parse_recipe(f'{text}keep = ["usr/lib/*/gconv/*"]\n', fresh / "app.toml")
+    found = build(fresh, kept)
+    more = compare.files_of(found).keys() - files.keys()
+    assert len(more) > 200
+    assert all(path.startswith(tables) for path in more)
+    assert found.sources == image.sources
+    assert found.digest != image.digest
+    based = parse_recipe(text + 'base = "python"\n', fresh / "app.toml")
+    assert not [path for path in compare.files_of(build(fresh, based)) if path.startswith(tables)]
 
 
 def test_what_is_needed_comes_along_and_what_is_excluded_does_not(fresh: Path) -> None:
