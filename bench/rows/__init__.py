@@ -9,6 +9,8 @@ from bench.measure import Row
 
 ROWS = {
     "start-vs-bare": ("start", "start"),
+    "image-minimal-s": ("image", "seconds"),
+    "image-minimal-mb": ("image", "megabytes"),
     "warm-start-extra-ms": ("template", "extra"),
     "warm-start-vs-libvirt": ("template", "warm_versus_libvirt"),
     "cold-start-vs-libvirt": ("template", "cold_versus_libvirt"),

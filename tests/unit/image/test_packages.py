@@ -10,13 +10,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.rows import image as image_rows
 from skerry.errors import InputError, SkerryError
 from skerry.image import compare, minimal, spdx, store, tree
 from skerry.image.build import build
 from skerry.image.cache import locked
 from skerry.image.closure import closure
 from skerry.image.package import Package
-from skerry.image.recipe import parse_recipe, preset
+from skerry.image.recipe import Recipe, parse_recipe, preset
+from skerry.image.store import Image
 from tests.support.machines import cache
 
 SMALL = 8_000_000
@@ -70,6 +72,28 @@ def test_minimal_is_small(fresh: Path) -> None:
     store.remove(fresh, "minimal")
     image = build(fresh, preset("minimal"))
     assert image.compressed < SMALL
+
+
+def test_the_benchmark_builds_the_image_anew_and_says_how_large_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From packages that are here, for each figure once more; the kernel's size is said beside."""
+    monkeypatch.setattr(image_rows, "BUILDS", 2)
+    row, known = image_rows.megabytes(), build(cache(), preset("minimal"))
+    assert (row.ours, row.goal, row.holds) == (known.compressed / 1e6, "< 8", "yes")
+    assert f"its kernel {known.sizes['bzImage'] / 1e6:.1f} MB as bzImage" in capsys.readouterr().err
+    made: list[Image] = []
+
+    def spied(home: Path, recipe: Recipe) -> Image:
+        made.append(build(home, recipe))
+        return made[-1]
+
+    monkeypatch.setattr(image_rows, "build", spied)
+    row = image_rows.seconds()
+    assert (row.goal, row.holds) == ("< 30", "yes")
+    fresh = {one.kernel.parent for one in made} - {known.kernel.parent}
+    assert len(fresh) == 2
+    assert {one.digest for one in made} == {known.digest}
 
 
 @pytest.mark.parametrize("name", ["minimal", "python"])
