@@ -9,6 +9,8 @@ from bench.measure import Row
 
 ROWS = {
     "start-vs-bare": ("start", "start"),
+    "image-minimal-s": ("image", "seconds"),
+    "image-minimal-mb": ("image", "megabytes"),
     "warm-start-extra-ms": ("template", "extra"),
     "warm-start-vs-libvirt": ("template", "warm_versus_libvirt"),
     "warm-start-command-ms": ("template", "warm_command"),

@@ -91,8 +91,15 @@ SERVICE = """\
 	cat /proc/self/attr/current && echo
 	for name in red blue; do cat /srv/$name || echo "no $name"; done
 	echo x >/etc/new && echo 'etc written'
-	cat /run/skerry/label >/dev/null && echo 'label read'
-	skerry label && echo called
+	for file in label name policy generation; do echo "$file is $(cat /run/skerry/$file)"; done
+	echo x >/run/skerry/label && echo 'label written'
+	rm -f /run/skerry/name && [ ! -e /run/skerry/name ] && echo 'name gone'
+	cat /run/skerry/writer && echo 'writer read'
+	ls /run/skerry && echo listed
+	cat /run/skerry/services/label && echo 'a command read'
+	cat /run/skerry/said && echo 'another file read'
+	echo "1 1 label" 1<>/run/skerry/call && echo 'pipe written'
+	skerry label 2>&1 && echo called
 	echo -n system_u:system_r:skerry_service_t:s0:c1.c3 >/proc/self/attr/current && echo widened
 	echo -n system_u:system_r:kernel_t:s0 >/proc/self/attr/exec && echo freed
 	for _ in $(seq 50); do [ -e /dev/virtio-ports/orders ] && break; sleep 0.1; done
@@ -101,6 +108,8 @@ SERVICE = """\
 } >/srv/said 2>/dev/null
 exec sleep 100000
 """
+
+CALLERS = "skerry: only root may call the node, outside of a confined service"
 
 FLASK_LABEL = "system_u:system_r:domU_t:s0:c1"
 
@@ -187,13 +196,39 @@ def test_the_label_outside_decides_what_a_service_reads_inside(
 def test_a_confined_service_changes_neither_its_range_nor_the_system(mac: Cli) -> None:
     """No wider range, no other type, no file of the system, no call; its channel it may write."""
     lines = said(mac, "red")
-    assert not {"etc written", "label read", "called", "widened", "freed"} & set(lines)
+    assert not {"etc written", "called", "widened", "freed"} & set(lines)
+    assert CALLERS in lines
     assert "sent" in lines
     got = mac.ok("exec", "peer", "--", "timeout", "10", "head", "-n1", "/dev/virtio-ports/orders")
     assert got == "an order\n"
     control = mac.ok("exec", "red", "--", "sh", "-c", "echo x >/etc/new && echo written")
     assert control == "written\n", "the agent, which is not confined, may"
     assert mac.ok("exec", "red", "--", "skerry", "label") == "red\n", "it may, too"
+
+
+def test_a_confined_service_reads_what_the_host_says_of_it_and_nothing_beside(mac: Cli) -> None:
+    """The four files, also after a relabel has replaced one; it writes none, and reads no other
+    file of that folder, whatever its name is in another one. The agent's copy is the control."""
+    files = "cd /run/skerry; for f in label name policy generation; do echo $f is $(cat $f); done"
+    known = mac.ok("exec", "red", "--", "sh", "-c", files).splitlines()
+    assert known[:2] == ["label is red", "name is red"]
+    make = "mkdir -p /run/skerry/services; cd /run/skerry; echo x >services/label; echo x >said"
+    mac.ok("exec", "red", "--", "sh", "-c", make)
+    mac.ok("exec", "red", "--", "sh", "-c", ": >/srv/said; kill $(pidof sleep)")
+    lines = said(mac, "red")
+    assert set(known) <= set(lines)
+    never = ("label written", "name gone", "writer read", "listed", "a command read")
+    assert not {*never, "another file read", "pipe written"} & set(lines)
+    others = "cd /run/skerry; cat writer services/label said && echo read"
+    assert mac.ok("exec", "red", "--", "sh", "-c", others).endswith("x\nx\nread\n")
+    mac.ok("relabel", "red", "blue")
+    until = "for _ in $(seq 100); do grep -q blue /run/skerry/label && break; sleep 0.1; done"
+    mac.ok("exec", "red", "--", "sh", "-c", until)
+    confined = ("/lib/skerry/confined", "/bin/cat", "/run/skerry/label")
+    assert mac.ok("exec", "red", "--", *confined) == "blue"
+    mac.ok("relabel", "red", "red")
+    until = until.replace("blue", "red")
+    mac.ok("exec", "red", "--", "sh", "-c", f"{until}; rm -r /run/skerry/services/label")
 
 
 def test_a_label_without_a_range_starts_no_service(mac: Cli) -> None:

@@ -114,6 +114,25 @@ def test_a_program_that_calls_before_its_guest_speaks_with_the_node_waits(node: 
     assert "does not speak with its node" in never.stderr
 
 
+def test_only_root_calls_until_its_guest_opens_the_pipe_to_others(node: Cli) -> None:
+    """Another user is told so in one line, whatever it asks, and at once; it reads the files."""
+    only = "skerry: only root may call the node, outside of a confined service\n"
+
+    def nobody(*words: str) -> subprocess.CompletedProcess[str]:
+        told = ("su", "-s", "/bin/sh", "nobody", "-c", " ".join(words))
+        return node.run("exec", "bank", "--", *told)
+
+    for words in (("label",), ("connect", "ledger"), ("offer", "ledger"), ("why", "1")):
+        done = nobody("skerry", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", only)
+    assert nobody("cat", "/run/skerry/label").stdout == "bank"
+    sh(node, "bank", "cd /run/skerry; chmod 666 call; chmod 1777 calls")
+    assert nobody("skerry", "label").stdout == "bank\n"
+    sh(node, "bank", "cd /run/skerry; chmod 600 call; chmod 755 calls")
+    assert nobody("skerry", "label").stderr == only
+    assert asked(node, "bank", "label").stdout == "bank\n"
+
+
 def test_root_in_a_guest_deceives_itself_alone(node: Cli) -> None:
     """It can write its own copy; the node's answer is as before, and so is what it may."""
     sh(node, "stranger", "echo ledger >/run/skerry/label")

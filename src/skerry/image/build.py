@@ -22,9 +22,11 @@ from skerry.image import (
     cpio,
     deb,
     kernel,
+    library,
     minimal,
     package,
     selinux,
+    services,
     spdx,
     store,
 )
@@ -35,7 +37,7 @@ from skerry.image.store import Image
 from skerry.image.tree import APPLETS, FILES, SKERRY, Tree
 from skerry.system.files import read_bounded
 
-FORMAT = 3
+FORMAT = 4
 """Part of the cache's key: raised when the same inputs are to give other bytes."""
 
 DROP = (
@@ -47,9 +49,11 @@ DROP = (
     "usr/share/lintian/*",
     "usr/share/bug/*",
     "usr/share/bash-completion/*",
+    "usr/share/gcc/*",
     "usr/lib/systemd/*",
+    "usr/lib/*-linux-gnu/gconv/*",
 )
-"""What packages never put into an image; the copyright files stay."""
+"""What packages don't put into an image unless its recipe keeps it; the copyright files stay."""
 
 INITTAB_SELINUX = b"::sysinit:/bin/mount -t selinuxfs selinuxfs /sys/fs/selinux\n"
 INITTAB_START = b"::respawn:/lib/skerry/start\n"
@@ -110,11 +114,12 @@ def _inputs(cache: Path, recipe: Recipe) -> Inputs:
         f"program {program.name}={program.version}": program.sha256,
         **{f"guest/{n}": hashlib.sha256(data).hexdigest() for n, data in guest.items()},
         **{f"files/{n}": hashlib.sha256(data).hexdigest() for n, data in files.items()},
-        **(bytecode.COMPILER if recipe.compiled else {}),
+        **(bytecode.COMPILER if recipe.application else {}),
     }
     modes = [(copied.target, copied.mode, copied.range) for copied in recipe.files]
     confined = recipe.selinux, recipe.confine, sorted(recipe.ranges.items())
-    shape = (DROP, recipe.drop, modes, recipe.start, confined, recipe.compiled, _cmdline(recipe))
+    picked = DROP, recipe.drop, recipe.keep, _application(recipe)
+    shape = picked, modes, recipe.start, confined, _cmdline(recipe)
     whole = repr((FORMAT, recipe.name, shape, sorted(sources.items())))
     key = hashlib.sha256(whole.encode()).hexdigest()
     return Inputs(recipe, ground, packages, tools, busybox, program, guest, files, sources, key)
@@ -168,6 +173,13 @@ def _build(cache: Path, inputs: Inputs, tell: Progress) -> Image:
         return store.add(cache, recipe.name, inputs.key, files, facts)
 
 
+def _application(recipe: Recipe) -> object:
+    """Return what decides which modules an image keeps, for its key."""
+    if not recipe.application:
+        return ()
+    return recipe.application, library.ALWAYS, library.ASIDE, library.OPENED
+
+
 def _cmdline(recipe: Recipe) -> str:
     words = minimal.CMDLINE.split()
     if recipe.selinux:
@@ -182,7 +194,9 @@ def _tree(
     inputs: Inputs, debs: list[Path], modules: Mapping[str, bytes], work: Path, tell: Progress
 ) -> Tree:
     recipe = inputs.recipe
-    tree = Tree(recipe.max_size, merged=bool(inputs.packages), drop=(*DROP, *recipe.drop))
+    dropped = *DROP, *recipe.drop
+    merged = bool(inputs.packages)
+    tree = Tree(recipe.max_size, merged=merged, drop=dropped, keep=recipe.keep)
     for entry in minimal.entries(inputs.busybox, inputs.guest, modules):
         applet = stat.S_ISLNK(entry.mode) and entry.path not in minimal.KEPT_APPLETS
         tree.reserve(len(entry.data), "Skerry's own files")
@@ -207,10 +221,12 @@ def _tree(
             tree.add(entry, SKERRY)
         _append_inittab(tree, INITTAB_SELINUX)
     _add_files(tree, inputs)
-    if recipe.compiled:
+    if recipe.application:
         tell("compile its Python", 0.9)
+        library.prune(tree, recipe.application, services.PYTHON, services.PLACE)
         (work / "bytecode").mkdir()
-        bytecode.add_to(tree, recipe.compiled, work / "bytecode")
+        folders = (f"{services.PLACE}/", f"usr/lib/{services.PYTHON}/")
+        bytecode.add_to(tree, folders, work / "bytecode")
     if recipe.init:
         _require_program(tree, recipe, "init", recipe.init)
     if recipe.start:

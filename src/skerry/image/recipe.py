@@ -69,12 +69,15 @@ class Recipe(msgspec.Struct, frozen=True):
     """One image, described.
 
     `packages`: Debian packages, perhaps `NAME=VERSION`; `exclude`: packages that are not taken in
-    though something needs them; `drop`: patterns of paths that packages don't put in; `init`: the
-    first program, in place of Skerry's; `start`: a command that the guest runs and starts again
-    when it ends; `selinux`: whether the guest enforces Debian's SELinux policy, which only the base
-    `selinux` says; `confine`: whether `start` runs as its confined service, in the range that the
-    domain's label has in `ranges` or, if it is a Flask label, itself; `compiled`: the folders whose
-    Python has its bytecode beside it, which only the images of services have. Sizes in bytes.
+    though something needs them; `drop`: patterns of paths that packages don't put in; `keep`: of
+    those that they do, though it is left out otherwise; `init`: the first program, in place of
+    Skerry's; `start`: a command that the guest runs and starts again when it ends; `selinux`:
+    whether the guest enforces Debian's SELinux policy, which only the base `selinux` says;
+    `confine`: whether `start` runs as its confined service, in the range that the domain's label
+    has in `ranges` or, if it is a Flask label, itself. Sizes in bytes.
+
+    Only the images of services have `application`, the one module that the guest runs: what that
+    does not need of Python's library is not in the image, and what is has its bytecode beside it.
     """
 
     name: str
@@ -82,13 +85,14 @@ class Recipe(msgspec.Struct, frozen=True):
     packages: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     files: tuple[Copied, ...] = ()
     init: str = ""
     start: tuple[str, ...] = ()
     selinux: bool = False
     confine: bool = False
     ranges: Mapping[str, str] = {}
-    compiled: tuple[str, ...] = ()
+    application: str = ""
     max_size: int = SIZE
     max_packages: int = PACKAGES
     lines: Mapping[Place, int] = {}
@@ -137,6 +141,7 @@ def _parse(text: str, path: Path, *, own: bool) -> Recipe:
         packages=_texts(top, "packages", _PACKAGE, 'Debian packages, like "nginx-light"'),
         exclude=_texts(top, "exclude", _EXCLUDE, 'Debian packages, like "dpkg"'),
         drop=_texts(top, "drop", _PATTERN, 'patterns of paths, like "usr/share/zoneinfo/*"'),
+        keep=_texts(top, "keep", _PATTERN, 'patterns of paths, like "usr/share/locale/*"'),
         files=_files(top, path.parent),
         init=_init(top),
         start=_words(top, "start"),
@@ -176,6 +181,7 @@ def _upon(base: Recipe, recipe: Recipe) -> Recipe:
         packages=both(recipe.packages, base.packages),
         exclude=both(recipe.exclude, base.exclude),
         drop=both(recipe.drop, base.drop),
+        keep=both(recipe.keep, base.keep),
         files=(*recipe.files, *(f for f in base.files if f.target not in targets)),
         init=recipe.init or base.init,
         start=recipe.start or base.start,

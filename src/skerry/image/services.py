@@ -1,8 +1,8 @@
 """The images of the node's own domains: Python, msgspec, and the modules that one service needs.
 
 The rules: what a service imports, by its source and all that this imports in turn, is in its image,
-and no other module of this package is; the guest's Python is the minor version of the builder's,
-because msgspec and the bytecode are compiled for one.
+and no other module is, of this package or of Python's library (`library`); the guest's Python is
+the minor version of the builder's, because msgspec and the bytecode are compiled for one.
 """
 
 from __future__ import annotations
@@ -26,22 +26,16 @@ PLACE = "app"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 EXCLUDE = (
-    *("media-types", "libcrypt1", "libdb5.3", "libncursesw6", "libnsl2", "libreadline8"),
-    *("libsqlite3-0", "libtinfo6", "libtirpc3"),
+    *("libbz2-1.0", "libcrypt1", "libdb5.3", "liblzma5", "libncursesw6", "libnsl2"),
+    *("libreadline8", "libsqlite3-0", "libssl3", "libtinfo6", "libtirpc3", "media-types"),
 )
-"""Packages that only parts of the library need which are dropped with them."""
+"""Packages that only parts of Python's library need which no service does."""
 
-_UNUSED = (
-    *("config-*", "curses", "dbm", "distutils", "email", "ensurepip", "html", "http", "idlelib"),
-    *("lib2to3", "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter", "unittest", "venv"),
-    *("wsgiref", "xmlrpc", "xml/dom", "xml/etree", "xml/sax"),
-)
-_UNUSED_MODULES = ("_codecs_*", "_curses*", "_dbm*", "_sqlite3*", "_test*", "nis*", "readline*")
 DROP = (
-    *(f"usr/lib/{PYTHON}/{name}/*" for name in _UNUSED),
-    *(f"usr/lib/{PYTHON}/lib-dynload/{name}" for name in (*_UNUSED_MODULES, "_crypt*")),
+    *("etc/ld.so.conf.d/*", f"etc/{PYTHON}/*", "usr/bin/py3*", "usr/lib/binfmt.d/*"),
+    *("usr/share/binfmts/*", "usr/share/python3/*"),
 )
-"""Parts of Python's library that no service imports."""
+"""What Debian's Python has for the installation of packages."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -57,7 +51,7 @@ def service(name: str) -> Recipe:
         exclude=(*base.exclude, *EXCLUDE),
         drop=(*base.drop, *DROP),
         files=tuple(_files(main)),
-        compiled=(f"{PLACE}/", f"usr/lib/{PYTHON}/"),
+        application=main,
         start=(f"/usr/bin/{PYTHON}", "-I", "-S", "-B", "-c", line),
     )
 

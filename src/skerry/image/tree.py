@@ -40,14 +40,25 @@ class Placed(msgspec.Struct, frozen=True):
 
 
 class Tree:
-    """The entries of one image by path. `drop`: patterns of paths that packages don't put in."""
+    """The entries of one image by path.
 
-    def __init__(self, limit: int, *, merged: bool = False, drop: Iterable[str] = ()) -> None:
+    `drop`: patterns of paths that packages don't put in; `keep`: of those that they do.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        merged: bool = False,
+        drop: Iterable[str] = (),
+        keep: Iterable[str] = (),
+    ) -> None:
         """Make an empty tree that takes up to `limit` bytes of contents."""
         self.limit = limit
         self.size = 0
         self._merged = merged
         self._drop = tuple(drop)
+        self._keep = (*keep, "usr/share/doc/*/copyright")
         self._placed: dict[str, Placed] = {}
 
     @property
@@ -71,9 +82,7 @@ class Tree:
 
     def wants(self, path: str) -> bool:
         """Say whether what a package has at `path` goes into the image."""
-        return not any(fnmatch.fnmatchcase(path, pattern) for pattern in self._drop) or (
-            fnmatch.fnmatchcase(path, "usr/share/doc/*/copyright")
-        )
+        return not _matches(path, self._drop) or _matches(path, self._keep)
 
     def reserve(self, size: int, what: str) -> None:
         """Count bytes before they are read. Raises `SkerryError` when they are too many."""
@@ -103,6 +112,10 @@ class Tree:
         if len(self._placed) > MAX_ENTRIES:
             raise SkerryError(f"the image holds more than {MAX_ENTRIES} files")
 
+    def remove(self, path: str) -> None:
+        """Take an entry out again, and its bytes out of the count."""
+        self.size -= len(self._placed.pop(path).entry.data)
+
     def entries(self) -> Iterator[cpio.Entry]:
         """Return what the archive holds. Raises `SkerryError` for a file behind a link."""
         for path, placed in self._placed.items():
@@ -119,6 +132,10 @@ class Tree:
             for name in MERGED:
                 if any(path.startswith(f"usr/{name}/") for path in self._placed):
                     yield cpio.link(name, f"usr/{name}")
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _same(one: cpio.Entry, other: cpio.Entry) -> bool:

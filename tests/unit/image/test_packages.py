@@ -10,17 +10,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.rows import image as image_rows
 from skerry.errors import InputError, SkerryError
 from skerry.image import compare, minimal, spdx, store, tree
 from skerry.image.build import build
 from skerry.image.cache import locked
 from skerry.image.closure import closure
 from skerry.image.package import Package
-from skerry.image.recipe import parse_recipe, preset
+from skerry.image.recipe import Recipe, parse_recipe, preset
+from skerry.image.store import Image
 from tests.support.machines import cache
 
 SMALL = 8_000_000
 """Bytes under which the initramfs of `minimal` stays, compressed."""
+HELLO = 8_000_000
+"""Bytes under which the initramfs of a recipe with the package `hello` stays, unpacked."""
 
 APP = """\
 name = "app"
@@ -68,6 +72,28 @@ def test_minimal_is_small(fresh: Path) -> None:
     store.remove(fresh, "minimal")
     image = build(fresh, preset("minimal"))
     assert image.compressed < SMALL
+
+
+def test_the_benchmark_builds_the_image_anew_and_says_how_large_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From packages that are here, for each figure once more; the kernel's size is said beside."""
+    monkeypatch.setattr(image_rows, "BUILDS", 2)
+    row, known = image_rows.megabytes(), build(cache(), preset("minimal"))
+    assert (row.ours, row.goal, row.holds) == (known.compressed / 1e6, "< 8", "yes")
+    assert f"its kernel {known.sizes['bzImage'] / 1e6:.1f} MB as bzImage" in capsys.readouterr().err
+    made: list[Image] = []
+
+    def spied(home: Path, recipe: Recipe) -> Image:
+        made.append(build(home, recipe))
+        return made[-1]
+
+    monkeypatch.setattr(image_rows, "build", spied)
+    row = image_rows.seconds()
+    assert (row.goal, row.holds) == ("< 30", "yes")
+    fresh = {one.kernel.parent for one in made} - {known.kernel.parent}
+    assert len(fresh) == 2
+    assert {one.digest for one in made} == {known.digest}
 
 
 @pytest.mark.parametrize("name", ["minimal", "python"])
@@ -152,6 +178,27 @@ def test_every_part_of_a_bill_has_an_identity_of_its_own() -> None:
     bill = spdx.read(raw, "").packages
     assert bill.keys() == {*names, "busybox-static (program)"}
     assert bill["busybox-static (program)"] == ("1", "1" * 64)
+
+
+def test_what_few_programs_need_is_left_out_and_can_be_kept(fresh: Path) -> None:
+    """The tables of character sets, in an image of any base; with `keep`, all of them are there."""
+    tables = "usr/lib/x86_64-linux-gnu/gconv/"
+    text = 'name = "app"\npackages = ["hello"]\n'
+    image = build(fresh, parse_recipe(text, fresh / "app.toml"))
+    files = compare.files_of(image)
+    assert "usr/bin/hello" in files
+    assert not [path for path in files if path.startswith((tables, "usr/share/gcc/"))]
+    assert image.files < 90
+    assert image.sizes["initrd"] < HELLO
+    kept = parse_recipe(f'{text}keep = ["usr/lib/*/gconv/*"]\n', fresh / "app.toml")
+    found = build(fresh, kept)
+    more = compare.files_of(found).keys() - files.keys()
+    assert len(more) > 200
+    assert all(path.startswith(tables) for path in more)
+    assert found.sources == image.sources
+    assert found.digest != image.digest
+    based = parse_recipe(text + 'base = "python"\n', fresh / "app.toml")
+    assert not [path for path in compare.files_of(build(fresh, based)) if path.startswith(tables)]
 
 
 def test_what_is_needed_comes_along_and_what_is_excluded_does_not(fresh: Path) -> None:

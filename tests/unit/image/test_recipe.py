@@ -51,6 +51,8 @@ def test_a_recipe_is_read_with_its_base(folder: Path) -> None:
     assert recipe.packages == ("hello", *base.packages)
     assert recipe.exclude == ("libc-bin", *base.exclude)
     assert set(base.drop) < set(recipe.drop)
+    kept = read(folder, GOOD.replace("drop = ", 'keep = ["usr/lib/*/gconv/*"]\ndrop = '))
+    assert (kept.keep, recipe.keep) == (("usr/lib/*/gconv/*",), ())
     assert recipe.start == ("/usr/bin/python3", "/srv/app.py", "-v", "-v")
     assert [(f.source, f.target, f.mode) for f in recipe.files] == [
         (folder / "app.py", "srv/app.py", 0o755)
@@ -69,6 +71,7 @@ def test_a_recipe_is_read_with_its_base(folder: Path) -> None:
         ('["hello"]', '["hello", "hello"]', 3, "twice"),
         ('["libc-bin"]', '"libc-bin"', 4, "list of texts"),
         ('"usr/share/zoneinfo/*"', '"/usr/share"', 5, "patterns of paths"),
+        ("drop =", 'keep = ["/usr"]\ndrop =', 5, "keep must hold patterns of paths"),
         ('["/usr/bin/python3",', '["python3",', 6, "start must be a command"),
         ("start =", 'run = ["rm", "-rf", "/"]\nstart =', 6, "unknown key 'run'"),
         ('"app.py"', '"none.py"', 9, "there is no file"),

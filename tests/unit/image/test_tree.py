@@ -96,3 +96,11 @@ def test_what_is_dropped_stays_out_and_copyright_stays_in() -> None:
     assert not one.wants("usr/lib/a/b.pyc")
     assert one.wants("usr/share/doc/x/copyright")
     assert one.wants("usr/share/other")
+
+
+def test_what_is_kept_counts_before_what_is_dropped() -> None:
+    """And only that: what else is dropped stays out."""
+    one = Tree(1 << 20, drop=["usr/lib/*/gconv/*", "*.pyc"], keep=["*/gconv/A*"])
+    assert one.wants("usr/lib/x/gconv/ANSI.so")
+    assert not one.wants("usr/lib/x/gconv/BIG5.so")
+    assert not one.wants("usr/lib/a/b.pyc")
