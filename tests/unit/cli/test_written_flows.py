@@ -25,7 +25,7 @@ def test_a_file_that_forgets_who_wrote_a_disk_is_not_brought_up(system: str, pat
         for running in (True, False):
             for command in (["check"], ["plan"], ["up", "--detach"]):
                 done = cli.run(*command, after)
-                assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+                assert (done.returncode, words in done.stderr) == (3, True), done.stderr
             asked = cli.run("flow", "prove", "--system", after)
             assert (asked.returncode, PAST in asked.stdout) == (1, True)
             if running:

@@ -87,7 +87,7 @@ def test_a_file_without_the_label_that_wrote_is_refused_whole(
     async def scene(host: Host) -> None:
         await host.up()
         setup = host.node.setup
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(Refused) as caught:
             await up(host, wanted, POLICY, dry_run=dry_run)
         assert f"d -> n ({PAST})" in str(caught.value)
         assert host.node.setup is setup
@@ -103,7 +103,7 @@ def test_a_released_disk_has_no_past(tmp_path: Path) -> None:
 
     async def scene(host: Host) -> None:
         await host.up()
-        with pytest.raises(InputError):
+        with pytest.raises(Refused):
             await up(host, GONE, POLICY)
         disk_of(host).written = frozenset()  # as `Resources.release` leaves it
         host.monitor.kill("p")
@@ -124,7 +124,7 @@ def test_a_disk_that_a_file_brings_has_the_past_of_its_image(tmp_path: Path) -> 
         spec = node.setup.system.resources["d"]
         await written.keep(lives_on(spec), [P], node.setup.stack)
         again = GONE.replace("[resources.d]", "[resources.e]").replace("d:ro", "e:ro")
-        with pytest.raises(InputError, match=r"before:p -> e -> n \(history: the label p wrote e"):
+        with pytest.raises(Refused, match=r"before:p -> e -> n \(history: the label p wrote e"):
             await up(host, again, POLICY)
         assert (await up(host, again.replace("d.img", "e.img"), POLICY)).answer["left"] == []
 
@@ -185,7 +185,7 @@ def test_who_comes_to_write_after_a_plan_is_not_overlooked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """Before the file is in force it does not come into it, and nothing is started; in that very
-    step, what holds no more is said. The control: nobody came."""
+    step, what holds no more is said, and nothing is started either. The control: nobody came."""
 
     async def scene(host: Host) -> None:
         await host.up()
@@ -207,7 +207,7 @@ def test_who_comes_to_write_after_a_plan_is_not_overlooked(
             monkeypatch.setattr(reconciling, "plan_difference", planned)
         result = await up(host, GONE, POLICY)
         if late:
-            assert result.refused == ["what is asserted"]
+            assert result.refused == ["what is asserted", "domain n"]
             assert PAST in str(result.answer["refused"])
         else:
             assert result.refused == ["the policy and what the owner fixed"]
@@ -215,7 +215,7 @@ def test_who_comes_to_write_after_a_plan_is_not_overlooked(
             assert node.setup is before
             assert "n" not in host.monitor.domains
         monkeypatch.undo()
-        with pytest.raises(InputError):
+        with pytest.raises(Refused):
             await up(host, GONE, POLICY)
         disk_of(host).written = frozenset()
         assert (await up(host, GONE, POLICY)).refused == []
