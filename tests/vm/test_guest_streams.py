@@ -92,7 +92,7 @@ def test_streams_follow_each_other_without_a_pause(node: Cli) -> None:
     script = (
         f"set -e; i=0; while [ $i -lt {ROUNDS} ]; do i=$((i+1)); port=$(skerry connect echo); "
         'exec 3<>"$port"; echo "line $i" >&3; read -r -t 20 said <&3; [ "$said" = "line $i" ]; '
-        f'exec 3>&-; skerry close "$port"; done; echo $i; find {PORTS} -type f 2>&- || true'
+        f'exec 3>&-; skerry close "$port"; done; echo $i; find {PORTS} -type f 2>/dev/null || true'
     )
     assert sh(node, "bank", script) == str(ROUNDS)
     until_streams(node, 0)
