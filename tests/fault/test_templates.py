@@ -33,17 +33,13 @@ autostart = false
 """
 
 
-def sources() -> list[int]:
-    """Return the processes that are being saved as a template, of whatever node."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"skerry.template" in words and words.startswith(b"/usr/bin/qemu-system"):
-            found.append(int(entry.name))
-    return found
+def sources(cli: Cli) -> list[int]:
+    """Return the node's processes that are being saved as a template."""
+    return [
+        pid
+        for pid, line in cli.processes().items()
+        if "skerry.template" in line and line.startswith("/usr/bin/qemu-system")
+    ]
 
 
 def pieces(shelf: Path) -> list[Path]:
@@ -75,7 +71,6 @@ def test_a_service_that_is_killed_while_it_makes_a_template_leaves_nothing(writi
     shelf = cli.home / "state/templates"
     try:
         cli.ok("up", write_system(cli.home, SYSTEM, POLICY), "--detach")
-        before = set(sources())
         starting = cli.popen("start", "red")
         if writing:
             for _ in range(TRIES):
@@ -87,15 +82,15 @@ def test_a_service_that_is_killed_while_it_makes_a_template_leaves_nothing(writi
                 starting = cli.popen("start", "red")
             assert pieces(shelf), "what the next node has to remove"
         else:
-            wait_for(lambda: bool(set(sources()) - before))
+            wait_for(lambda: bool(sources(cli)))
         os.kill(process(cli, "service"), signal.SIGKILL)
         starting.communicate(timeout=BOOT_S)
         wait_for(lambda: cli.run("ps").returncode == 0)
-        wait_for(lambda: not set(sources()) - before)
+        wait_for(lambda: not sources(cli))
         assert not shelf.exists() or list(shelf.iterdir()) == []
         cli.ok("start", "red")
         assert cli.ok("exec", "red", "--", "hostname") == "red\n"
         assert len(list(shelf.iterdir())) == 1
-        assert not set(sources()) - before
+        assert not sources(cli)
     finally:
         cli.down()
