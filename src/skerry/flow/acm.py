@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
-from skerry.flow.bits import each
+from skerry.flow.bits import each, gathered
 from skerry.flow.graph import About, Graph, check_size
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
@@ -111,8 +111,4 @@ class LabelFlows:
 
 
 def _holders(sets: Sequence[frozenset[str]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for number, types in enumerate(sets):
-        for kind in types:
-            found[kind] = found.get(kind, 0) | 1 << number
-    return found
+    return gathered((kind, 1 << number) for number, types in enumerate(sets) for kind in types)

@@ -12,6 +12,7 @@ from operator import or_
 from typing import TypeVar
 
 _Thing = TypeVar("_Thing")
+_Key = TypeVar("_Key")
 
 _DIGITS = bytes.maketrans(b"01", b"\0\1")
 _SPARSE = 24
@@ -51,3 +52,11 @@ def bitset(numbers: Iterable[int]) -> int:
 def union(rows: Sequence[int], bits: int) -> int:
     """Return all that the rows of a set's members hold."""
     return reduce(or_, compress(rows, marks(bits)), 0)
+
+
+def gathered(sets: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
+    """Return for each key all that the sets with that key hold, in the order of the keys."""
+    found: dict[_Key, int] = {}
+    for key, held in sets:
+        found[key] = found.get(key, 0) | held
+    return found

@@ -70,7 +70,7 @@ def parse_claim(untrusted: str, file: str = "", line: int = 0) -> Claim:
     if not word:
         sinks, trusted = right, ""
     parts = ("left of the arrow", left), ("right of the arrow", sinks), ("behind except", trusted)
-    sides = [_names(text) for _, text in parts]
+    sides = [names_of(text) for _, text in parts]
     for (where, _), names in zip(parts, sides, strict=True):
         if not names and (word or where != "behind except"):
             raise fail(f"nothing is named {where} in {untrusted!r}")
@@ -87,7 +87,7 @@ def never_claim(
     Raises `InputError` where a side has no name, or too many.
     """
     left, _, right = never.partition("->")
-    sides = _names(left), _names(right), tuple(n for text in except_ for n in _names(text))
+    sides = names_of(left), names_of(right), tuple(n for text in except_ for n in names_of(text))
     if not (sides[0] and sides[1]):
         raise InputError([Problem(file, line, f'never must be "A -> B", not {never!r}')])
     if any(len(names) > MAX_NAMES for names in sides):
@@ -156,7 +156,7 @@ def labels(graph: Graph, untrusted: Iterable[str]) -> int:
     """
     found = 0
     for text in untrusted:
-        names = _names(text)
+        names = names_of(text)
         if not names:
             raise InputError([Problem("argument", 0, f"{text!r} names no label")])
         found |= graph.bits(joined(names, graph))
@@ -206,7 +206,8 @@ def _readings(names: tuple[str, ...], graph: Graph) -> list[list[str]]:
     return found[0]
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names_of(text: str) -> tuple[str, ...]:
+    """Return the names in a text that sets them apart by commas."""
     return tuple(name for name in (part.strip() for part in text.split(",")) if name)
 
 

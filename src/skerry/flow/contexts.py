@@ -12,7 +12,7 @@ import fnmatch
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from skerry.errors import InputError, Problem, UnknownLabel
-from skerry.flow.bits import each, members
+from skerry.flow.bits import each, gathered, members
 from skerry.flow.deadline import Check, unbounded
 from skerry.flow.flask import TypeFlows, check_map, chosen_map
 from skerry.flow.graph import About, Graph
@@ -155,9 +155,7 @@ class ContextFlows:
         policy = module.policy
         self._masks = {v: permission_map.masks(c, weight) for v, c in policy.classes.items()}
         self._flows = TypeFlows(module, permission_map, weight, any_booleans=False)
-        self._of_type: dict[int, int] = {}
-        for number, kind in enumerate(self._types):
-            self._of_type[kind] = self._of_type.get(kind, 0) | 1 << number
+        self._of_type = gathered((kind, 1 << number) for number, kind in enumerate(self._types))
 
     def graph(self, about: About) -> Graph:
         """Make the graph; types and attributes are groups of the contexts that have them."""
@@ -189,10 +187,11 @@ class ContextFlows:
     def _worth_asking(self) -> Iterator[tuple[int, dict[int, int]]]:
         """Yield, class by class, for types that stand in a rule the contexts that it may reach."""
         policy = self._module.policy
-        holders: dict[int, int] = {}
-        for kind, held in self._of_type.items():
-            for one in values(policy.attributes[kind]):
-                holders[one] = holders.get(one, 0) | held
+        holders = gathered(
+            (one, held)
+            for kind, held in self._of_type.items()
+            for one in values(policy.attributes[kind])
+        )
         classes: dict[int, dict[int, int]] = {}
         for source, target, tclass, _, vector in self._flows.allows():
             mask = self._masks[tclass]

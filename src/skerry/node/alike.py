@@ -9,13 +9,14 @@ its pairs is asked; and each with an operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
 from skerry.errors import UnknownLabel
-from skerry.flow.bits import each
+from skerry.flow.bits import each, gathered
 from skerry.label import Label
 from skerry.xsm.acm.model import AcmPolicy
 from skerry.xsm.acm.module import RESOURCE_PREFIX, AcmModule
@@ -63,9 +64,7 @@ class Alike:
     def __init__(self, stack: Stack, things: Sequence[tuple[Label, str]]) -> None:
         """Take things as their labels and kinds."""
         self._kinds = [kind for _, kind in things]
-        self._of_kind: dict[str, int] = {}
-        for number, kind in enumerate(self._kinds):
-            self._of_kind[kind] = self._of_kind.get(kind, 0) | 1 << number
+        self._of_kind = gathered((kind, 1 << number) for number, kind in enumerate(self._kinds))
         everybody = (1 << len(things)) - 1
         self._alone = self._of_kind.get("operator", 0)
         self._meets = [everybody] * len(things)
@@ -73,10 +72,7 @@ class Alike:
         resources = self._of_kind.get("disk", 0) | self._of_kind.get("resource", 0)
         for module in stack.modules:
             texts = [dict(label.parts).get(module.name) for label, _ in things]
-            places: dict[str, int] = {}
-            for number, text in enumerate(texts):
-                if text is not None:
-                    places[text] = places.get(text, 0) | 1 << number
+            places = gathered((t, 1 << number) for number, t in enumerate(texts) if t is not None)
             view = _view(module, places, resources, everybody)
             self._alone |= view.alone
             for number, text in enumerate(texts):
@@ -159,11 +155,7 @@ def _acm(policy: AcmPolicy, places: Places, resources: int) -> _View:
 
 
 def _holders(sets: Mapping[str, frozenset[str]], places: Places) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for text, held in sets.items():
-        for one in held:
-            found[one] = found.get(one, 0) | places[text]
-    return found
+    return gathered((one, places[text]) for text, held in sets.items() for one in held)
 
 
 def _flask(module: FlaskModule, places: Places, everybody: int) -> _View:
@@ -176,11 +168,11 @@ def _flask(module: FlaskModule, places: Places, everybody: int) -> _View:
     known = module.classes.get(tclass)
     if known is None or permission not in known.permissions:
         return _View(names, dict.fromkeys(places, everybody))
-    kinds, of_kind = _types(Contexts(policy).parse, places)
-    holders: dict[int, int] = {}
-    for kind, held in of_kind.items():
-        for one in values(policy.attributes[kind]):
-            holders[one] = holders.get(one, 0) | held
+    kinds = _types(Contexts(policy).parse, places)
+    of_kind = gathered((kind, places[text]) for text, kind in kinds.items())
+    holders = gathered(
+        (one, held) for kind, held in of_kind.items() for one in values(policy.attributes[kind])
+    )
     mapping = known.vector(frozenset({permission}))
     reached: dict[int, int] = {}
     for source, target, value, rule, vector in module.rules_in_force():
@@ -200,16 +192,10 @@ def _flask(module: FlaskModule, places: Places, everybody: int) -> _View:
     )
 
 
-def _types(
-    parse: Callable[[str], Context], places: Places
-) -> tuple[dict[str, int], dict[int, int]]:
-    kinds: dict[str, int] = {}
-    of_kind: dict[int, int] = {}
-    for text, held in places.items():
-        try:
-            kind = parse(text).type
-        except UnknownLabel:
-            continue
-        kinds[text] = kind
-        of_kind[kind] = of_kind.get(kind, 0) | held
-    return kinds, of_kind
+def _types(parse: Callable[[str], Context], texts: Iterable[str]) -> dict[str, int]:
+    """Return the type of each text that is a context."""
+    kinds = {}
+    for text in texts:
+        with contextlib.suppress(UnknownLabel):
+            kinds[text] = parse(text).type
+    return kinds

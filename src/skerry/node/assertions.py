@@ -221,16 +221,14 @@ def _claims(written: Sequence[Asserted]) -> list[Claim]:
     claims: list[Claim] = []
     for one in written:
         try:
-            claims.append(_claim(one))
+            claims.append(
+                never_claim(one.never, one.except_, one.file, one.line, history=one.history)
+            )
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
     return claims
-
-
-def _claim(one: Asserted) -> Claim:
-    return never_claim(one.never, one.except_, one.file, one.line, history=one.history)
 
 
 def require_rules(stack: Stack, options: Options) -> None:

@@ -137,7 +137,7 @@ class Changing:
 
             if not is_checked():
                 continue
-            how = what, evict, dry_run, adopting, written
+            how = what, evict, dry_run, adopting
             try:
                 loading = self._load(is_checked, live, hook, operator, proven, *how)
                 # What has come into force goes on to cut, whatever becomes of who asked for it.
@@ -193,7 +193,6 @@ class Changing:
         evict: bool,
         dry_run: bool,
         adopting: Adoption | None,
-        written: Writers,
     ) -> dict[str, object]:
         policy = proven.policy
         stack, decider = policy.stack, self.monitor.mediator.decider
@@ -203,7 +202,8 @@ class Changing:
         changing = contextlib.AsyncExitStack()
 
         def require_checked() -> None:
-            # Signature and assertions were checked for that setup and those labels, and no other.
+            # Signature and assertions were checked for that setup, those labels and writers, and no
+            # other.
             if not is_checked():
                 raise StaleGeneration("the system changed meanwhile", fix="try again")
 
@@ -218,7 +218,7 @@ class Changing:
                 await self._keeper.keep(new, candidate.generation, labels)
             await decider.remember(candidate)
             # Last: what is bound from here on is judged by what comes into force.
-            if self.resources.writers(adopting.wanted if adopting else live) != written:
+            if not is_checked():  # nothing else can change while this one does
                 error = StaleGeneration("who has written what changed meanwhile", fix="try again")
                 self.monitor.mediator.failed(hook, error, change=what)
                 raise error

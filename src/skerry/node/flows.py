@@ -22,6 +22,7 @@ import msgspec
 
 from skerry.errors import Denied
 from skerry.flow.bits import members, union
+from skerry.flow.claim import names_of
 from skerry.flow.deadline import Deadline
 from skerry.flow.graph import About, Graph
 from skerry.label import Label
@@ -424,11 +425,11 @@ def named_label(setup: Setup, source: str) -> Label | None:
         return None
 
 
-def source_names(setup: Setup, source: str) -> list[str]:
+def source_names(setup: Setup, source: str) -> tuple[str, ...]:
     """Return the names in an assertion's source; a label's text may hold commas itself."""
     if named_label(setup, source.strip()) is not None:
-        return [source.strip()]
-    return [name.strip() for name in source.split(",") if name.strip()]
+        return (source.strip(),)
+    return names_of(source)
 
 
 def _hooks_between(source: str, sink: str) -> Sequence[str]:
